@@ -1,0 +1,7 @@
+"""Data sets: pictures with labels, masks and splits, and reading them in batches."""
+
+from .catalog import load
+from .loading import batches
+from .samples import Samples
+
+__all__ = ["Samples", "batches", "load"]

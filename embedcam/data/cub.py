@@ -1,0 +1,96 @@
+"""Caltech-UCSD Birds-200-2011 in its official layout, with the segmentations of Ryan Farrell."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ..errors import DataError
+from .images import read_mask
+from .samples import FileSamples, find_masks, read_lines
+from .splits import check_split, rows_of
+
+PROTOCOLS = ("standard", "metric")
+
+_MEND = "unpack the archive again"
+
+
+def cub(path: str | Path, split: str = "train", protocol: str = "standard") -> FileSamples:
+    """Read CUB-200-2011.
+
+    Masks are found in a folder `segmentations` inside `CUB_200_2011` or beside it. Their grey values tell how
+    many of the annotators agree; the object is where more than half of them do.
+
+    Args:
+        path: The folder that holds `CUB_200_2011`, or `CUB_200_2011` itself.
+        split: "train", "test" or "all".
+        protocol: "standard" is the official split; "metric" trains on the first half of the classes and tests
+            on the other half, as metric learning does.
+
+    Returns:
+        The pictures of the split, in the official order; `names` holds all classes in either split.
+
+    Raises:
+        DataError: If the data set is missing or one of its index files is damaged.
+    """
+    check_split(split)
+    if protocol not in PROTOCOLS:
+        raise DataError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
+    root = Path(path).expanduser()
+    if not (root / "images.txt").is_file():
+        root = root / "CUB_200_2011"
+    if not (root / "images.txt").is_file() or not (root / "images").is_dir():
+        raise DataError(
+            f"no CUB_200_2011 with images.txt and images in {path}; get it with "
+            f"'python scripts/download_cub.py {path}'"
+        )
+    classes = _read_index(root / "classes.txt", "<id> <name>")
+    pictures = _read_index(root / "images.txt", "<id> <class>/<file>", _is_inside)
+    class_of = _read_index(root / "image_class_labels.txt", "<id> <id in classes.txt>", classes.__contains__)
+    official = _read_index(root / "train_test_split.txt", "<id> <0 or 1>", ("0", "1").__contains__)
+    for file, index in (("image_class_labels.txt", class_of), ("train_test_split.txt", official)):
+        stray = index.keys() ^ pictures.keys()
+        if stray:
+            raise DataError(f"id {min(stray)} is in only one of {root / 'images.txt'} and {file}; {_MEND}")
+    position = {key: label for label, key in enumerate(classes)}
+    labels = np.array([position[class_of[key]] for key in pictures], dtype=np.int64)
+    ids = tuple(pictures.values())
+    masks = next(filter(Path.is_dir, (root / "segmentations", root.parent / "segmentations")), None)
+    samples = FileSamples(
+        files=tuple(root / "images" / name for name in ids),
+        ids=ids,
+        labels=labels,
+        names=tuple(classes.values()),
+        mask_files=find_masks(masks, ids) if masks else (),
+        mask_reader=functools.partial(read_mask, threshold=127),
+    )
+    if protocol == "metric":
+        training = labels < len(classes) // 2
+    else:
+        training = np.array([official[key] == "1" for key in pictures])
+    return samples.subset(rows_of(split, training, root))
+
+
+def _read_index(file: Path, form: str, is_valid: Callable[[str], bool] = bool) -> dict[str, str]:
+    index: dict[str, str] = {}
+    for number, line in enumerate(read_lines(file), start=1):
+        if not line:
+            continue
+        key, _, value = line.partition(" ")
+        if not key.isdecimal() or not is_valid(value):
+            raise DataError(f"{file}, line {number}: expected {form!r}, found {line!r}; {_MEND}")
+        if key in index:
+            raise DataError(f"{file}, line {number}: id {key} for the second time; {_MEND}")
+        index[key] = value
+    if not index:
+        raise DataError(f"{file} is empty; {_MEND}")
+    return index
+
+
+def _is_inside(name: str) -> bool:
+    """Tell whether a path is `<class>/<file>`: ids become file names, and none may lead out of its folder."""
+    parts = PurePosixPath(name).parts
+    return len(parts) == 2 and parts[0] not in ("/", "..") and parts[1] != ".."

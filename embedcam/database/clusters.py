@@ -1,0 +1,116 @@
+"""Clusters of embeddings, and what is known of each."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+from .neighbors import Neighbors
+from .record import QUANTILES
+
+logger = logging.getLogger("embedcam")
+
+
+def kmeans(
+    embeddings: NDArray[np.float32], clusters: int, metric: str, seed: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    """Cluster embeddings by k-means; clusters are never empty.
+
+    With fewer different embeddings than clusters asked for, there are as many clusters as different embeddings, and
+    a warning says so.
+
+    Args:
+        embeddings: (N, D) float32, of length 1 for cosine.
+        clusters: How many, at least 1.
+        metric: "cosine" (spherical k-means) or "euclidean".
+        seed: Of the first centroids.
+
+    Returns:
+        Centroids (C, D), each embedding's cluster (N,), its distance to that centroid (N,).
+
+    Raises:
+        DataError: If `clusters` is below 1, or an embedding is not finite.
+    """
+    import faiss
+
+    if clusters < 1:
+        raise DataError(f"there must be at least 1 cluster, got {clusters}; set --clusters to 1 or more")
+    if not np.isfinite(embeddings).all():
+        bad = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1))[0])
+        raise DataError(f"the embedding of image {bad} is not finite (NaN or infinity); check the network and its training")
+    different = len(np.unique(embeddings, axis=0)) if len(embeddings) <= 100 * clusters else len(embeddings)
+    wanted, clusters = clusters, min(clusters, different)
+    if clusters < wanted:
+        logger.warning("%d clusters asked for, but only %d different images: making %d clusters", wanted, different, clusters)
+    trainer = faiss.Kmeans(
+        embeddings.shape[1],
+        clusters,
+        niter=50,
+        nredo=5,
+        seed=seed % 2**31,
+        spherical=metric == "cosine",
+        # faiss otherwise samples 256 points a centroid without a word, and complains below 39.
+        max_points_per_centroid=len(embeddings),
+        min_points_per_centroid=1,
+    )
+    trainer.train(embeddings)
+    centroids = np.asarray(trainer.centroids, dtype=np.float32)
+    cluster, _ = Neighbors(centroids, metric).nearest(embeddings)
+    used = np.unique(cluster)
+    centroids = np.ascontiguousarray(centroids[used])
+    cluster, distance = Neighbors(centroids, metric).nearest(embeddings)
+    return centroids, cluster, distance
+
+
+def moments(
+    weights: NDArray[np.float32], cluster: NDArray[np.int64], clusters: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Average the channel weights of each cluster's images.
+
+    Args:
+        weights: (N, K) float32.
+        cluster: (N,) index of each image's cluster.
+        clusters: C; none is empty.
+
+    Returns:
+        Mean (C, K) and standard deviation (C, K), worked out in float64.
+    """
+    count = np.bincount(cluster, minlength=clusters)[:, None]
+    mean, square = (np.zeros((clusters, weights.shape[1])) for _ in range(2))
+    np.add.at(mean, cluster, weights.astype(np.float64))
+    mean /= count
+    np.add.at(square, cluster, (weights - mean[cluster]) ** 2)
+    return mean.astype(np.float32), np.sqrt(square / count).astype(np.float32)
+
+
+def top_channels(weights: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Pick the channels of largest weight, by signed value, as Faster-Grad-CAM does.
+
+    Args:
+        weights: (N, K).
+        top_k: T, at most K.
+
+    Returns:
+        Channels (N, T) and their weights (N, T), strongest first; of equal ones the lower index first.
+    """
+    channels = np.argsort(-weights, axis=1, kind="stable")[:, :top_k].astype(np.int32)
+    return channels, np.take_along_axis(weights, channels.astype(np.int64), axis=1)
+
+
+def distance_quantiles(
+    distance: NDArray[np.float32], cluster: NDArray[np.int64], clusters: int
+) -> NDArray[np.float32]:
+    """Describe how far out each cluster's members lie.
+
+    Args:
+        distance: (N,) of each image to its centroid.
+        cluster: (N,).
+        clusters: C.
+
+    Returns:
+        (C, 5) at 0.5, 0.9, 0.95, 0.99 and 1.
+    """
+    return np.stack([np.quantile(distance[cluster == c], QUANTILES) for c in range(clusters)]).astype(np.float32)

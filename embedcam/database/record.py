@@ -1,0 +1,283 @@
+"""What a weight database holds, and what must be true of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DatabaseError
+from ..heatmap import Geometry
+from ..preprocess import Preprocess
+
+QUANTILES = (0.5, 0.9, 0.95, 0.99, 1.0)
+
+
+@dataclass(frozen=True)
+class NetworkRecord:
+    """Which network a database was made for.
+
+    Attributes:
+        sha256: Fingerprint of the network's parameters and buffers.
+        architecture: The backbone's name, or a wrapped module's class.
+        layer: Dotted name of the feature layer.
+        channels: K of that layer.
+        dim: D of the embedding.
+        metric: "cosine" or "euclidean".
+        preprocess: From a picture to an input.
+    """
+
+    sha256: str
+    architecture: str
+    layer: str
+    channels: int
+    dim: int
+    metric: str
+    preprocess: Preprocess
+
+    @classmethod
+    def of(cls, net: Any) -> NetworkRecord:  # noqa: ANN401  (a nets.Network; this module runs without torch)
+        """Describe a network.
+
+        Args:
+            net: A `nets.Network`.
+
+        Returns:
+            Its record.
+        """
+        return cls(net.sha256(), net.architecture, net.layer, net.channels, net.dim, net.metric, net.preprocess)
+
+    def require_same(self, net: NetworkRecord) -> None:
+        """Refuse a network that the database was not made for.
+
+        Args:
+            net: The record of the network at hand.
+
+        Raises:
+            DatabaseError: If anything differs; the message names all that does.
+        """
+        differs = [
+            f"{item.name} {_short(getattr(self, item.name))} in the database, {_short(getattr(net, item.name))} in the network"
+            for item in fields(self)
+            if getattr(self, item.name) != getattr(net, item.name)
+        ]
+        if differs:
+            raise DatabaseError(
+                f"the weight database was made for another network: {'; '.join(differs)}; "
+                "use the network it was built with, or build a database for this one"
+            )
+
+
+def _short(value: object) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """The training images one by one, for nearest-exemplar transfer and "looks like" pictures.
+
+    Attributes:
+        embeddings: (N, D) float32.
+        top_channels: (N, T) int32.
+        top_weights: (N, T) float32, strongest first.
+        cluster: (N,) int64.
+        label: (N,) int64 into the database's label names; -1 where unknown.
+        path: N names, relative to the data set.
+    """
+
+    embeddings: NDArray[np.float32]
+    top_channels: NDArray[np.int32]
+    top_weights: NDArray[np.float32]
+    cluster: NDArray[np.int64]
+    label: NDArray[np.int64]
+    path: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+
+@dataclass(frozen=True)
+class WeightDatabase:
+    """Per cluster of training images: the mean channel weights and the strongest channels.
+
+    Attributes:
+        network: The network it was made for.
+        geometry: Where that network's feature-map cells sit at its input size.
+        method: "gradcam" or "gradcam++".
+        target: What the weights explain: "triplet_margin".
+        pairs: Triplets an image.
+        seed: Of the partners and the k-means.
+        created: UTC, ISO 8601.
+        centroids: (C, D) float32.
+        counts: (C,) int64, at least 1.
+        weights_mean: (C, K) float32.
+        weights_std: (C, K) float32.
+        top_channels: (C, T) int32: the channels of largest mean weight, by signed value.
+        top_weights: (C, T) float32: their mean weights, strongest first.
+        distance_quantiles: (C, 5) float32: the members' distances to the centroid at 0.5, 0.9, 0.95, 0.99 and 1.
+        label_names: The classes' names, or None when the data had no labels.
+        label_histogram: (C, L) int64, or None likewise.
+        exemplars: The training images, or None when they were not kept.
+        embedcam_version: Of the program that made it.
+    """
+
+    network: NetworkRecord
+    geometry: Geometry
+    method: str
+    target: str
+    pairs: int
+    seed: int
+    created: str
+    centroids: NDArray[np.float32]
+    counts: NDArray[np.int64]
+    weights_mean: NDArray[np.float32]
+    weights_std: NDArray[np.float32]
+    top_channels: NDArray[np.int32]
+    top_weights: NDArray[np.float32]
+    distance_quantiles: NDArray[np.float32]
+    label_names: tuple[str, ...] | None = None
+    label_histogram: NDArray[np.int64] | None = None
+    exemplars: Exemplars | None = None
+    embedcam_version: str = ""
+
+    def __post_init__(self) -> None:
+        _validate(self)
+
+    @property
+    def clusters(self) -> int:
+        """Number C of clusters."""
+        return len(self.centroids)
+
+    @property
+    def top_k(self) -> int:
+        """Number T of channels kept of each cluster."""
+        return int(self.top_channels.shape[1])
+
+    def save(self, path: str | Path) -> None:
+        """Write the database as one HDF5 file (format 1), whole or not at all.
+
+        Args:
+            path: Where to.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        from .store import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> WeightDatabase:
+        """Read a database completely into memory, and check it.
+
+        Args:
+            path: A file that `save` wrote.
+
+        Returns:
+            The database.
+
+        Raises:
+            DatabaseError: If the file is missing, damaged, foreign, newer, or inconsistent.
+        """
+        from .store import load
+
+        return load(path)
+
+    def labels_of(self, cluster: int, most: int = 3) -> list[tuple[str, int]]:
+        """List the commonest labels of a cluster.
+
+        Args:
+            cluster: Its index.
+            most: How many at most.
+
+        Returns:
+            (name, count), the commonest first; empty without labels.
+        """
+        if self.label_histogram is None or self.label_names is None:
+            return []
+        row = self.label_histogram[cluster]
+        order = np.argsort(-row, kind="stable")[:most]
+        return [(self.label_names[i], int(row[i])) for i in order if row[i]]
+
+    def typicality(self, clusters: NDArray[np.int64], distances: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Say how usual images are for their clusters.
+
+        Args:
+            clusters: (B,) indices.
+            distances: (B,) to those clusters' centroids.
+
+        Returns:
+            (B,) in [0, 1]: the share of the cluster's training images that lie at least as far out, interpolated
+            between the stored quantiles; 0 beyond the farthest.
+        """
+        shares = np.array([1.0, *(1 - q for q in QUANTILES)])
+        rows = np.pad(self.distance_quantiles[clusters], ((0, 0), (1, 0)))
+        # At equal distances (a cluster of one image) the largest share holds, and rounding must not decide it.
+        typical = [
+            1.0 if d <= row[1] * 1e-6 + 1e-6 else np.interp(d, row, shares) if d <= row[-1] else 0.0
+            for d, row in zip(distances.astype(float), rows.astype(float), strict=True)
+        ]
+        return np.asarray(typical, dtype=np.float32)
+
+
+def _validate(db: WeightDatabase) -> None:
+    """Check every shape, index and number.
+
+    Raises:
+        DatabaseError: Naming the item, what was expected and what was found.
+    """
+    c, k, d = len(db.centroids), db.network.channels, db.network.dim
+    t = db.top_channels.shape[1] if db.top_channels.ndim == 2 else 0
+    shapes: dict[str, tuple[NDArray[Any] | None, tuple[int, ...], str]] = {
+        "/clusters/centroids": (db.centroids, (c, d), "float32"),
+        "/clusters/counts": (db.counts, (c,), "int64"),
+        "/clusters/weights_mean": (db.weights_mean, (c, k), "float32"),
+        "/clusters/weights_std": (db.weights_std, (c, k), "float32"),
+        "/clusters/top_channels": (db.top_channels, (c, t), "int32"),
+        "/clusters/top_weights": (db.top_weights, (c, t), "float32"),
+        "/clusters/distance_quantiles": (db.distance_quantiles, (c, len(QUANTILES)), "float32"),
+    }
+    labels = len(db.label_names) if db.label_names is not None else 0
+    if db.label_histogram is not None:
+        shapes["/labels/histogram"] = (db.label_histogram, (c, labels), "int64")
+    if (ex := db.exemplars) is not None:
+        n = len(ex)
+        shapes |= {
+            "/exemplars/embeddings": (ex.embeddings, (n, d), "float32"),
+            "/exemplars/top_channels": (ex.top_channels, (n, t), "int32"),
+            "/exemplars/top_weights": (ex.top_weights, (n, t), "float32"),
+            "/exemplars/cluster": (ex.cluster, (n,), "int64"),
+            "/exemplars/label": (ex.label, (n,), "int64"),
+        }
+        _require(len(ex.path) == n, "/exemplars/path", f"{n} names", len(ex.path))
+    for name, (array, shape, dtype) in shapes.items():
+        found = array if array is not None else np.empty(0)
+        _require(found.shape == shape, name, f"shape {shape}", found.shape)
+        _require(found.dtype == dtype, name, dtype, found.dtype)
+        _require(bool(np.isfinite(found).all()), name, "finite numbers", "NaN or infinity")
+    _require(c >= 1 and t >= 1, "/clusters", "at least one cluster and one channel", (c, t))
+    _require(db.clusters <= int(db.counts.sum()) and bool((db.counts >= 1).all()), "/clusters/counts", "no empty cluster", db.counts.min())
+    _require_range(db.top_channels, k, "/clusters/top_channels")
+    _require((db.label_names is None) == (db.label_histogram is None), "/labels", "names and histogram", "one of them")
+    if ex is not None:
+        _require_range(ex.top_channels, k, "/exemplars/top_channels")
+        _require_range(ex.cluster, c, "/exemplars/cluster")
+        _require(len(ex) > 0 and int(ex.label.min()) >= -1 and int(ex.label.max()) < max(labels, 1), "/exemplars/label", f"-1..{labels - 1}", "an index outside")
+    _require(bool((np.diff(db.top_weights, axis=1) <= 0).all()), "/clusters/top_weights", "strongest first", "another order")
+    _require(bool((np.diff(db.distance_quantiles, axis=1) >= 0).all()), "/clusters/distance_quantiles", "rising numbers", "falling ones")
+    _require(min(db.geometry.cell_stride) > 0, "/geometry cell_stride", "positive numbers", db.geometry.cell_stride)
+    _require(bool(np.isfinite([*db.geometry.cell_stride, *db.geometry.first_cell_center]).all()), "/geometry", "finite numbers", db.geometry)
+    _require(db.network.metric in ("cosine", "euclidean"), "metric", "cosine or euclidean", db.network.metric)
+
+
+def _require(true: bool, item: str, expected: str, found: object) -> None:
+    if not true:
+        raise DatabaseError(f"{item}: expected {expected}, found {found}; the database is damaged, build it again")
+
+
+def _require_range(indices: NDArray[Any], end: int, item: str) -> None:
+    bad = indices[(indices < 0) | (indices >= end)]
+    _require(bad.size == 0, item, f"indices in 0..{end - 1}", bad[:1])

@@ -1,0 +1,239 @@
+"""The weight database as an HDF5 file, format 1. Runs without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DatabaseError
+from ..files import write_bytes
+from ..heatmap import Geometry
+from ..preprocess import Preprocess
+from .record import Exemplars, NetworkRecord, WeightDatabase
+
+ENCODING = "embedcam-weight-database"
+VERSION = "1.0.0"
+
+_CLUSTERS = ("centroids", "counts", "weights_mean", "weights_std", "top_channels", "top_weights", "distance_quantiles")
+_EXEMPLARS = ("embeddings", "top_channels", "top_weights", "cluster", "label")
+
+
+def save(db: WeightDatabase, path: str | Path) -> None:
+    """Write a database, whole or not at all; equal databases give equal bytes.
+
+    Args:
+        db: The database.
+        path: Where to.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        _fill(file, db)
+        file.attrs["content_sha256"] = _fingerprint(file)
+    write_bytes(path, buffer.getvalue())
+
+
+def _fill(file: h5py.File, db: WeightDatabase) -> None:
+    _mark(file, ENCODING, VERSION)
+    for key in ("embedcam_version", "created", "seed", "method", "target", "pairs"):
+        file.attrs[key] = getattr(db, key)
+    file.attrs["metric"] = db.network.metric
+
+    network = _group(file, "network")
+    for key in ("sha256", "architecture", "layer", "channels", "dim"):
+        network.attrs[key] = getattr(db.network, key)
+    for key in ("input_size", "mean", "std", "interpolation"):
+        network.attrs[key] = getattr(db.network.preprocess, key)
+    geometry = _group(file, "geometry")
+    geometry.attrs["cell_stride"] = db.geometry.cell_stride
+    geometry.attrs["first_cell_center"] = db.geometry.first_cell_center
+
+    clusters = _group(file, "clusters")
+    for key in _CLUSTERS:
+        _array(clusters, key, getattr(db, key))
+    if db.label_names is not None:
+        labels = _group(file, "labels")
+        _strings(labels, "names", db.label_names)
+        _array(labels, "histogram", db.label_histogram)
+    if db.exemplars is not None:
+        exemplars = _group(file, "exemplars")
+        for key in _EXEMPLARS:
+            _array(exemplars, key, getattr(db.exemplars, key))
+        _strings(exemplars, "path", db.exemplars.path)
+
+
+def _mark(item: h5py.HLObject, kind: str, version: str) -> None:
+    item.attrs["encoding-type"] = kind
+    item.attrs["encoding-version"] = version
+
+
+def _group(file: h5py.File, name: str) -> h5py.Group:
+    group = file.create_group(name)
+    _mark(group, "dict", "0.1.0")
+    return group
+
+
+def _array(group: h5py.Group, name: str, value: Any) -> None:  # noqa: ANN401
+    item = group.create_dataset(
+        name, data=value, chunks=True, compression="gzip", shuffle=True, fletcher32=True, track_times=False
+    )
+    _mark(item, "array", "0.2.0")
+
+
+def _strings(group: h5py.Group, name: str, values: tuple[str, ...]) -> None:
+    # Of fixed length: strings of variable length lie outside the checksummed chunks.
+    encoded = [value.encode() for value in values]
+    dtype = h5py.string_dtype("utf-8", max([1, *map(len, encoded)]))
+    item = group.create_dataset(
+        name,
+        data=np.array(encoded, dtype=dtype),
+        dtype=dtype,
+        chunks=True,
+        compression="gzip",
+        shuffle=True,
+        fletcher32=True,
+        track_times=False,
+    )
+    _mark(item, "string-array", "0.2.0")
+
+
+def load(path: str | Path) -> WeightDatabase:
+    """Read a database completely into memory, then check it.
+
+    Args:
+        path: A file that `save` wrote.
+
+    Returns:
+        The database.
+
+    Raises:
+        DatabaseError: If the file is missing, damaged, foreign, newer, or inconsistent.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DatabaseError(f"no weight database {path}; make one with `embedcam build`")
+    try:
+        with h5py.File(io.BytesIO(path.read_bytes()), "r") as file:
+            return _read(file)
+    except DatabaseError as error:
+        raise DatabaseError(f"{path}: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # h5py raises OSError, KeyError, ValueError, TypeError and RuntimeError for damage
+        reason = " ".join(str(error).split())
+        raise DatabaseError(f"{path} is not a readable weight database: {reason}; it is damaged or of another program, build it again") from error
+
+
+def _read(file: h5py.File) -> WeightDatabase:
+    kind, version = file.attrs.get("encoding-type"), str(file.attrs.get("encoding-version"))
+    if kind != ENCODING:
+        raise DatabaseError(f"encoding-type: expected {ENCODING!r}, found {kind!r}; this is not a weight database")
+    if version.split(".")[0] != VERSION.split(".")[0]:
+        raise DatabaseError(f"encoding-version: this embedcam reads {VERSION}, found {version}; update embedcam")
+    if any(isinstance(link, h5py.SoftLink | h5py.ExternalLink) for link in _links(file)):
+        raise DatabaseError("expected only items of the file itself, found a link; build the database again")
+    stored = file.attrs.get("content_sha256")
+    if stored is not None and stored != _fingerprint(file):
+        raise DatabaseError("content_sha256: the content is not what was written; copy the file again or rebuild it")
+
+    network, attrs = file["network"].attrs, file.attrs
+    preprocess = Preprocess(
+        tuple(int(v) for v in network["input_size"]),
+        tuple(float(v) for v in network["mean"]),
+        tuple(float(v) for v in network["std"]),
+        str(network["interpolation"]),
+    )
+    record = NetworkRecord(
+        str(network["sha256"]),
+        str(network["architecture"]),
+        str(network["layer"]),
+        int(network["channels"]),
+        int(network["dim"]),
+        str(attrs["metric"]),
+        preprocess,
+    )
+    geometry = file["geometry"].attrs
+    labels, exemplars = file.get("labels"), file.get("exemplars")
+    return WeightDatabase(
+        network=record,
+        geometry=Geometry(
+            tuple(float(v) for v in geometry["cell_stride"]), tuple(float(v) for v in geometry["first_cell_center"])
+        ),
+        method=str(attrs["method"]),
+        target=str(attrs["target"]),
+        pairs=int(attrs["pairs"]),
+        seed=int(attrs["seed"]),
+        created=str(attrs["created"]),
+        embedcam_version=str(attrs["embedcam_version"]),
+        **{key: _load_array(file, f"clusters/{key}") for key in _CLUSTERS},
+        label_names=None if labels is None else _load_strings(file, "labels/names"),
+        label_histogram=None if labels is None else _load_array(file, "labels/histogram"),
+        exemplars=None
+        if exemplars is None
+        else Exemplars(
+            **{key: _load_array(file, f"exemplars/{key}") for key in _EXEMPLARS},
+            path=_load_strings(file, "exemplars/path"),
+        ),
+    )
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    item = file.get(name)
+    if not isinstance(item, h5py.Dataset):
+        raise DatabaseError(f"/{name}: expected a dataset, found {'nothing' if item is None else 'a group'}; build it again")
+    return item
+
+
+def _load_array(file: h5py.File, name: str) -> NDArray[Any]:
+    return np.asarray(_dataset(file, name)[()])
+
+
+def _load_strings(file: h5py.File, name: str) -> tuple[str, ...]:
+    return tuple(value.decode() if isinstance(value, bytes) else str(value) for value in _dataset(file, name)[()])
+
+
+def _links(group: h5py.Group) -> Iterator[Any]:
+    for name in group:
+        link = group.get(name, getlink=True)
+        yield link
+        if isinstance(link, h5py.HardLink) and isinstance(group[name], h5py.Group):
+            yield from _links(group[name])
+
+
+def _fingerprint(file: h5py.File) -> str:
+    """Hash every attribute and dataset: HDF5's own checksums do not cover attributes."""
+    digest = hashlib.sha256()
+
+    def add(name: str, item: Any) -> None:  # noqa: ANN401
+        for key in sorted(item.attrs):
+            if key != "content_sha256":
+                _add_value(digest, f"{name}@{key}", np.asarray(item.attrs[key]))
+        if isinstance(item, h5py.Dataset):
+            _add_value(digest, name, np.asarray(item[()]))
+
+    add("/", file)
+    for name in sorted(_names(file)):
+        add(name, file[name])
+    return digest.hexdigest()
+
+
+def _names(file: h5py.File) -> list[str]:
+    found: list[str] = []
+    file.visit(found.append)
+    return found
+
+
+def _add_value(digest: Any, name: str, value: NDArray[Any]) -> None:  # noqa: ANN401
+    if value.dtype.kind in "OU":
+        value = np.asarray(str(value).encode())
+    digest.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
+    digest.update(np.ascontiguousarray(value).tobytes())

@@ -1,0 +1,33 @@
+"""Everything that embedcam raises on purpose; each message names the thing, what was expected, and the mend."""
+
+
+class EmbedcamError(Exception):
+    """Base of all errors that a user can mend; the command line prints it as one line and exits with 1."""
+
+
+class DataError(EmbedcamError):
+    """An image, a mask, a folder or a data set that cannot be used."""
+
+
+class NetworkError(EmbedcamError):
+    """A network or a weights file that cannot be used."""
+
+
+class LayerError(NetworkError):
+    """A layer that does not exist, was not run, or has no spatial output."""
+
+
+class DatabaseError(EmbedcamError):
+    """A weight database that is damaged, foreign, newer, or made for another network."""
+
+
+class TargetError(EmbedcamError):
+    """A target that cannot be explained: missing, constant, or of the wrong shape."""
+
+
+class OutputError(EmbedcamError):
+    """A file or folder that cannot be written."""
+
+
+class MissingDependencyError(EmbedcamError):
+    """An optional library that the called part needs."""

@@ -1,0 +1,1 @@
+"""Scores: localization against masks, retrieval, and the tables that compare methods."""

@@ -1,0 +1,7 @@
+"""Networks that embed images."""
+
+from .embedding import EmbeddingNet
+from .network import Activations, Network
+from .wrap import WrappedNet, wrap
+
+__all__ = ["Activations", "EmbeddingNet", "Network", "WrappedNet", "wrap"]

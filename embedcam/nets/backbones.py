@@ -1,0 +1,175 @@
+"""Backbones by name: any torchvision classifier without its classification layers, and `tiny`."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NetworkError
+
+TINY = "tiny"
+
+
+def names() -> list[str]:
+    """List the backbones that `create` knows.
+
+    Returns:
+        "tiny" and the names of torchvision's classification networks.
+    """
+    from torchvision import models
+
+    return [TINY, *models.list_models(module=models)]
+
+
+def tiny() -> nn.Module:
+    """Make the small backbone of the demo: stride 8, 128 channels, a third of a million parameters.
+
+    Returns:
+        A module from (B, 3, H, W) to (B, 128), with its feature maps at `features`.
+    """
+
+    def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    features = nn.Sequential(
+        *block(3, 24, 2), *block(24, 48, 2), *block(48, 96, 1), *block(96, 128, 2), *block(128, 128, 1)
+    )
+    return nn.Sequential(_named(features=features, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
+
+
+def _named(**modules: nn.Module) -> Any:  # noqa: ANN401
+    from collections import OrderedDict
+
+    return OrderedDict(modules)
+
+
+def create(name: str, weights: str | Path | None = None) -> nn.Module:
+    """Make a backbone that turns images into the vector from which its classifier would have decided.
+
+    Layers keep torchvision's names. VGG, AlexNet and SqueezeNet, whose classifiers do not start with global average
+    pooling, get that instead.
+
+    Args:
+        name: "tiny" or the name of a torchvision classifier, such as "mobilenet_v2".
+        weights: None (random), "DEFAULT" (torchvision's, downloaded), or a file with a state dict of the torchvision
+            network: safetensors, or torch's own format, which is read with `weights_only`.
+
+    Returns:
+        A module from (B, 3, H, W) to (B, F).
+
+    Raises:
+        NetworkError: If the name or the weights cannot be used.
+    """
+    if name == TINY:
+        backbone = tiny()
+        if weights == "DEFAULT":
+            raise NetworkError("backbone 'tiny' has no pretrained weights; leave --weights out or name a file")
+    else:
+        backbone = _torchvision(name, download=weights == "DEFAULT")
+        _remove_classifier(name, backbone)
+    if weights is not None and weights != "DEFAULT":
+        load_backbone(backbone, name, read_state_dict(weights), weights)
+    return backbone
+
+
+def _torchvision(name: str, *, download: bool) -> nn.Module:
+    from torchvision import models
+
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "use 'tiny' or a torchvision classifier, such as resnet50"
+        raise NetworkError(f"unknown backbone {name!r}; {hint}")
+    # These two would otherwise spend minutes on drawing random weights, and grow auxiliary classifiers.
+    options = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+    if not download:
+        model: nn.Module = models.get_model(name, weights=None, **options)
+        return model
+    try:
+        model = models.get_model(name, weights="DEFAULT")
+    except OSError as error:  # URLError is one
+        raise NetworkError(
+            f"cannot download the weights of {name}: {error}; without a network, give --weights a file with its state dict"
+        ) from error
+    except RuntimeError as error:  # a hash that does not match
+        raise NetworkError(f"the downloaded weights of {name} are damaged: {error}; delete them and try again") from error
+    if name in ("googlenet", "inception_v3"):
+        model.aux_logits = False  # type: ignore[assignment]
+    return model
+
+
+def _remove_classifier(name: str, model: nn.Module) -> None:
+    """Cut the classification layers off, in place."""
+    if name.startswith(("vgg", "alexnet")):
+        model.avgpool, model.classifier = nn.AdaptiveAvgPool2d(1), nn.Identity()
+        return
+    if name.startswith("squeezenet"):
+        model.classifier = nn.AdaptiveAvgPool2d(1)
+        return
+    # Everywhere else the classifier ends in one linear layer; norms and pooling before it stay.
+    last, _ = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    parent, _, leaf = last.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, nn.Identity())
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict without executing anything from the file.
+
+    Args:
+        path: A .safetensors file, or torch's own format.
+
+    Returns:
+        Name -> tensor, on the CPU.
+
+    Raises:
+        NetworkError: If the file is missing, damaged, or holds something else than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise NetworkError(f"no weights file {path}; give the path of a .safetensors or .pth file, or DEFAULT")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers raise types of their own for damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NetworkError(f"cannot read weights from {path}: {reason}; it must be a state dict of tensors") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise NetworkError(f"{path} does not hold a state dict of tensors; save `model.state_dict()` instead")
+    return state
+
+
+def load_backbone(backbone: nn.Module, name: str, state: dict[str, Tensor], source: object) -> None:
+    """Fill a backbone from a state dict of the whole torchvision network; its classifier's entries are left out.
+
+    Args:
+        backbone: What `create` made.
+        name: Its name, for messages.
+        state: Name -> tensor.
+        source: Where the state dict came from, for messages.
+
+    Raises:
+        NetworkError: If an entry is missing or of another shape.
+    """
+    wanted = backbone.state_dict()
+    # Old files lack these counters, and nothing depends on them.
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    if missing:
+        raise NetworkError(
+            f"{source} does not fit backbone {name!r}: {len(missing)} of its {len(wanted)} entries are missing, "
+            f"first {missing[0]!r}; name the backbone that it was saved from"
+        )
+    wrong = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    if wrong:
+        key = wrong[0]
+        raise NetworkError(
+            f"{source} does not fit backbone {name!r}: {key!r} has shape {tuple(state[key].shape)}, expected "
+            f"{tuple(wanted[key].shape)}; name the backbone that it was saved from"
+        )
+    backbone.load_state_dict({key: state.get(key, value) for key, value in wanted.items()})

@@ -1,0 +1,98 @@
+"""Embed a whole data set in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import layers
+from ..data.loading import batches
+from ..data.samples import Samples
+from ..errors import DataError
+from ..progress import track
+from .network import Network
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What one pass over a data set leaves.
+
+    Attributes:
+        kept: (N,) indices, in the data set, of the images that could be read.
+        embeddings: (N, D) float32.
+        pooled: (N, K) float32: each channel's mean over space, if that is all the head sees; else None.
+    """
+
+    kept: NDArray[np.int64]
+    embeddings: NDArray[np.float32]
+    pooled: NDArray[np.float32] | None
+
+
+def tensor_batches(
+    net: Network, samples: Samples, batch_size: int, what: str, *, strict: bool = False, workers: int = 2
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """Go through a data set in batches on the network's device, with progress; unreadable images are left out.
+
+    Args:
+        net: Its preprocessing and device are used.
+        samples: The data set.
+        batch_size: Images a batch.
+        what: What is being done, for the progress.
+        strict: Raise instead of leaving an unreadable image out.
+        workers: Threads that read ahead.
+
+    Yields:
+        Indices (b,) and images (b, 3, H, W).
+
+    Raises:
+        DataError: If an image is unreadable and `strict` is set.
+    """
+    loaded = batches(samples, net.preprocess, batch_size, strict=strict, workers=workers)
+    for indices, images in track(loaded, what, len(samples), unit=batch_size):
+        yield indices, torch.from_numpy(images).to(net.device, non_blocking=True)
+
+
+def embed(
+    net: Network, samples: Samples, *, batch_size: int = 32, what: str = "embedding", strict: bool = False, workers: int = 2
+) -> Embedded:
+    """Embed a data set in one forward pass over it.
+
+    Args:
+        net: The network; run in evaluation mode and put back.
+        samples: The data set.
+        batch_size: Images a batch.
+        what: What is being done, for the progress.
+        strict: Raise instead of leaving an unreadable image out.
+        workers: Threads that read ahead.
+
+    Returns:
+        Embeddings of the readable images, and what else the pass saw.
+
+    Raises:
+        DataError: If no image can be read, or one cannot and `strict` is set.
+    """
+    kept: list[NDArray[np.int64]] = []
+    embeddings: list[NDArray[np.float32]] = []
+    pooled: list[NDArray[np.float32]] | None = []
+    with layers.evaluating(net), torch.inference_mode():
+        for indices, images in tensor_batches(net, samples, batch_size, what, strict=strict, workers=workers):
+            seen = net.activations(images)
+            kept.append(indices)
+            embeddings.append(seen.embeddings.float().cpu().numpy())
+            if pooled is not None:
+                pooled = [*pooled, seen.vector.float().cpu().numpy()] if _is_pooled(seen.maps, seen.vector) else None
+    if not kept:
+        raise DataError(f"none of the {len(samples)} images can be read; see the warnings above")
+    return Embedded(np.concatenate(kept), np.concatenate(embeddings), None if pooled is None else np.concatenate(pooled))
+
+
+def _is_pooled(maps: Tensor, vector: Tensor | None) -> bool:
+    """Tell whether the head sees nothing but the mean of each channel: then one vector stands for a whole map."""
+    if vector is None or vector.shape != maps.shape[:2]:
+        return False
+    return torch.allclose(vector, maps.mean(dim=(2, 3)), rtol=1e-4, atol=1e-6)

@@ -1,0 +1,99 @@
+"""Explain a network of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .. import layers
+from ..errors import NetworkError
+from ..preprocess import Preprocess
+from .network import Network
+
+
+class WrappedNet(Network):
+    """A user's module seen as an embedding network; made by `wrap`."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layer: str | None,
+        output: int | str | Callable[[Any], Tensor] | None,
+        metric: str,
+        preprocess: Preprocess,
+    ) -> None:
+        super().__init__(type(module).__name__, metric, preprocess)
+        self.module = module
+        self._output = output
+        self.layer = layer or layers.suggest(module, preprocess.input_size)
+
+    @property
+    def body(self) -> nn.Module:
+        """The user's module."""
+        return self.module
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Embed images.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+
+        Returns:
+            Embeddings (B, D) and None: what enters the head is the module's own affair.
+
+        Raises:
+            NetworkError: If the module does not put out embeddings.
+        """
+        embeddings = self._select(self.module(images))
+        if not isinstance(embeddings, Tensor) or embeddings.ndim != 2 or embeddings.shape[0] != images.shape[0]:
+            found = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
+            raise NetworkError(
+                f"{self.architecture} must put out embeddings (B, D) for {len(images)} images, got {found}; "
+                "choose the right part of its output with wrap(..., output=...)"
+            )
+        return (functional.normalize(embeddings) if self.metric == "cosine" else embeddings), None
+
+    def _select(self, output: Any) -> Any:  # noqa: ANN401
+        if callable(self._output):
+            return self._output(output)
+        if self._output is None and isinstance(output, list | tuple | dict):
+            keys = list(output) if isinstance(output, dict) else list(range(len(output)))
+            raise NetworkError(
+                f"{self.architecture} puts out a {type(output).__name__}; say which part is the embedding with "
+                f"wrap(..., output=...), one of {keys}"
+            )
+        try:
+            return output if self._output is None else output[self._output]
+        except (KeyError, IndexError, TypeError) as error:
+            raise NetworkError(f"{self.architecture} has no output {self._output!r}; choose another output=") from error
+
+
+def wrap(
+    module: nn.Module,
+    layer: str | None = None,
+    *,
+    output: int | str | Callable[[Any], Tensor] | None = None,
+    metric: str = "cosine",
+    preprocess: Preprocess | None = None,
+) -> WrappedNet:
+    """Make a module of your own explainable.
+
+    Args:
+        module: Takes images (B, 3, H, W), puts out embeddings (B, D), alone or in a tuple, list or dictionary.
+        layer: Dotted name of the feature layer, such as "layer4"; the last spatial layer if None.
+        output: Which part of the module's output is the embedding: an index, a key, or a function. Not needed when
+            the output is one tensor.
+        metric: "cosine" (embeddings are brought to length 1) or "euclidean".
+        preprocess: From a picture to an input; 224 x 224 with ImageNet's mean and standard deviation if None.
+
+    Returns:
+        A network for `build_database` and `Explainer`; it shares the module's parameters.
+
+    Raises:
+        LayerError: If there is no such layer, or none has a spatial output.
+        NetworkError: If the metric is unknown.
+    """
+    return WrappedNet(module, layer, output, metric, preprocess or Preprocess())

@@ -1,0 +1,93 @@
+"""From a picture to the numbers that a network wants; recorded in networks and databases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Squash a picture to the input size, scale to [0, 1] and normalise.
+
+    The whole picture is kept (no crop), so that every pixel of it can be explained.
+
+    Attributes:
+        input_size: (height, width) in pixels.
+        mean: Of each RGB channel, in [0, 1].
+        std: Of each RGB channel.
+        interpolation: "nearest", "bilinear" or "bicubic" (Pillow's, which smooths when shrinking).
+    """
+
+    input_size: tuple[int, int] = (224, 224)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        height, width = self.input_size
+        object.__setattr__(self, "input_size", (int(height), int(width)))
+        object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
+        object.__setattr__(self, "std", tuple(float(v) for v in self.std))
+        if height < 1 or width < 1:
+            raise ValueError(f"input_size must be positive, got {self.input_size}")
+        if self.interpolation not in _FILTERS:
+            raise ValueError(f"interpolation must be one of {', '.join(_FILTERS)}, got {self.interpolation!r}")
+
+    def __call__(self, image: Image.Image | NDArray[np.float32]) -> NDArray[np.float32]:
+        """Turn one RGB picture into the network's input.
+
+        Args:
+            image: An RGB picture of any size; or an image (3, H, W) that is already prepared, which is left as it is.
+
+        Returns:
+            float32 (3, H, W), normalised.
+        """
+        if isinstance(image, np.ndarray):
+            return image
+        height, width = self.input_size
+        if image.size != (width, height):
+            image = image.resize((width, height), _FILTERS[self.interpolation])
+        # x / 255 / std - mean / std in one multiply and one subtract.
+        scale = (1.0 / (255.0 * np.asarray(self.std))).astype(np.float32)
+        shift = (np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
+        pixels = np.asarray(image, dtype=np.float32) * scale - shift
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Bring a mask to the input size, by nearest neighbour.
+
+        Args:
+            mask: (H', W') bool at the picture's size.
+
+        Returns:
+            (H, W) bool at the input size.
+        """
+        height, width = self.input_size
+        resized = Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+        return np.asarray(resized).astype(bool)
+
+    def restore(self, images: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Undo the normalisation, to draw on what the network saw.
+
+        Args:
+            images: float32 (B, 3, H, W), normalised.
+
+        Returns:
+            uint8 (B, H, W, 3) RGB.
+        """
+        mean, std = (np.asarray(v, dtype=np.float32)[:, None, None] for v in (self.mean, self.std))
+        pixels = (images * std + mean) * 255.0
+        return np.clip(np.rint(pixels), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)

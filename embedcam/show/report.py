@@ -1,0 +1,225 @@
+"""One HTML file that shows a weight database, explained test images and the scores; it opens offline."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import MissingDependencyError
+from ..files import write_bytes
+from .checks import check_picture
+
+# Twice the size at which the page shows them, so that they are sharp on dense screens.
+_THUMBNAIL_SIDE, _PICTURE_SIDE = 192, 448
+_TOP_LABELS, _TOP_CHANNELS = 4, 6
+
+# Key, heading, whether higher is better, decimals, meaning.
+_SCORES = (
+    ("mean_ratio", "Mean ratio", True, 3, "share of the heat that lies on the object, averaged over images"),
+    ("iou_50", "IoU at 0.5", True, 3, "overlap of the heat of at least 0.5 with the mask, averaged over images"),
+    ("best_iou", "Best IoU", True, 3, "the same at the best single threshold for the whole set"),
+    ("pointing", "Pointing", True, 3, "share of images whose hottest pixel is on the object"),
+    ("pixel_ap", "Pixel AP", True, 3, "average precision of the heat as a classifier of object pixels"),
+    ("box_50", "Box at 0.5", True, 3, "share of images whose largest box overlaps the mask's box by half or more"),
+    ("ms_per_image", "ms / image", False, 1, "time to explain one image, in milliseconds; lower is better"),
+)
+_RETRIEVAL = (
+    ("recall_at_1", "Recall@1", "images whose nearest neighbour has the same label"),
+    ("map_at_r", "MAP@R", "how well all images of the label rank ahead of the others"),
+    ("nmi", "NMI", "agreement of k-means clusters with the labels"),
+)
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A training image near a cluster's centroid.
+
+    Attributes:
+        image: uint8 (H, W, 3) RGB.
+        caption: A few words under it.
+    """
+
+    image: NDArray[np.uint8]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class ClusterCard:
+    """What the report shows of one cluster.
+
+    Attributes:
+        number: Its index in the weight database.
+        size: Its training images.
+        labels: (name, count) of its training images' labels, in any order; empty without labels.
+        thumbnails: Its training images nearest to the centroid, nearest first.
+        channels: (channel index, weight), in any order.
+    """
+
+    number: int
+    size: int
+    labels: Sequence[tuple[str, int]] = ()
+    thumbnails: Sequence[Thumbnail] = ()
+    channels: Sequence[tuple[int, float]] = ()
+
+
+@dataclass(frozen=True)
+class ExampleCard:
+    """What the report shows of one explained test image.
+
+    Attributes:
+        name: The image's id.
+        image: uint8 (H, W, 3) RGB.
+        overlay: uint8 (H, W, 3) RGB, its heat map laid over it.
+        cluster: The cluster it fell into.
+        distance: From its embedding to that cluster's centroid.
+        typicality: How usual that distance is for the cluster, in [0, 1]; None where unknown.
+        mask: (H, W) bool, True on the object; None where it has none.
+        label: Its label; None where unknown.
+        cluster_label: The commonest label of the cluster; None where unknown.
+        notes: Warnings of its explanation.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    overlay: NDArray[np.uint8]
+    cluster: int
+    distance: float
+    typicality: float | None = None
+    mask: NDArray[np.bool_] | None = None
+    label: str | None = None
+    cluster_label: str | None = None
+    notes: Sequence[str] = ()
+
+    @property
+    def differs(self) -> bool:
+        """Whether the cluster's commonest label is known to be another than the image's."""
+        return None not in (self.label, self.cluster_label) and self.label != self.cluster_label
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything on the page.
+
+    Attributes:
+        title: Its heading.
+        facts: (name, value), what was trained and built, from what.
+        clusters: In any order; shown largest first.
+        examples: Explained test images, in the order shown.
+        scores: One row a method, with "method", "default", "backprop" and any of the scores; a missing one is
+            shown as a dash.
+        retrieval: Any of "recall_at_1", "map_at_r" and "nmi".
+    """
+
+    title: str
+    facts: Sequence[tuple[str, object]] = ()
+    clusters: Sequence[ClusterCard] = ()
+    examples: Sequence[ExampleCard] = ()
+    scores: Sequence[Mapping[str, Any]] = ()
+    retrieval: Mapping[str, float | None] = field(default_factory=dict)
+
+
+def write_report(report: Report, path: str | Path) -> None:
+    """Write a report as one HTML file: images and style inside, no script, nothing fetched.
+
+    Args:
+        report: What to show. Its texts may come from strangers: all are escaped.
+        path: Where the file belongs.
+
+    Raises:
+        DataError: If a picture is not uint8 (H, W, 3).
+        MissingDependencyError: If jinja2 is not installed.
+        OutputError: If the file cannot be written.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise MissingDependencyError('writing a report needs jinja2; pip install "embedcam[train]"') from error
+    environment = Environment(
+        loader=PackageLoader("embedcam.show", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(thumbnail=_thumbnail, picture=_picture, number=_number)
+    page = environment.get_template("report.html").render(
+        report=report,
+        clusters=[_ranked(cluster) for cluster in sorted(report.clusters, key=lambda c: (-c.size, c.number))],
+        columns=[column for column in _SCORES if any(row.get(column[0]) is not None for row in report.scores)],
+        best=_best(report.scores),
+        retrieval=[(name, report.retrieval.get(key), meaning) for key, name, meaning in _RETRIEVAL],
+        differing=sum(example.differs for example in report.examples),
+    )
+    # File names that are not UTF-8 reach Python as lone surrogates, which cannot be encoded.
+    write_bytes(path, page.encode("utf-8", errors="replace"))
+
+
+def _ranked(cluster: ClusterCard) -> dict[str, Any]:
+    """A cluster's strongest labels and channels, with the length of each bar in percent."""
+    labels = sorted(cluster.labels, key=lambda item: -item[1])
+    channels = sorted(cluster.channels, key=lambda item: -item[1])[:_TOP_CHANNELS]
+    strongest = max((weight for _, weight in channels), default=0.0)
+    return {
+        "card": cluster,
+        "labels": [(name, n, 100 * n / max(cluster.size, 1)) for name, n in labels[:_TOP_LABELS] if n],
+        "other_labels": sum(1 for _, n in labels[_TOP_LABELS:] if n),
+        "other_images": sum(n for _, n in labels[_TOP_LABELS:]),
+        "channels": [(k, w, max(0.0, 100 * w / strongest) if strongest > 0 else 0.0) for k, w in channels],
+    }
+
+
+def _best(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The best value of each score, where there is something to compare."""
+    best = {}
+    for key, _, higher_is_better, _, _ in _SCORES:
+        values = [row[key] for row in rows if row.get(key) is not None and math.isfinite(row[key])]
+        if len(values) > 1:
+            best[key] = max(values) if higher_is_better else min(values)
+    return best
+
+
+def _number(value: float | None, decimals: int = 3) -> str:
+    """A number for people; a dash for what is missing or not finite."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{decimals}f}"
+
+
+def _thumbnail(image: NDArray[Any]) -> str:
+    return _data_uri(image, _THUMBNAIL_SIDE)
+
+
+def _picture(image: NDArray[Any]) -> str:
+    return _data_uri(image, _PICTURE_SIDE)
+
+
+def _data_uri(image: NDArray[Any], longest_side: int) -> str:
+    """A picture or a mask as a data URI, no larger than the page needs, PNG or JPEG, whichever is smaller."""
+    if image.dtype == np.bool_ and image.ndim == 2:
+        picture = Image.fromarray(image.astype(np.uint8) * 255)
+        picture.thumbnail((longest_side, longest_side), Image.Resampling.NEAREST)
+        encoded = {"png": _encode(picture.convert("1"), format="PNG", optimize=True)}
+    else:
+        check_picture(image)
+        picture = Image.fromarray(image)
+        picture.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+        encoded = {
+            "png": _encode(picture, format="PNG", optimize=True),
+            # Full colour resolution: halved, it would smear the edges of a heat map.
+            "jpeg": _encode(picture, format="JPEG", quality=85, subsampling=0),
+        }
+    kind = min(encoded, key=lambda name: len(encoded[name]))
+    return f"data:image/{kind};base64,{base64.b64encode(encoded[kind]).decode()}"
+
+
+def _encode(picture: Image.Image, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, **options)
+    return buffer.getvalue()

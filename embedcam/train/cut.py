@@ -1,0 +1,63 @@
+"""Cut a backbone in two at a layer, to train only what comes after it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import nn
+
+from .. import layers
+from ..errors import LayerError
+
+
+def cut(backbone: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
+    """Split a backbone at a layer's output.
+
+    Args:
+        backbone: A torchvision network (anything that torch.fx can trace).
+        layer: Dotted name of the last layer of the first part.
+
+    Returns:
+        The part up to and with the layer, and the part after it; both share the backbone's parameters, and one after
+        the other they do what the backbone does in evaluation mode.
+
+    Raises:
+        LayerError: If there is no such layer, or the backbone is not a chain there: something after the layer also
+            needs what was before it.
+    """
+    from torch import fx
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+    layers.resolve(backbone, layer)
+    with layers.evaluating(backbone), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # training and evaluation differ in dropout nodes; the latter is what we take
+        _, nodes = get_graph_node_names(backbone)
+        try:
+            traced: Any = create_feature_extractor(backbone, eval_return_nodes={layer: "cut", nodes[-1]: "out"}, train_return_nodes={nodes[-1]: "out"})
+        except (ValueError, RuntimeError) as error:
+            raise LayerError(f"cannot cut {type(backbone).__name__} at {layer!r}: {error}; choose another layer") from error
+    traced.eval()
+    ends = next(node for node in traced.graph.nodes if node.op == "output").args[0]
+
+    first = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    first.graph_copy(traced.graph, copied)
+    first.output(copied[ends["cut"]])
+    first.eliminate_dead_code()
+
+    second = fx.Graph()
+    copied = {}
+    entry = second.placeholder("maps")
+    second.graph_copy(traced.graph, copied)
+    copied[ends["cut"]].replace_all_uses_with(entry)
+    second.output(copied[ends["out"]] if ends["out"] is not ends["cut"] else entry)
+    second.eliminate_dead_code()
+    for node in [node for node in second.nodes if node.op == "placeholder" and node is not entry]:
+        if node.users:
+            raise LayerError(
+                f"cannot train from {layer!r} on: a later layer also needs what was before it; "
+                "choose a layer that everything passes through, such as the end of a stage"
+            )
+        second.erase_node(node)
+    return fx.GraphModule(traced, first), fx.GraphModule(traced, second)

@@ -1,0 +1,292 @@
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from embedcam.data import images
+from embedcam.data.images import image_size, list_images, read_image, read_mask
+from embedcam.errors import DataError
+
+# 4 wide, 2 high, every pixel another colour: any turn or swap shows.
+PIXELS = np.array(
+    [
+        [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]],
+        [[0, 255, 255], [255, 0, 255], [10, 20, 30], [200, 210, 220]],
+    ],
+    dtype=np.uint8,
+)
+
+
+def saved(path, picture, **options):
+    picture.save(path, **options)
+    return path
+
+
+def read(path):
+    picture = read_image(path)
+    assert picture.mode == "RGB"
+    return np.asarray(picture)
+
+
+def exif(orientation):
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data.tobytes()
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm"])
+def test_rgb_is_read_as_it_is(tmp_path, suffix):
+    path = saved(tmp_path / f"a.{suffix}", Image.fromarray(PIXELS))
+    np.testing.assert_array_equal(read(path), PIXELS)
+    assert image_size(path) == (4, 2)
+
+
+def test_picture_outlives_its_file(tmp_path):
+    path = saved(tmp_path / "a.png", Image.fromarray(PIXELS))
+    picture = read_image(path)
+    path.unlink()
+    np.testing.assert_array_equal(np.asarray(picture), PIXELS)
+
+
+@pytest.mark.parametrize("mode", ["1", "L"])
+def test_grey_becomes_three_equal_channels(tmp_path, mode):
+    grey = Image.fromarray(np.array([[0, 255, 255, 0]], dtype=np.uint8)).convert(mode)
+    expected = np.repeat([[[0], [255], [255], [0]]], 3, axis=2)
+    np.testing.assert_array_equal(read(saved(tmp_path / "a.png", grey)), expected)
+
+
+def test_transparent_pixels_become_white_and_half_transparent_ones_lighter(tmp_path):
+    rgba = np.array([[[200, 0, 100, 255], [200, 0, 100, 0], [200, 0, 100, 128]]], dtype=np.uint8)
+    got = read(saved(tmp_path / "a.png", Image.fromarray(rgba)))
+    np.testing.assert_array_equal(got[0, :2], [[200, 0, 100], [255, 255, 255]])
+    np.testing.assert_allclose(got[0, 2], [227, 127, 177], atol=1)
+
+
+def test_transparent_grey_becomes_white(tmp_path):
+    la = Image.merge("LA", [Image.new("L", (2, 1), 80), Image.fromarray(np.array([[0, 255]], dtype=np.uint8))])
+    np.testing.assert_array_equal(read(saved(tmp_path / "a.png", la)), [[[255] * 3, [80] * 3]])
+
+
+@pytest.mark.parametrize("transparency", [1, bytes([255, 0, 255])])
+def test_transparent_palette_entry_becomes_white(tmp_path, transparency):
+    picture = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8), mode=None)
+    picture = picture.convert("L")
+    palette = Image.new("P", (3, 1))
+    palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    palette.putdata([0, 1, 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = read(saved(tmp_path / "a.png", palette, transparency=transparency))
+    np.testing.assert_array_equal(got, [[[255, 0, 0], [255, 255, 255], [0, 0, 255]]])
+
+
+def test_transparent_colour_of_a_grey_picture_becomes_white(tmp_path):
+    grey = Image.fromarray(np.array([[10, 20, 30]], dtype=np.uint8))
+    got = read(saved(tmp_path / "a.png", grey, transparency=20))
+    np.testing.assert_array_equal(got[0, :, 0], [10, 255, 30])
+
+
+def test_cmyk_and_ycbcr_become_rgb(tmp_path):
+    cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))  # red
+    assert read(saved(tmp_path / "a.tif", cmyk))[0, 0].tolist() == [255, 0, 0]
+    red = read(saved(tmp_path / "a.jpg", cmyk, quality=95))[4, 4]
+    assert red[0] > 245 and max(red[1:]) < 10
+    ycbcr = Image.new("RGB", (8, 8), (255, 0, 0)).convert("YCbCr")
+    red = read(saved(tmp_path / "b.tif", ycbcr))[4, 4]
+    assert red[0] > 245 and max(red[1:]) < 10
+
+
+@pytest.mark.parametrize("dtype, suffix", [(np.uint16, "png"), (np.uint16, "tif"), (np.int32, "tif")])
+def test_16_bit_copy_of_a_picture_gives_the_same_picture(tmp_path, dtype, suffix):
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    path = saved(tmp_path / f"a.{suffix}", Image.fromarray(grey.astype(dtype) * 257))
+    np.testing.assert_array_equal(read(path), np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_big_endian_16_bit_gives_the_same_picture(tmp_path):
+    path = saved(tmp_path / "a.tif", Image.fromarray(np.array([[0, 257 * 90, 65535]], dtype=">u2")))
+    assert read(path)[0, :, 0].tolist() == [0, 90, 255]
+
+
+def test_12_bit_values_in_16_bits_are_not_almost_black(tmp_path):
+    path = saved(tmp_path / "a.png", Image.fromarray(np.array([[0, 2048, 4000]], dtype=np.uint16)))
+    assert read(path)[0, :, 0].tolist() == [0, 128, 249]
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ([0.0, 0.5, 1.0], [0, 128, 255]),
+        ([0.0, 100.0, 255.0], [0, 100, 255]),
+        ([-1.0, 0.0, 1.0], [0, 128, 255]),
+        ([0.0, 5e5, 1e6], [0, 128, 255]),
+        ([0.0, np.nan, 1.0], [0, 0, 255]),
+        ([-np.inf, np.inf, 0.5], [0, 255, 128]),
+        ([np.nan, np.nan, np.nan], [0, 0, 0]),
+        ([0.0, 0.0, 0.0], [0, 0, 0]),
+    ],
+)
+def test_floats_are_scaled_to_8_bits(tmp_path, values, expected):
+    path = saved(tmp_path / "a.tif", Image.fromarray(np.array([values], dtype=np.float32)))
+    assert read(path)[0, :, 0].tolist() == expected
+
+
+def test_first_frame_of_an_animation_is_read(tmp_path):
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    for suffix in ("gif", "webp", "png", "tif"):
+        options = {"lossless": True} if suffix == "webp" else {}
+        path = saved(tmp_path / f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:], **options)
+        assert read(path)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_applied(tmp_path, orientation, suffix):
+    options = {"lossless": True} if suffix == "webp" else {}
+    picture = Image.fromarray(PIXELS)
+    path = saved(tmp_path / f"a.{suffix}", picture, exif=exif(orientation), **options)
+    picture.getexif()[0x0112] = orientation
+    upright = np.asarray(ImageOps.exif_transpose(picture))
+    np.testing.assert_array_equal(read(path), upright)
+    assert image_size(path) == (upright.shape[1], upright.shape[0])
+
+
+def test_jpeg_taken_on_its_side_stands_upright(tmp_path):
+    wide = Image.fromarray(np.repeat(np.uint8([[255, 0]]), 8, axis=1).repeat(8, axis=0))  # left white, right black
+    got = read(saved(tmp_path / "a.jpg", wide, exif=exif(6)))  # 6: turn by 90 degrees clockwise
+    assert got.shape == (16, 8, 3)
+    assert got[:6].min() > 200 and got[10:].max() < 55
+
+
+def test_damaged_exif_does_not_make_a_picture_unreadable(tmp_path):
+    path = saved(tmp_path / "a.png", Image.fromarray(PIXELS), exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+    np.testing.assert_array_equal(read(path), PIXELS)
+    assert image_size(path) == (4, 2)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"no such file: .*gone\.jpg"):
+        read_image(tmp_path / "gone.jpg")
+
+
+def test_empty_file_is_named(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(DataError, match=r"a\.jpg is empty \(0 bytes\)"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_text_file_named_jpg_is_no_image(tmp_path):
+    (tmp_path / "a.jpg").write_text("hello")
+    with pytest.raises(DataError, match=r"a\.jpg is no image in a known format"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_folder_named_jpg_is_an_error(tmp_path):
+    (tmp_path / "a.jpg").mkdir()
+    with pytest.raises(DataError, match=r"cannot read .*a\.jpg"):
+        read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "webp", "tif", "ppm"])
+def test_truncated_file_is_an_error_wherever_it_ends(tmp_path, suffix):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    data = saved(tmp_path / f"a.{suffix}", Image.fromarray(noise)).read_bytes()
+    cut = tmp_path / f"cut.{suffix}"
+    for length in range(1, len(data) * 3 // 4, max(1, len(data) // 40)):
+        cut.write_bytes(data[:length])
+        with pytest.raises(DataError, match=rf"cut\.{suffix}.*(replace|remove)"):
+            read_image(cut)
+
+
+def test_too_large_a_picture_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = saved(tmp_path / "a.png", Image.fromarray(PIXELS))
+    path.write_bytes(path.read_bytes()[:60])  # decoding it would fail otherwise
+    monkeypatch.setattr(images, "MAX_PIXELS", 7)
+    with pytest.raises(DataError, match=r"a\.png is larger than 7 pixels"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("limit", [3, 7], ids=["pillow's error", "pillow's warning made an error"])
+def test_decompression_bomb_is_an_error(tmp_path, monkeypatch, limit):
+    path = saved(tmp_path / "a.png", Image.fromarray(PIXELS))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match="is larger than"):
+            read_image(path)
+
+
+def test_own_limit_is_not_above_the_one_pillow_warns_at():
+    assert images.MAX_PIXELS <= Image.MAX_IMAGE_PIXELS
+
+
+MASK = np.array([[0, 1, 0, 255], [0, 0, 7, 0]], dtype=np.uint8)
+
+
+def mask_pictures():
+    palette = Image.fromarray(MASK)
+    palette = Image.frombytes("P", (4, 2), MASK.tobytes())
+    palette.putpalette([0, 0, 0] * 256)  # colours do not count, indices do
+    rgba = np.zeros((2, 4, 4), dtype=np.uint8)
+    rgba[MASK > 0] = (0, 30, 0, 255)
+    rgba[0, 0] = (9, 9, 9, 0)  # fully transparent
+    return {
+        "1": Image.fromarray(MASK > 0),
+        "L": Image.fromarray(MASK),
+        "P": palette,
+        "I;16": Image.fromarray(MASK.astype(np.uint16) * 256),
+        "RGB": Image.fromarray(np.stack([MASK * 0, MASK * 0, MASK], axis=2)),
+        "RGBA": Image.fromarray(rgba),
+    }
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "RGB", "RGBA"])
+def test_non_zero_pixels_of_a_mask_are_the_object(tmp_path, mode):
+    path = saved(tmp_path / "m.png", mask_pictures()[mode])
+    mask = read_mask(path, (4, 2))
+    assert mask.dtype == np.bool_
+    np.testing.assert_array_equal(mask, MASK > 0)
+
+
+def test_threshold_and_value_choose_the_object(tmp_path):
+    path = saved(tmp_path / "m.png", Image.fromarray(MASK))
+    np.testing.assert_array_equal(read_mask(path, (4, 2), threshold=127), MASK > 127)
+    np.testing.assert_array_equal(read_mask(path, (4, 2), value=7), MASK == 7)
+
+
+@pytest.mark.parametrize("orientation", [2, 6])
+def test_mask_is_turned_like_its_picture(tmp_path, orientation):
+    picture = saved(tmp_path / "a.png", Image.fromarray(MASK), exif=exif(orientation))
+    np.testing.assert_array_equal(read_mask(picture, image_size(picture)), read(picture)[..., 0] > 0)
+
+
+def test_mask_of_another_size_names_both_sizes(tmp_path):
+    path = saved(tmp_path / "m.png", Image.fromarray(MASK))
+    with pytest.raises(DataError, match=r"m\.png is 4 x 2 pixels but its picture is 2 x 4"):
+        read_mask(path, (2, 4))
+
+
+def test_all_zero_mask_is_an_error_unless_allowed(tmp_path):
+    path = saved(tmp_path / "m.png", Image.fromarray(np.zeros_like(MASK)))
+    with pytest.raises(DataError, match=r"m\.png marks no pixel"):
+        read_mask(path, (4, 2))
+    assert not read_mask(path, (4, 2), empty_ok=True).any()
+
+
+def test_unreadable_mask_is_an_error(tmp_path):
+    (tmp_path / "m.png").write_text("no")
+    with pytest.raises(DataError, match=r"m\.png is no image"):
+        read_mask(tmp_path / "m.png", (4, 2))
+
+
+def test_images_are_listed_by_extension_sorted_and_without_hidden_ones(tmp_path):
+    for name in ("b.JPG", "a.png", ".c.png", "d.txt", "e.jpeg", "png", "Z.webp"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in list_images(tmp_path)] == ["Z.webp", "a.png", "b.JPG", "e.jpeg"]
+
+
+def test_listing_a_missing_folder_names_it(tmp_path):
+    with pytest.raises(DataError, match="gone"):
+        list_images(tmp_path / "gone")
