@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import math
+import sys
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -17,20 +17,33 @@ def names(model: nn.Module) -> list[str]:
     """List the dotted names of all layers, outermost first.
 
     Args:
-        model: Any module.
+        model: Any module, compiled or not.
 
     Returns:
         The names as torch gives them, without the model itself.
     """
-    return [name for name, _ in model.named_modules() if name]
+    return [name for name, _ in original(model).named_modules() if name]
+
+
+def original(model: nn.Module) -> nn.Module:
+    """Give the module that `torch.compile` wrapped, which shares its parameters; any other as it is.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The module whose layers bear the names that they had before compiling.
+    """
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
 
 
 def resolve(model: nn.Module, name: str) -> nn.Module:
-    """Find a layer by torch's dotted name.
+    """Find a layer by torch's dotted name, or by pytorch-gradcam's.
 
     Args:
         model: The module to look in.
-        name: For example "layer4.1.conv2" or "features.18".
+        name: For example "layer4.1.conv2" or "features.18"; `path` tells which others are understood.
 
     Returns:
         The layer.
@@ -38,17 +51,54 @@ def resolve(model: nn.Module, name: str) -> nn.Module:
     Raises:
         LayerError: If there is no such layer; the message names the nearest ones.
     """
+    return original(model).get_submodule(path(model, name))
+
+
+def path(model: nn.Module, name: str) -> str:
+    """Give torch's dotted name of a layer.
+
+    A name that torch knows is taken as it is. Any other is read as pytorch-gradcam's: levels are joined by
+    underscores, and a block may bear its class before its number, as in "features_denseblock2_denselayer12_norm1",
+    "layer1_bottleneck0_conv1" and "features_12_expand3x3_activation". Other than there, "classifier_0" of a VGG is
+    its classifier's first layer.
+
+    Args:
+        model: The module to look in.
+        name: Torch's name or pytorch-gradcam's.
+
+    Returns:
+        The dotted name.
+
+    Raises:
+        LayerError: If there is no such layer, or an underscored name can be read in two ways.
+    """
+    model = original(model)
     try:
-        found = model.get_submodule(name) if name else None
+        if name and isinstance(model.get_submodule(name), nn.Module):
+            return name
     except AttributeError:
-        found = None
-    if found is not None:
-        return found
+        pass
+    read = list(_underscored(model, name.split("_")))
+    if len(read) == 1:
+        return read[0]
+    if read:
+        raise LayerError(f"layer {name!r} can be read as {' or '.join(read)}; use the one that is meant")
     known = names(model)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     top = [child for child, _ in model.named_children()]
     hint = f"did you mean {' or '.join(near)}?" if near else f"its outermost layers are {', '.join(top) or 'none'}"
     raise LayerError(f"{type(model).__name__} has no layer {name!r}; {hint}")
+
+
+def _underscored(module: nn.Module, parts: list[str]) -> Iterator[str]:
+    """Read underscores as dots wherever children bear such names (which may hold underscores of their own)."""
+    for child, inner in module.named_children():
+        for spelled in (child, type(inner).__name__.lower() + child):
+            words = spelled.split("_")
+            if parts == words:
+                yield child
+            elif parts[: len(words)] == words:
+                yield from (f"{child}.{rest}" for rest in _underscored(inner, parts[len(words) :]))
 
 
 def suggest(model: nn.Module, input_size: tuple[int, int] = (224, 224)) -> str:
@@ -67,6 +117,7 @@ def suggest(model: nn.Module, input_size: tuple[int, int] = (224, 224)) -> str:
     Raises:
         LayerError: If no layer has a spatial output.
     """
+    model = original(model)
     outputs: list[tuple[str, Tensor]] = []
 
     def note(name: str, module: nn.Module, output: object) -> None:
@@ -81,7 +132,7 @@ def suggest(model: nn.Module, input_size: tuple[int, int] = (224, 224)) -> str:
     parameter = next(model.parameters(), torch.empty(0))
     noise = torch.rand(1, 3, *input_size, generator=torch.Generator().manual_seed(0)).to(parameter).requires_grad_()
     try:
-        with evaluating(model), torch.enable_grad():
+        with evaluating(model), uncompiled(), torch.enable_grad():
             result = sum(tensor.float().square().sum() for tensor in _tensors(model(noise)))
             spatial = [(name, output) for name, output in reversed(outputs) if _spatial(output)]
             for name, output in spatial if isinstance(result, Tensor) else ():
@@ -135,12 +186,54 @@ def evaluating(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> 
             module.training = True
 
 
-def as_maps(output: Tensor) -> Tensor:
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run what `torch.compile` compiled as plain Python: compiled code passes hooks over, without a word.
+
+    Yields:
+        Nothing.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and importing it takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def channels_last(model: nn.Module, name: str) -> bool:
+    """Tell whether a layer puts out (B, h, w, K) rather than (B, K, h, w), as far as its kind says so.
+
+    `Linear` and `LayerNorm` work on the last axis, and torchvision's Swin transformers keep the channels there from
+    the patch embedding to the `permute` before their pooling. No shape can tell.
+
+    Args:
+        model: The module to look in.
+        name: Name of the layer.
+
+    Returns:
+        True where the channels are known to be last.
+    """
+    model, dotted = original(model), path(model, name)
+    layer = model.get_submodule(dotted)
+    if type(layer) in (nn.Linear, nn.LayerNorm):
+        return True
+    if isinstance(layer, nn.Conv2d | nn.AdaptiveAvgPool2d):
+        return False
+    if type(layer).__name__ == "Permute":
+        return getattr(layer, "dims", None) == [0, 2, 3, 1]
+    levels = dotted.split(".")
+    around = [model.get_submodule(".".join(levels[:depth])) for depth in range(len(levels) + 1)]
+    return any(type(module).__module__ == "torchvision.models.swin_transformer" for module in around)
+
+
+def as_maps(output: Tensor, input_size: tuple[int, int] | None = None, *, channels_last: bool = False) -> Tensor:
     """Show a layer's output as feature maps: tokens are laid out on their grid.
 
     Args:
-        output: (B, K, h, w), or tokens (B, N, K) of a vision transformer, whose class token (if N - 1 rather than N
-            is a square number) is left out.
+        output: (B, K, h, w), or tokens (B, N, K) of a vision transformer, with or without one class token before
+            them, which is left out.
+        input_size: (H, W) of the image, from which the grid of N tokens is known; a square grid if None.
+        channels_last: The output is (B, h, w, K).
 
     Returns:
         (B, K, h, w).
@@ -149,16 +242,25 @@ def as_maps(output: Tensor) -> Tensor:
         LayerError: If the output is neither.
     """
     if output.ndim == 4:
-        return output
+        return output.permute(0, 3, 1, 2) if channels_last else output
     if output.ndim == 3:
-        side = math.isqrt(output.shape[1])
-        tokens = output[:, output.shape[1] - side * side :]
-        if output.shape[1] - side * side <= 1:
-            return tokens.transpose(1, 2).reshape(output.shape[0], output.shape[2], side, side)
+        for extra in (0, 1):
+            grid = _grid(output.shape[1] - extra, input_size)
+            if grid is not None:
+                return output[:, extra:].transpose(1, 2).unflatten(2, grid)
     raise LayerError(
-        f"a feature layer must put out (B, K, h, w) or a square grid of tokens (B, N, K), got {tuple(output.shape)}; "
-        "choose an earlier layer"
+        f"a feature layer must put out (B, K, h, w) or a grid of tokens (B, N, K), got {tuple(output.shape)}; "
+        "choose another layer, or say with reshape= how to lay it out"
     )
+
+
+def _grid(cells: int, input_size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Find the square patches that cut an image into so many cells; at most one grid fits."""
+    height, width = input_size or (cells, cells)
+    for patch in range(1, min(height, width) + 1):
+        if (height // patch) * (width // patch) == cells:
+            return height // patch, width // patch
+    return None
 
 
 @contextlib.contextmanager
@@ -183,9 +285,10 @@ def capture(layers: dict[str, nn.Module], *, differentiable: bool = False) -> It
 
     def hook(name: str, output: object) -> Tensor | None:
         if not isinstance(output, Tensor):
-            raise LayerError(f"layer {name!r} puts out {type(output).__name__}, not one tensor; choose a layer inside it")
+            kind = type(output).__name__
+            raise LayerError(f"layer {name!r} puts out {kind}, not one tensor; choose a layer inside it")
         if name in grabbed:
-            raise LayerError(f"layer {name!r} runs more than once in a forward pass; choose a layer that runs once")
+            raise LayerError(f"layer {name!r} runs twice in a forward pass; choose a layer that runs once")
         if not differentiable:
             grabbed[name] = output.detach().clone()
             return None
@@ -194,11 +297,13 @@ def capture(layers: dict[str, nn.Module], *, differentiable: bool = False) -> It
         return grabbed[name].clone()
 
     handles = [
-        layer.register_forward_hook(lambda _, __, output, name=name: hook(name, output)) for name, layer in layers.items()
+        layer.register_forward_hook(lambda _, __, output, name=name: hook(name, output))
+        for name, layer in layers.items()
     ]
     enabled = torch.is_grad_enabled()
     try:
-        yield grabbed
+        with uncompiled():
+            yield grabbed
     finally:
         torch.set_grad_enabled(enabled)
         for handle in handles:

@@ -44,7 +44,9 @@ class ArraySamples:
         item = self.items[int(self.rows[index])]
         image = np.asarray(item[0] if isinstance(item, tuple | list) else item, dtype=np.float32)
         if image.ndim != 3 or image.shape[0] != 3:
-            raise DataError(f"item {index} of the data set has shape {image.shape}, expected an image (3, H, W)")
+            raise DataError(
+                f"item {index} of the data set has shape {image.shape}, expected an image (3, H, W)"
+            )
         return image
 
     def mask(self, index: int) -> None:
@@ -88,10 +90,20 @@ def as_samples(dataset: Any, split: str = "train") -> Samples:  # noqa: ANN401
     if isinstance(first, tuple | list):
         names, labels = np.unique([str(_label(dataset, row)) for row in range(count)], return_inverse=True)
     # Structural typing ends where pictures are prepared arrays: `Preprocess` lets those pass as they are.
-    return cast(Samples, ArraySamples(dataset, np.arange(count), None if labels is None else labels.astype(np.int64), tuple(map(str, names))))
+    return cast(
+        Samples,
+        ArraySamples(
+            dataset,
+            np.arange(count),
+            None if labels is None else labels.astype(np.int64),
+            tuple(map(str, names)),
+        ),
+    )
 
 
 def _label(dataset: Any, row: int) -> Any:  # noqa: ANN401
-    targets = getattr(dataset, "targets", None)  # torchvision's data sets have them: no need to read the image
+    targets = getattr(
+        dataset, "targets", None
+    )  # torchvision's data sets have them: no need to read the image
     label = targets[row] if targets is not None and len(targets) == len(dataset) else dataset[row][1]
     return label.item() if hasattr(label, "item") else label

@@ -68,12 +68,7 @@ def parse(spec: str) -> tuple[str, str, str | None]:
         raise DataError(f"data set {spec!r}: digits is built in and takes no path; write 'digits'")
     if kind != "digits" and not path:
         raise DataError(f"data set {spec!r}: {kind} needs a path; write '{kind}:PATH'")
-    if (
-        split is None
-        and at
-        and not Path(path).expanduser().exists()
-        and Path(path.rpartition("@")[0]).expanduser().exists()
-    ):
+    if split is None and at and last.isalpha() and _exists(path.rpartition("@")[0]) and not _exists(path):
         raise DataError(f"data set {spec!r}: unknown split {last!r}; choose one of {', '.join(SPLITS)}")
     return kind, path, split
 
@@ -90,8 +85,12 @@ def has_split(spec: str) -> bool:
     return spec.rpartition("@")[0] != "" and spec.rpartition("@")[2] in SPLITS
 
 
+def _exists(path: str) -> bool:
+    return Path(path).expanduser().exists()
+
+
 def _unknown(spec: str, body: str, kind: str) -> str:
-    if Path(body).expanduser().is_dir():
+    if body and Path(body).expanduser().is_dir():
         return f"data set {spec!r} is a plain folder; write 'folder:{spec}'"
     name, at, split = kind.partition("@")
     if at and name in KINDS:

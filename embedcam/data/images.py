@@ -74,7 +74,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
         DataError: If the file is missing, empty, damaged, not an image, or larger than `MAX_PIXELS`.
     """
     with _opened(path) as image:
-        # Before the orientation is asked for: a TIFF that is decoded for it turns itself.
+        if image.format == "TIFF":  # turns itself when it is decoded, after which its size is sure
+            image.load()
         width, height = image.size
         return (height, width) if _orientation(image) >= 5 else (width, height)
 

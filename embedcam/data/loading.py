@@ -86,7 +86,7 @@ def _stack(batch: list[tuple[int, NDArray[np.float32]]]) -> tuple[NDArray[np.int
     return np.array([index for index, _ in batch], dtype=np.int64), np.stack([image for _, image in batch])
 
 
-def _in_order(work: Callable[[int], T], count: int, workers: int, ahead: int) -> Generator[T]:
+def _in_order(work: Callable[[int], T], count: int, workers: int, ahead: int) -> Generator[T, None, None]:
     """Map `work` over 0 ... count - 1; at most `ahead` results wait for the consumer."""
     if workers == 0:
         yield from map(work, range(count))

@@ -1,1 +1,1 @@
-"""Scores: localization against masks, retrieval, and the tables that compare methods."""
+"""How good are the maps and the embeddings: scores against masks and labels."""

@@ -60,7 +60,14 @@ def find_boxes(heatmap: ArrayLike, threshold: float = 0.5, min_area: int = 1) ->
     areas = np.bincount(components.ravel(), minlength=count + 1)
     sums = np.bincount(components.ravel(), weights=heat.ravel(), minlength=count + 1)
     boxes = [
-        Box(columns.start, rows.start, columns.stop, rows.stop, float(sums[index] / areas[index]), int(areas[index]))
+        Box(
+            columns.start,
+            rows.start,
+            columns.stop,
+            rows.stop,
+            float(sums[index] / areas[index]),
+            int(areas[index]),
+        )
         for index, (rows, columns) in enumerate(ndimage.find_objects(components), start=1)
         if areas[index] >= min_area
     ]
@@ -130,11 +137,15 @@ def draw_boxes(
     """
     check_picture(image)
     if labels is not None and len(labels) != len(boxes):
-        raise EmbedcamError(f"{len(boxes)} boxes need as many labels, got {len(labels)}; pass one a box or None")
+        raise EmbedcamError(
+            f"{len(boxes)} boxes need as many labels, got {len(labels)}; pass one a box or None"
+        )
     height, width = image.shape[:2]
     for box in boxes:
         if not (0 <= box.left < box.right <= width and 0 <= box.top < box.bottom <= height):
-            raise EmbedcamError(f"{box} leaves the picture of {width} x {height} pixels; find boxes at its size")
+            raise EmbedcamError(
+                f"{box} leaves the picture of {width} x {height} pixels; find boxes at its size"
+            )
     rgb = _rgb(color)
     contrast = (0, 0, 0) if _is_light(rgb) else (255, 255, 255)
     picture = Image.fromarray(image)
@@ -146,7 +157,12 @@ def draw_boxes(
         frame = _around(box, line + casing, picture.size)
         draw.rectangle(frame, outline=contrast, width=line + 2 * casing)
         left, top, right, bottom = frame
-        inner = (left + casing, top + casing, max(left + casing, right - casing), max(top + casing, bottom - casing))
+        inner = (
+            left + casing,
+            top + casing,
+            max(left + casing, right - casing),
+            max(top + casing, bottom - casing),
+        )
         draw.rectangle(inner, outline=rgb, width=line)
     # Tags come after all lines, so that none is crossed out.
     for box, label in reversed(list(zip(boxes, labels or [], strict=False))):
@@ -155,7 +171,7 @@ def draw_boxes(
 
 
 def _around(box: Box, margin: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The first and last columns and rows of a frame around a box, kept inside a picture of (width, height)."""
+    """The outermost columns and rows of a frame around a box, inside a picture of (width, height)."""
     left, top = max(box.left - margin, 0), max(box.top - margin, 0)
     right, bottom = min(box.right - 1 + margin, size[0] - 1), min(box.bottom - 1 + margin, size[1] - 1)
     return left, top, right, bottom
@@ -186,7 +202,9 @@ def _rgb(color: str | tuple[int, int, int]) -> tuple[int, int, int]:
     try:
         red, green, blue = (ImageColor.getrgb(color) if isinstance(color, str) else color)[:3]
     except ValueError as error:
-        raise EmbedcamError(f"there is no colour {color!r}; name a CSS colour or give (red, green, blue)") from error
+        raise EmbedcamError(
+            f"there is no colour {color!r}; name a CSS colour or give (red, green, blue)"
+        ) from error
     return red, green, blue
 
 

@@ -31,7 +31,8 @@ def training_curve(history: Sequence[Mapping[str, float | None]], path: str | Pa
         MissingDependencyError: If matplotlib is not installed.
         OutputError: If the file cannot be written.
     """
-    if not history:
+    all_epochs, _ = _points(history, "epoch")
+    if not all_epochs:
         raise EmbedcamError("a training curve needs at least one epoch, got none; train first")
     try:
         # The object-oriented interface: pyplot would choose a backend and keep state for the whole process.
@@ -63,7 +64,6 @@ def training_curve(history: Sequence[Mapping[str, float | None]], path: str | Pa
         if epochs:
             label = f"{name} {values[-1]:.3f}"
             lines += score_axis.plot(epochs, values, color=color, marker=marker, markersize=4, label=label)
-    all_epochs = [row["epoch"] for row in history if row["epoch"] is not None]
     score_axis.set_xlim(min(all_epochs) - 0.5, max(all_epochs) + 0.5)
     score_axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     score_axis.set_xlabel("epoch")
@@ -85,9 +85,10 @@ def training_curve(history: Sequence[Mapping[str, float | None]], path: str | Pa
 
 def _points(history: Sequence[Mapping[str, float | None]], key: str) -> tuple[list[float], list[float]]:
     """The epochs that have a value, and the values."""
-    epochs, values = [], []
+    epochs: list[float] = []
+    values: list[float] = []
     for row in history:
-        epoch, value = row["epoch"], row.get(key)
+        epoch, value = row.get("epoch"), row.get(key)
         if epoch is not None and value is not None:
             epochs.append(epoch)
             values.append(value)

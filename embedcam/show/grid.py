@@ -53,52 +53,50 @@ def grid(
     if columns == 0:
         raise EmbedcamError("a contact sheet needs at least one cell, got none; pass rows of pictures")
     if cell_size < _SMALLEST_CELL:
-        raise EmbedcamError(f"cell_size must be at least {_SMALLEST_CELL} pixels, got {cell_size}; 160 is usual")
-    if captions is not None:
-        _match("captions", [len(row) for row in captions], [len(row) for row in rows])
-    if column_titles is not None:
+        raise EmbedcamError(
+            f"cell_size must be at least {_SMALLEST_CELL} pixels, got {cell_size}; 160 is usual"
+        )
+    captions = captions or [[None] * len(row) for row in rows]
+    _match("captions", [len(row) for row in captions], [len(row) for row in rows])
+    if column_titles:
         _match("column titles", len(column_titles), columns)
-    if row_titles is not None:
+    if row_titles:
         _match("row titles", len(row_titles), len(rows))
 
     small, large = font(max(10, round(cell_size / 12))), font(max(11, round(cell_size / 10.5)))
     small_height, large_height = sum(small.getmetrics()), sum(large.getmetrics())
-    gap = max(4, cell_size // 14)
-    sides = [fit(title, large, cell_size, _ROW_TITLE_LINES) for title in row_titles or []]
+    gap, half = max(4, cell_size // 14), cell_size // 2
+    sides = [fit(title, large, cell_size, _ROW_TITLE_LINES) for title in row_titles or [""] * len(rows)]
     side_width = max((round(large.getlength(line)) for lines in sides for line in lines), default=-gap)
-    x_start = gap + side_width + gap
+    lefts = [gap + side_width + gap + column * (cell_size + gap) for column in range(columns)]
 
     # How high a row gets shows while it is drawn, so the sheet starts as high as it may become and is cut.
     highest_row = cell_size + _CAPTION_LINES * small_height + 2 * gap
-    sheet_size = (x_start + columns * (cell_size + gap), gap + large_height + gap + len(rows) * highest_row)
+    sheet_size = (lefts[-1] + cell_size + gap, large_height + 2 * gap + len(rows) * highest_row)
     sheet = Image.new("RGB", sheet_size, "white")
     draw = ImageDraw.Draw(sheet)
 
     y = gap
-    for column, title in enumerate(column_titles or []):
-        center = x_start + column * (cell_size + gap) + cell_size // 2
-        _write(draw, fit(title, large, cell_size), (center, y), "ma", large, _TITLE)
     if column_titles:
+        for left, title in zip(lefts, column_titles, strict=True):
+            _write(draw, fit(title, large, cell_size), (left + half, y), "ma", large, _TITLE)
         y += large_height + gap // 2
-
-    for index, row in enumerate(rows):
+    for row, row_captions, side in zip(rows, captions, sides, strict=True):
         pictures = [None if picture is None else _scaled(picture, cell_size) for picture in row]
-        texts = [fit(text or "", small, cell_size, _CAPTION_LINES) for text in captions[index]] if captions else []
+        texts = [fit(text or "", small, cell_size, _CAPTION_LINES) for text in row_captions]
         # A row is as high as its highest picture: a sheet of wide pictures has no empty bands.
         picture_height = max((picture.height for picture in pictures if picture is not None), default=0)
-        for column, picture in enumerate(pictures):
+        picture_height = max(picture_height, len(side) * large_height)
+        side_top = y + (picture_height - len(side) * large_height) // 2
+        _write(draw, side, (gap + side_width, side_top), "ra", large, _TITLE)
+        for left, picture, lines in zip(lefts, pictures, texts, strict=False):
             if picture is not None:
-                left = x_start + column * (cell_size + gap) + (cell_size - picture.width) // 2
-                sheet.paste(picture, (left, y + (picture_height - picture.height) // 2))
-        for column, lines in enumerate(texts):
-            center = x_start + column * (cell_size + gap) + cell_size // 2
-            _write(draw, lines, (center, y + picture_height + gap // 3), "ma", small, _CAPTION)
-        side = sides[index] if sides else []
-        side_height = len(side) * large_height
-        row_height = max(picture_height, side_height)
-        _write(draw, side, (gap + side_width, y + (row_height - side_height) // 2), "ra", large, _TITLE)
-        caption_height = max(map(len, texts), default=0) * small_height
-        y += max(row_height, picture_height + caption_height + gap // 3 if caption_height else 0) + gap
+                top = y + (picture_height - picture.height) // 2
+                sheet.paste(picture, (left + (cell_size - picture.width) // 2, top))
+            _write(draw, lines, (left + half, y + picture_height + gap // 3), "ma", small, _CAPTION)
+        y += picture_height + gap
+        if any(texts):
+            y += gap // 3 + max(map(len, texts)) * small_height
     return sheet.crop((0, 0, sheet.width, y))
 
 
@@ -149,4 +147,6 @@ def _write(
 
 def _match(what: str, found: object, expected: object) -> None:
     if found != expected:
-        raise EmbedcamError(f"{what} and pictures must match in number: expected {expected}, got {found}; pad with \"\"")
+        raise EmbedcamError(
+            f'{what} and pictures must match in number: expected {expected}, got {found}; pad with ""'
+        )

@@ -29,7 +29,8 @@ def colorize(heatmap: ArrayLike, colormap: str = "turbo") -> NDArray[np.uint8]:
         EmbedcamError: If there is no such colour map.
     """
     levels = np.rint(check_heatmap(heatmap) * 255.0).astype(np.uint8)
-    return _colors(colormap)[levels]
+    colors: NDArray[np.uint8] = _colors(colormap)[levels]
+    return colors
 
 
 def overlay(
@@ -59,8 +60,9 @@ def overlay(
     if heat.shape != (height, width):
         resized = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
         heat = np.asarray(resized)
-    mixed = (1.0 - alpha) * image + alpha * colorize(heat, colormap)
-    return np.rint(mixed).astype(np.uint8)
+    pixels = image.astype(np.float32)
+    pixels += np.float32(alpha) * (colorize(heat, colormap) - pixels)
+    return np.rint(pixels).astype(np.uint8)
 
 
 @cache
@@ -69,8 +71,12 @@ def _colors(name: str) -> NDArray[np.uint8]:
     try:
         table = Colormap(name).lut(256)
     except ValueError as error:
-        close = get_close_matches(name, Catalog().short_keys(), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "try 'turbo', 'viridis' or 'inferno'"
+        close = get_close_matches(name, Catalog().short_keys(), n=3)
+        hint = (
+            f"did you mean {' or '.join(map(repr, close))}?"
+            if close
+            else "try 'turbo', 'viridis' or 'inferno'"
+        )
         raise EmbedcamError(f"there is no colour map {name!r}; {hint}") from error
     colors = np.rint(np.asarray(table)[:, :3] * 255.0).astype(np.uint8)
     colors.setflags(write=False)  # cached: nobody may change it

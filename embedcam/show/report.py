@@ -25,15 +25,27 @@ _TOP_LABELS, _TOP_CHANNELS = 4, 6
 # Key, heading, whether higher is better, decimals, meaning.
 _SCORES = (
     ("mean_ratio", "Mean ratio", True, 3, "share of the heat that lies on the object, averaged over images"),
-    ("iou_50", "IoU at 0.5", True, 3, "overlap of the heat of at least 0.5 with the mask, averaged over images"),
+    (
+        "iou_50",
+        "IoU at 0.5",
+        True,
+        3,
+        "overlap of the heat of at least 0.5 with the mask, averaged over images",
+    ),
     ("best_iou", "Best IoU", True, 3, "the same at the best single threshold for the whole set"),
     ("pointing", "Pointing", True, 3, "share of images whose hottest pixel is on the object"),
     ("pixel_ap", "Pixel AP", True, 3, "average precision of the heat as a classifier of object pixels"),
-    ("box_50", "Box at 0.5", True, 3, "share of images whose largest box overlaps the mask's box by half or more"),
+    (
+        "box_50",
+        "Box at 0.5",
+        True,
+        3,
+        "share of images whose largest box overlaps the mask's box by half or more",
+    ),
     ("ms_per_image", "ms / image", False, 1, "time to explain one image, in milliseconds; lower is better"),
 )
 _RETRIEVAL = (
-    ("recall_at_1", "Recall@1", "images whose nearest neighbour has the same label"),
+    ("recall_at_1", "Recall@1", "share of images whose nearest neighbour has the same label"),
     ("map_at_r", "MAP@R", "how well all images of the label rank ahead of the others"),
     ("nmi", "NMI", "agreement of k-means clusters with the labels"),
 )
@@ -142,7 +154,9 @@ def write_report(report: Report, path: str | Path) -> None:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
-        raise MissingDependencyError('writing a report needs jinja2; pip install "embedcam[train]"') from error
+        raise MissingDependencyError(
+            'writing a report needs jinja2; pip install "embedcam[train]"'
+        ) from error
     environment = Environment(
         loader=PackageLoader("embedcam.show", "templates"),
         autoescape=True,
@@ -154,10 +168,17 @@ def write_report(report: Report, path: str | Path) -> None:
     page = environment.get_template("report.html").render(
         report=report,
         clusters=[_ranked(cluster) for cluster in sorted(report.clusters, key=lambda c: (-c.size, c.number))],
-        columns=[column for column in _SCORES if any(row.get(column[0]) is not None for row in report.scores)],
+        columns=[
+            column for column in _SCORES if any(row.get(column[0]) is not None for row in report.scores)
+        ],
         best=_best(report.scores),
-        retrieval=[(name, report.retrieval.get(key), meaning) for key, name, meaning in _RETRIEVAL],
+        retrieval=[
+            (name, report.retrieval[key], meaning)
+            for key, name, meaning in _RETRIEVAL
+            if report.retrieval.get(key) is not None
+        ],
         differing=sum(example.differs for example in report.examples),
+        numbers={cluster.number for cluster in report.clusters},
     )
     # File names that are not UTF-8 reach Python as lone surrogates, which cannot be encoded.
     write_bytes(path, page.encode("utf-8", errors="replace"))
@@ -171,8 +192,7 @@ def _ranked(cluster: ClusterCard) -> dict[str, Any]:
     return {
         "card": cluster,
         "labels": [(name, n, 100 * n / max(cluster.size, 1)) for name, n in labels[:_TOP_LABELS] if n],
-        "other_labels": sum(1 for _, n in labels[_TOP_LABELS:] if n),
-        "other_images": sum(n for _, n in labels[_TOP_LABELS:]),
+        "others": cluster.size - sum(n for _, n in labels[:_TOP_LABELS]),
         "channels": [(k, w, max(0.0, 100 * w / strongest) if strongest > 0 else 0.0) for k, w in channels],
     }
 
@@ -201,25 +221,21 @@ def _picture(image: NDArray[Any]) -> str:
 
 
 def _data_uri(image: NDArray[Any], longest_side: int) -> str:
-    """A picture or a mask as a data URI, no larger than the page needs, PNG or JPEG, whichever is smaller."""
-    if image.dtype == np.bool_ and image.ndim == 2:
+    """A picture or a mask as a data URI, no larger than the page needs."""
+    if image.dtype == np.bool_ and image.ndim == 2 and image.size:
         picture = Image.fromarray(image.astype(np.uint8) * 255)
         picture.thumbnail((longest_side, longest_side), Image.Resampling.NEAREST)
-        encoded = {"png": _encode(picture.convert("1"), format="PNG", optimize=True)}
-    else:
-        check_picture(image)
-        picture = Image.fromarray(image)
-        picture.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
-        encoded = {
-            "png": _encode(picture, format="PNG", optimize=True),
-            # Full colour resolution: halved, it would smear the edges of a heat map.
-            "jpeg": _encode(picture, format="JPEG", quality=85, subsampling=0),
-        }
-    kind = min(encoded, key=lambda name: len(encoded[name]))
-    return f"data:image/{kind};base64,{base64.b64encode(encoded[kind]).decode()}"
+        return _encode(picture.convert("1"), "png", optimize=True)
+    check_picture(image)
+    picture = Image.fromarray(image)
+    picture.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+    if picture.getcolors(256):  # drawings are smaller and sharper as PNG, photographs far smaller as JPEG
+        return _encode(picture, "png", optimize=True)
+    # Full colour resolution: halved, it would smear the edges of a heat map.
+    return _encode(picture, "jpeg", quality=85, subsampling=0)
 
 
-def _encode(picture: Image.Image, **options: Any) -> bytes:
+def _encode(picture: Image.Image, kind: str, **options: Any) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, **options)
-    return buffer.getvalue()
+    picture.save(buffer, format=kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

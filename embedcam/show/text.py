@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from bisect import bisect_right
 from functools import cache
+from typing import cast
 
 from PIL import ImageFont
 
@@ -25,7 +26,7 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     Returns:
         The font.
     """
-    return ImageFont.load_default(size=size)
+    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=size))  # with a size it is no bitmap font
 
 
 def printable(text: str) -> str:
@@ -37,10 +38,13 @@ def printable(text: str) -> str:
     Returns:
         The text on one line, white space collapsed.
     """
-    return "".join(_drawable(character) for character in " ".join(text.split()))
+    return " ".join("".join(map(_drawable, text)).split())
 
 
 def _drawable(character: str) -> str:
+    """One character, or what stands in for it."""
+    if character.isspace():
+        return " "
     if character in _GLYPHS or (character.isascii() and character.isprintable()):
         return character
     if character in _STAND_INS:
@@ -51,9 +55,7 @@ def _drawable(character: str) -> str:
     return plain if plain.isprintable() and plain else "?"
 
 
-def fit(
-    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float, lines: int = 1
-) -> list[str]:
+def fit(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int = 1) -> list[str]:
     """Break a text into a few lines; what does not fit is cut off with an ellipsis.
 
     Args:
@@ -85,7 +87,7 @@ def fit(
     return fitted
 
 
-def _prefix(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> int:
+def _prefix(text: str, font: ImageFont.FreeTypeFont, width: float) -> int:
     """How many characters from the start fit the width."""
     # No glyph is narrower than a pixel, so a text of a megabyte need not be measured whole.
     ends = range(1, min(len(text), max(int(width), 0)) + 1)

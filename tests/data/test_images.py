@@ -64,14 +64,14 @@ def test_transparent_pixels_become_white_and_half_transparent_ones_lighter(tmp_p
 
 
 def test_transparent_grey_becomes_white(tmp_path):
-    la = Image.merge("LA", [Image.new("L", (2, 1), 80), Image.fromarray(np.array([[0, 255]], dtype=np.uint8))])
+    la = Image.merge(
+        "LA", [Image.new("L", (2, 1), 80), Image.fromarray(np.array([[0, 255]], dtype=np.uint8))]
+    )
     np.testing.assert_array_equal(read(saved(tmp_path / "a.png", la)), [[[255] * 3, [80] * 3]])
 
 
 @pytest.mark.parametrize("transparency", [1, bytes([255, 0, 255])])
 def test_transparent_palette_entry_becomes_white(tmp_path, transparency):
-    picture = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8), mode=None)
-    picture = picture.convert("L")
     palette = Image.new("P", (3, 1))
     palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     palette.putdata([0, 1, 2])
@@ -153,12 +153,15 @@ def test_every_exif_orientation_is_applied(tmp_path, orientation, suffix):
 
 
 def test_jpeg_taken_on_its_side_stands_upright(tmp_path):
-    wide = Image.fromarray(np.repeat(np.uint8([[255, 0]]), 8, axis=1).repeat(8, axis=0))  # left white, right black
+    wide = Image.fromarray(
+        np.repeat(np.uint8([[255, 0]]), 8, axis=1).repeat(8, axis=0)
+    )  # left white, right black
     got = read(saved(tmp_path / "a.jpg", wide, exif=exif(6)))  # 6: turn by 90 degrees clockwise
     assert got.shape == (16, 8, 3)
     assert got[:6].min() > 200 and got[10:].max() < 55
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_exif_does_not_make_a_picture_unreadable(tmp_path):
     path = saved(tmp_path / "a.png", Image.fromarray(PIXELS), exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
     np.testing.assert_array_equal(read(path), PIXELS)
@@ -188,6 +191,7 @@ def test_folder_named_jpg_is_an_error(tmp_path):
         read_image(tmp_path / "a.jpg")
 
 
+@pytest.mark.filterwarnings("ignore:Truncated File Read")
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "webp", "tif", "ppm"])
 def test_truncated_file_is_an_error_wherever_it_ends(tmp_path, suffix):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
@@ -225,7 +229,6 @@ MASK = np.array([[0, 1, 0, 255], [0, 0, 7, 0]], dtype=np.uint8)
 
 
 def mask_pictures():
-    palette = Image.fromarray(MASK)
     palette = Image.frombytes("P", (4, 2), MASK.tobytes())
     palette.putpalette([0, 0, 0] * 256)  # colours do not count, indices do
     rgba = np.zeros((2, 4, 4), dtype=np.uint8)

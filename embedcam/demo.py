@@ -1,0 +1,190 @@
+"""Everything on the built-in images: train, build, explain, score, and show it in one page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .data import load
+from .data.samples import Samples
+from .database.build import build_database
+from .database.record import WeightDatabase
+from .evaluate.table import evaluate
+from .explain import Explainer
+from .explanation import Explanation
+from .files import require_writable, write_text
+from .nets import EmbeddingNet
+from .progress import say
+from .show.grid import grid, save_png
+from .show.report import ClusterCard, ExampleCard, Report, Thumbnail, write_report
+from .train import TrainOptions, train
+
+_DATA, _IMAGE_SIZE = "digits", 96
+_GALLERY_IMAGES, _REPORT_EXAMPLES, _THUMBNAILS = 20, 24, 6
+
+
+def demo(out: str | Path, seed: int = 0) -> dict[str, Any]:
+    """Run the whole pipeline on `digits`.
+
+    Writes `net.safetensors` (with its training curve `net.png`), `weights.h5`, `gallery.png`, `report.html` and
+    `scores.json`.
+
+    Args:
+        out: Folder to write to.
+        seed: Of everything that is drawn at random.
+
+    Returns:
+        What `evaluate` returns.
+
+    Raises:
+        OutputError: If the folder cannot be written.
+    """
+    out = Path(out)
+    require_writable(out / "report.html")
+    training, test = load(f"{_DATA}@train"), load(f"{_DATA}@test")
+
+    say("1/4  training `tiny` on coloured digits")
+    torch.manual_seed(seed)
+    net = EmbeddingNet("tiny", 64, image_size=_IMAGE_SIZE)
+    history = train(net, training, test, out / "net.safetensors", TrainOptions(epochs=12, lr=3e-3, head_lr=3e-3, seed=seed))
+
+    say("2/4  building the weight database")
+    database = build_database(net, training, seed=seed)
+    database.save(out / "weights.h5")
+
+    say("3/4  explaining and scoring the test images")
+    result = evaluate(net, database, test, training, compare=True)
+    result |= {"data": _DATA, "network_sha256": database.network.sha256}
+    write_text(out / "scores.json", json.dumps(result, indent=2) + "\n")
+
+    say("4/4  drawing")
+    chosen = _sample(test, max(_GALLERY_IMAGES, _REPORT_EXAMPLES), seed)
+    explanation = Explainer(net, database)(torch.from_numpy(np.stack([net.preprocess(chosen.image(i)) for i in range(len(chosen))])))
+    examples = example_cards(chosen, explanation, database)
+    save_png(_gallery(examples[:_GALLERY_IMAGES]), out / "gallery.png")
+    facts = [*database_facts(database), ("Training", f"{len(history) - 1} epochs, triplet loss with semi-hard mining")]
+    report = Report(
+        title="embedcam demo: digits",
+        facts=facts,
+        clusters=cluster_cards(database, training),
+        examples=examples[:_REPORT_EXAMPLES],
+        scores=result["rows"],
+        retrieval={key: result[key] for key in ("recall_at_1", "map_at_r", "nmi")},
+    )
+    write_report(report, out / "report.html")
+    return result
+
+
+def _sample(samples: Samples, count: int, seed: int) -> Samples:
+    generator = np.random.default_rng(seed)
+    return samples.subset(np.sort(generator.choice(len(samples), min(count, len(samples)), replace=False)))
+
+
+def database_facts(db: WeightDatabase) -> list[tuple[str, str]]:
+    """Describe a database in a few lines.
+
+    Args:
+        db: The database.
+
+    Returns:
+        (name, value).
+    """
+    height, width = db.network.preprocess.input_size
+    stride, center = db.geometry.cell_stride, db.geometry.first_cell_center
+    return [
+        ("Network", f"{db.network.architecture} {db.network.sha256[:12]}, {db.network.metric}, D = {db.network.dim}"),
+        ("Feature layer", f"{db.network.layer}, K = {db.network.channels} channels, input {width} x {height}"),
+        ("Cells", f"every {stride[0]:g} pixels, the first centred at {center[0]:g} (down), {stride[1]:g} and {center[1]:g} (across)"),
+        ("Weights", f"{db.method}, {db.target.replace('_', ' ')}, {db.pairs} pairs an image, top {db.top_k} channels"),
+        ("Clusters", f"{db.clusters} of {int(db.counts.sum())} images ({int(db.counts.min())} to {int(db.counts.max())} each)"),
+        ("Exemplars", "not kept" if db.exemplars is None else str(len(db.exemplars))),
+        ("Made", f"{db.created} by embedcam {db.embedcam_version}, seed {db.seed}"),
+    ]
+
+
+def cluster_cards(db: WeightDatabase, training: Samples) -> list[ClusterCard]:
+    """Show what each cluster stands for.
+
+    Args:
+        db: With exemplars, to show training images.
+        training: The images it was built from.
+
+    Returns:
+        A card a cluster.
+    """
+    place = {name: index for index, name in enumerate(training.ids)}
+    cards = []
+    for cluster in range(db.clusters):
+        thumbnails = []
+        for exemplar in _nearest_members(db, cluster):
+            assert db.exemplars is not None
+            name = db.exemplars.path[exemplar]
+            if name in place:
+                label = int(db.exemplars.label[exemplar])
+                caption = db.label_names[label] if db.label_names is not None and label >= 0 else name
+                thumbnails.append(Thumbnail(np.asarray(training.image(place[name])), caption))
+        channels = list(zip(db.top_channels[cluster].tolist(), db.top_weights[cluster].tolist(), strict=True))
+        labels = db.labels_of(cluster, most=10)
+        cards.append(ClusterCard(cluster, int(db.counts[cluster]), labels, thumbnails, channels[:10]))
+    return cards
+
+
+def _nearest_members(db: WeightDatabase, cluster: int) -> NDArray[np.int64]:
+    if db.exemplars is None:
+        return np.empty(0, dtype=np.int64)
+    members = np.flatnonzero(db.exemplars.cluster == cluster)
+    away = np.linalg.norm(db.exemplars.embeddings[members] - db.centroids[cluster], axis=1)
+    return members[np.argsort(away, kind="stable")][:_THUMBNAILS]
+
+
+def example_cards(samples: Samples, explanation: Explanation, db: WeightDatabase) -> list[ExampleCard]:
+    """Show explained images.
+
+    Args:
+        samples: The images.
+        explanation: Of all of them, in order.
+        db: What explained them.
+
+    Returns:
+        A card an image.
+    """
+    assert explanation.clusters is not None
+    assert explanation.distances is not None
+    assert explanation.typicality is not None
+    pictures = [np.asarray(samples.image(i)) for i in range(len(samples))]
+    overlays = explanation.overlay(pictures)
+    cards = []
+    for i, picture in enumerate(pictures):
+        cluster = int(explanation.clusters[i])
+        commonest = db.labels_of(cluster, most=1)
+        cards.append(
+            ExampleCard(
+                name=samples.ids[i],
+                image=picture,
+                overlay=overlays[i],
+                cluster=cluster,
+                distance=float(explanation.distances[i]),
+                typicality=float(explanation.typicality[i]),
+                mask=samples.mask(i),
+                label=None if samples.labels is None else samples.names[samples.labels[i]],
+                cluster_label=commonest[0][0] if commonest else None,
+                notes=explanation.notes[i],
+            )
+        )
+    return cards
+
+
+def _gallery(cards: list[ExampleCard]) -> Any:  # noqa: ANN401
+    """Draw four images a row, each as picture, mask and heat map."""
+    rows = [cards[start : start + 4] for start in range(0, len(cards), 4)]
+    pictures = [[picture for card in row for picture in (card.image, card.mask, card.overlay)] for row in rows]
+    captions = [
+        [text for card in row for text in (f"digit {card.label}", "", f"cluster {card.cluster}: mostly {card.cluster_label}")]
+        for row in rows
+    ]
+    return grid(pictures, captions, cell_size=112)

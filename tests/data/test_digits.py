@@ -1,0 +1,103 @@
+import sys
+
+import numpy as np
+import pytest
+
+from embedcam.data import digits as module
+from embedcam.data.digits import SIZE, digits
+from embedcam.errors import DataError, MissingDependencyError
+
+pytest.importorskip("sklearn")
+
+
+def test_every_digit_of_scikit_learn_is_in_exactly_one_split():
+    from sklearn.datasets import load_digits
+
+    train, test, everything = digits("train"), digits("test"), digits("all")
+    assert sorted([*train.sources, *test.sources]) == list(range(1797))
+    np.testing.assert_array_equal(everything.labels, load_digits().target)
+    for label in range(10):
+        count = int((everything.labels == label).sum())
+        assert int((train.labels == label).sum()) == -(-3 * count // 5)
+    assert train.names == tuple("0123456789") and len(set(everything.ids)) == 1797
+    assert everything.ids[42] == f"{everything.labels[42]}/0042"
+
+
+def test_picture_depends_only_on_seed_and_source():
+    everything, test = digits("all"), digits("test")
+    rows = [200, 3, 77]
+    backwards = {row: np.asarray(test.image(row)) for row in reversed(rows)}
+    for row in rows:
+        source = int(test.sources[row])
+        np.testing.assert_array_equal(backwards[row], np.asarray(everything.image(source)))
+        np.testing.assert_array_equal(test.mask(row), everything.mask(source))
+    assert np.any(np.asarray(digits("test", seed=1).image(3)) != backwards[3])
+    assert digits("test", seed=1).ids == test.ids
+
+
+def test_picture_is_the_photograph_outside_the_digit_and_one_colour_inside():
+    photographs = module._material()[2]
+    for source in range(0, 1797, 150):
+        picture, opacity = module._draw(0, source)
+        solid = picture[opacity == 1]
+        assert len(solid) and np.all(solid == solid[0])
+        outside = opacity == 0
+        top, left = np.argwhere(outside)[0]
+        pixel = picture[top, left]
+        assert any(
+            np.array_equal(
+                photograph[y - top : y - top + SIZE, x - left : x - left + SIZE][outside], picture[outside]
+            )
+            for photograph in photographs
+            for y, x in np.argwhere((photograph == pixel).all(axis=2))
+            if y >= top and x >= left and y - top + SIZE <= 427 and x - left + SIZE <= 640
+        )
+
+
+def test_mask_is_where_the_digit_covers_half_of_the_pixel():
+    samples = digits("all")
+    for source in range(0, 1797, 100):
+        _, opacity = module._draw(0, source)
+        assert opacity.min() == 0 and opacity.max() == 1
+        np.testing.assert_array_equal(samples.mask(source), opacity >= 0.5)
+
+
+def test_digits_are_of_the_promised_size_whole_and_in_varied_places():
+    samples = digits("all")
+    boxes = []
+    for source in range(0, 1797, 9):
+        rows, columns = np.nonzero(samples.mask(source))
+        boxes.append((rows.min(), columns.min(), rows.max() + 1, columns.max() + 1))
+    top, left, bottom, right = np.array(boxes).T
+    heights = bottom - top
+    assert heights.min() >= 26 and heights.max() <= 60 and np.ptp(heights) > 15
+    assert min(top.min(), left.min()) >= 0 and max(bottom.max(), right.max()) <= SIZE
+    assert np.ptp((top + bottom) / 2) > 35 and np.ptp((left + right) / 2) > 45
+
+
+def test_colour_stands_out_from_what_is_around_it():
+    samples = digits("all")
+    for source in range(0, 1797, 60):
+        mask, picture = samples.mask(source), np.asarray(samples.image(source)).astype(float)
+        difference = np.abs(np.median(picture[mask], axis=0) - picture[~mask].mean(axis=0)).sum()
+        assert difference > 100
+
+
+def test_picture_is_rgb_and_every_one_has_a_mask_and_ignores_nothing():
+    samples = digits().subset([5, 1])
+    assert samples.image(0).mode == "RGB" and samples.image(0).size == (SIZE, SIZE)
+    assert samples.has_masks and samples.mask(0).shape == (SIZE, SIZE) and samples.ignore(0) is None
+    assert samples.ids == (digits().ids[5], digits().ids[1])
+    assert samples.labels.tolist() == [int(name[0]) for name in samples.ids]
+
+
+def test_unknown_split_is_an_error():
+    with pytest.raises(DataError, match="unknown split 'val'"):
+        digits("val")
+
+
+def test_missing_scikit_learn_names_what_to_install(monkeypatch):
+    module._material.cache_clear()
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(MissingDependencyError, match=r"needs scikit-learn.*embedcam\[train\]"):
+        digits()
