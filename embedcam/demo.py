@@ -67,7 +67,7 @@ def demo(out: str | Path, seed: int = 0) -> dict[str, Any]:
     explanation = Explainer(net, database)(torch.from_numpy(np.stack([net.preprocess(chosen.image(i)) for i in range(len(chosen))])))
     examples = example_cards(chosen, explanation, database)
     save_png(_gallery(examples[:_GALLERY_IMAGES]), out / "gallery.png")
-    facts = [*database_facts(database), ("Training", f"{len(history) - 1} epochs, triplet loss with semi-hard mining")]
+    facts = [*database.facts(), ("Training", f"{len(history) - 1} epochs, triplet loss with semi-hard mining")]
     report = Report(
         title="embedcam demo: digits",
         facts=facts,
@@ -83,28 +83,6 @@ def demo(out: str | Path, seed: int = 0) -> dict[str, Any]:
 def _sample(samples: Samples, count: int, seed: int) -> Samples:
     generator = np.random.default_rng(seed)
     return samples.subset(np.sort(generator.choice(len(samples), min(count, len(samples)), replace=False)))
-
-
-def database_facts(db: WeightDatabase) -> list[tuple[str, str]]:
-    """Describe a database in a few lines.
-
-    Args:
-        db: The database.
-
-    Returns:
-        (name, value).
-    """
-    height, width = db.network.preprocess.input_size
-    stride, center = db.geometry.cell_stride, db.geometry.first_cell_center
-    return [
-        ("Network", f"{db.network.architecture} {db.network.sha256[:12]}, {db.network.metric}, D = {db.network.dim}"),
-        ("Feature layer", f"{db.network.layer}, K = {db.network.channels} channels, input {width} x {height}"),
-        ("Cells", f"every {stride[0]:g} pixels, the first centred at {center[0]:g} (down), {stride[1]:g} and {center[1]:g} (across)"),
-        ("Weights", f"{db.method}, {db.target.replace('_', ' ')}, {db.pairs} pairs an image, top {db.top_k} channels"),
-        ("Clusters", f"{db.clusters} of {int(db.counts.sum())} images ({int(db.counts.min())} to {int(db.counts.max())} each)"),
-        ("Exemplars", "not kept" if db.exemplars is None else str(len(db.exemplars))),
-        ("Made", f"{db.created} by embedcam {db.embedcam_version}, seed {db.seed}"),
-    ]
 
 
 def cluster_cards(db: WeightDatabase, training: Samples) -> list[ClusterCard]:

@@ -58,9 +58,9 @@ def path(model: nn.Module, name: str) -> str:
     """Give torch's dotted name of a layer.
 
     A name that torch knows is taken as it is. Any other is read as pytorch-gradcam's: levels are joined by
-    underscores, and a block may bear its class before its number, as in "features_denseblock2_denselayer12_norm1",
-    "layer1_bottleneck0_conv1" and "features_12_expand3x3_activation". Other than there, "classifier_0" of a VGG is
-    its classifier's first layer.
+    underscores, and a block may bear its class before its number, as in "layer1_bottleneck0_conv1",
+    "features_12_expand3x3_activation" and "features_denseblock2_denselayer12_norm1". Other than there,
+    "classifier_0" of a VGG is its classifier's first layer.
 
     Args:
         model: The module to look in.
@@ -86,12 +86,13 @@ def path(model: nn.Module, name: str) -> str:
     known = names(model)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     top = [child for child, _ in model.named_children()]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"its outermost layers are {', '.join(top) or 'none'}"
+    outermost = f"its outermost layers are {', '.join(top) or 'none'}"
+    hint = f"did you mean {' or '.join(near)}?" if near else outermost
     raise LayerError(f"{type(model).__name__} has no layer {name!r}; {hint}")
 
 
 def _underscored(module: nn.Module, parts: list[str]) -> Iterator[str]:
-    """Read underscores as dots wherever children bear such names (which may hold underscores of their own)."""
+    """Read underscores as dots wherever children bear such names, which may hold underscores of their own."""
     for child, inner in module.named_children():
         for spelled in (child, type(inner).__name__.lower() + child):
             words = spelled.split("_")
@@ -102,10 +103,10 @@ def _underscored(module: nn.Module, parts: list[str]) -> Iterator[str]:
 
 
 def suggest(model: nn.Module, input_size: tuple[int, int] = (224, 224)) -> str:
-    """Name the last layer with a spatial output that the model's result depends on: the usual choice for a map.
+    """Name the last layer with a spatial output that the model's result depends on: the usual choice.
 
-    The model is run once, forward and backward, on noise. Pooling to a fixed size is passed over, since it moves
-    cells; so are the last tokens of a vision transformer that only the class token outlives.
+    The model is run once, forward and backward, on noise. Pooling to a fixed size is passed over, since it
+    moves cells; so are the last tokens of a vision transformer that only the class token outlives.
 
     Args:
         model: Any module that takes images (1, 3, H, W).
@@ -130,20 +131,25 @@ def suggest(model: nn.Module, input_size: tuple[int, int] = (224, 224)) -> str:
         if name
     ]
     parameter = next(model.parameters(), torch.empty(0))
-    noise = torch.rand(1, 3, *input_size, generator=torch.Generator().manual_seed(0)).to(parameter).requires_grad_()
+    noise = torch.rand(1, 3, *input_size, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(parameter).requires_grad_()
     try:
         with evaluating(model), uncompiled(), torch.enable_grad():
-            result = sum(tensor.float().square().sum() for tensor in _tensors(model(noise)))
-            spatial = [(name, output) for name, output in reversed(outputs) if _spatial(output)]
-            for name, output in spatial if isinstance(result, Tensor) else ():
-                (gradient,) = torch.autograd.grad(result, output, retain_graph=True, allow_unused=True)
-                if gradient is not None and as_maps(gradient).any():
+            results = [
+                tensor.float().square().sum() for tensor in _tensors(model(noise)) if tensor.requires_grad
+            ]
+            spatial = [(name, output) for name, output in reversed(outputs) if _spatial(output, input_size)]
+            for name, output in spatial if results else ():
+                (gradient,) = torch.autograd.grad(results, output, retain_graph=True, allow_unused=True)
+                if gradient is not None and as_maps(gradient, input_size).any():
                     return name
     finally:
         for handle in handles:
             handle.remove()
     if not spatial:
-        raise LayerError(f"no layer of {type(model).__name__} has a spatial output, so there is no map to show")
+        raise LayerError(
+            f"no layer of {type(model).__name__} has a spatial output; only one that has gives a map"
+        )
     return spatial[0][0]  # a head that is all zero passes no gradient to any layer
 
 
@@ -157,9 +163,9 @@ def _tensors(output: object) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _spatial(output: Tensor) -> bool:
+def _spatial(output: Tensor, input_size: tuple[int, int]) -> bool:
     try:
-        maps = as_maps(output)
+        maps = as_maps(output, input_size)
     except LayerError:
         return False
     return maps.shape[2] * maps.shape[3] > 1 and output.requires_grad
@@ -171,7 +177,8 @@ def evaluating(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> 
 
     Args:
         model: The model.
-        modules: All its modules, if the caller has listed them already: walking them takes longer than a heat map.
+        modules: All its modules, if the caller has listed them already; walking them takes longer than a heat
+            map.
 
     Yields:
         Nothing.
@@ -203,8 +210,8 @@ def uncompiled() -> Iterator[None]:
 def channels_last(model: nn.Module, name: str) -> bool:
     """Tell whether a layer puts out (B, h, w, K) rather than (B, K, h, w), as far as its kind says so.
 
-    `Linear` and `LayerNorm` work on the last axis, and torchvision's Swin transformers keep the channels there from
-    the patch embedding to the `permute` before their pooling. No shape can tell.
+    `Linear` and `LayerNorm` work on the last axis, and torchvision's Swin transformers keep the channels
+    there from the patch embedding to the `permute` before their pooling. No shape can tell.
 
     Args:
         model: The module to look in.
@@ -226,13 +233,16 @@ def channels_last(model: nn.Module, name: str) -> bool:
     return any(type(module).__module__ == "torchvision.models.swin_transformer" for module in around)
 
 
-def as_maps(output: Tensor, input_size: tuple[int, int] | None = None, *, channels_last: bool = False) -> Tensor:
+def as_maps(
+    output: Tensor, input_size: tuple[int, int] | None = None, *, channels_last: bool = False
+) -> Tensor:
     """Show a layer's output as feature maps: tokens are laid out on their grid.
 
     Args:
-        output: (B, K, h, w), or tokens (B, N, K) of a vision transformer, with or without one class token before
-            them, which is left out.
-        input_size: (H, W) of the image, from which the grid of N tokens is known; a square grid if None.
+        output: (B, K, h, w), or tokens (B, N, K) of a vision transformer, with or without one class token
+            before them, which is left out.
+        input_size: (H, W) of the image, from which the grid of the tokens follows; if None, or if no patch
+            size gives so many, the grid is square.
         channels_last: The output is (B, h, w, K).
 
     Returns:
@@ -244,18 +254,19 @@ def as_maps(output: Tensor, input_size: tuple[int, int] | None = None, *, channe
     if output.ndim == 4:
         return output.permute(0, 3, 1, 2) if channels_last else output
     if output.ndim == 3:
-        for extra in (0, 1):
-            grid = _grid(output.shape[1] - extra, input_size)
-            if grid is not None:
-                return output[:, extra:].transpose(1, 2).unflatten(2, grid)
+        for size in (input_size, None):
+            for extra in (0, 1):
+                grid = _grid(output.shape[1] - extra, size)
+                if grid is not None:
+                    return output[:, extra:].transpose(1, 2).reshape(len(output), -1, *grid)
     raise LayerError(
-        f"a feature layer must put out (B, K, h, w) or a grid of tokens (B, N, K), got {tuple(output.shape)}; "
-        "choose another layer, or say with reshape= how to lay it out"
+        "a feature layer must put out maps (B, K, h, w) or tokens (B, N, K) of a grid, "
+        f"got {tuple(output.shape)}; choose another layer"
     )
 
 
 def _grid(cells: int, input_size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Find the square patches that cut an image into so many cells; at most one grid fits."""
+    """Find the grid of square patches that cut an image, without a size a square one, into so many cells."""
     height, width = input_size or (cells, cells)
     for patch in range(1, min(height, width) + 1):
         if (height // patch) * (width // patch) == cells:
@@ -267,9 +278,9 @@ def _grid(cells: int, input_size: tuple[int, int] | None) -> tuple[int, int] | N
 def capture(layers: dict[str, nn.Module], *, differentiable: bool = False) -> Iterator[dict[str, Tensor]]:
     """Keep the outputs of layers during one forward pass; the hooks go afterwards, also on an error.
 
-    The outputs are cloned: a later layer that works in place would overwrite them. With `differentiable`, run the
-    forward pass under `torch.no_grad()`: gradients then start at the first of the layers, everything before it
-    runs without a graph, and no gradient reaches a parameter.
+    The outputs are cloned: a later layer that works in place would overwrite them. With `differentiable`, run
+    the forward pass under `torch.no_grad()`: gradients then start at the first of the layers, everything
+    before it runs without a graph, and no gradient reaches a parameter.
 
     Args:
         layers: Name -> layer.

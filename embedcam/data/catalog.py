@@ -8,18 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import DataError
+from .camvid import CAMVID_SPLITS, camvid
 from .cub import cub
 from .digits import digits
 from .folder import folder
 from .pets import pets
 from .samples import Samples
-from .splits import SPLITS, check_split
+from .splits import SPLITS
 
 _READERS: dict[str, Callable[[str, str], Samples]] = {
     "folder": folder,
     "cub": cub,
     "cub-metric": functools.partial(cub, protocol="metric"),
     "pets": pets,
+    "camvid": camvid,
 }
 
 KINDS = ("digits", *_READERS)
@@ -29,9 +31,9 @@ def load(spec: str, split: str = "train") -> Samples:
     """Load a data set by its SPEC.
 
     Args:
-        spec: `digits`, `folder:PATH`, `cub:PATH`, `cub-metric:PATH` or `pets:PATH`; a trailing `@train`,
-            `@test` or `@all` overrides `split`.
-        split: "train", "test" or "all".
+        spec: `digits`, `folder:PATH`, `cub:PATH`, `cub-metric:PATH`, `pets:PATH` or `camvid:PATH`; a trailing
+            `@train`, `@test` or `@all` (and `@val` of camvid) overrides `split`.
+        split: "train", "test" or "all"; "val" of camvid.
 
     Returns:
         The pictures of the split.
@@ -40,7 +42,6 @@ def load(spec: str, split: str = "train") -> Samples:
         DataError: If the SPEC is malformed or the data set cannot be read.
         MissingDependencyError: If the data set needs a library that is not installed.
     """
-    check_split(split)
     kind, path, own = parse(spec)
     split = own or split
     return digits(split) if kind == "digits" else _READERS[kind](path, split)
@@ -59,7 +60,7 @@ def parse(spec: str) -> tuple[str, str, str | None]:
         DataError: If the kind is unknown, or a path is missing or not wanted.
     """
     rest, at, last = spec.rpartition("@")
-    split = last if at and last in SPLITS else None
+    split = last if has_split(spec) else None
     body = spec if split is None else rest
     kind, colon, path = body.partition(":")
     if kind not in KINDS:
@@ -69,7 +70,9 @@ def parse(spec: str) -> tuple[str, str, str | None]:
     if kind != "digits" and not path:
         raise DataError(f"data set {spec!r}: {kind} needs a path; write '{kind}:PATH'")
     if split is None and at and last.isalpha() and _exists(path.rpartition("@")[0]) and not _exists(path):
-        raise DataError(f"data set {spec!r}: unknown split {last!r}; choose one of {', '.join(SPLITS)}")
+        raise DataError(
+            f"data set {spec!r}: unknown split {last!r}; choose one of {', '.join(_splits(spec))}"
+        )
     return kind, path, split
 
 
@@ -82,7 +85,11 @@ def has_split(spec: str) -> bool:
     Returns:
         True for `digits@test`, False for `digits`.
     """
-    return spec.rpartition("@")[0] != "" and spec.rpartition("@")[2] in SPLITS
+    return spec.rpartition("@")[0] != "" and spec.rpartition("@")[2] in _splits(spec)
+
+
+def _splits(spec: str) -> tuple[str, ...]:
+    return CAMVID_SPLITS if spec.startswith("camvid") else SPLITS
 
 
 def _exists(path: str) -> bool:
@@ -94,7 +101,7 @@ def _unknown(spec: str, body: str, kind: str) -> str:
         return f"data set {spec!r} is a plain folder; write 'folder:{spec}'"
     name, at, split = kind.partition("@")
     if at and name in KINDS:
-        return f"data set {spec!r}: unknown split {split!r}; choose one of {', '.join(SPLITS)}"
+        return f"data set {spec!r}: unknown split {split!r}; choose one of {', '.join(_splits(spec))}"
     close = difflib.get_close_matches(kind.lower(), KINDS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown data set {spec!r}; {hint}the kinds are {', '.join(_usage(kind) for kind in KINDS)}"

@@ -202,6 +202,26 @@ class WeightDatabase:
         order = np.argsort(-row, kind="stable")[:most]
         return [(self.label_names[i], int(row[i])) for i in order if row[i]]
 
+    def facts(self) -> list[tuple[str, str]]:
+        """Say in a few lines what this database is.
+
+        Returns:
+            (name, value), to be printed.
+        """
+        net, counts = self.network, self.counts
+        stride, center = (" x ".join(f"{v:g}" for v in pair) for pair in (self.geometry.cell_stride, self.geometry.first_cell_center))
+        size = " x ".join(map(str, net.preprocess.input_size))
+        return [
+            ("Network", f"{net.architecture}, {net.metric}, {net.dim} dimensions, sha256 {net.sha256[:12]}"),
+            ("Input", f"{size} pixels, {net.preprocess.interpolation}"),
+            ("Feature layer", f"{net.layer}, {net.channels} channels, a cell every {stride} pixels, the first at {center}"),
+            ("Weights", f"{self.method} of the {self.target.replace('_', ' ')}, {self.pairs} pairs an image, top {self.top_k} channels"),
+            ("Clusters", f"{self.clusters}, of {int(counts.sum())} images ({int(counts.min())} to {int(counts.max())} each)"),
+            ("Labels", "none" if self.label_names is None else f"{len(self.label_names)}"),
+            ("Exemplars", "not kept" if self.exemplars is None else f"{len(self.exemplars)}"),
+            ("Made", f"{self.created} by embedcam {self.embedcam_version}, seed {self.seed}"),
+        ]
+
     def typicality(self, clusters: NDArray[np.int64], distances: NDArray[np.float32]) -> NDArray[np.float32]:
         """Say how usual images are for their clusters.
 

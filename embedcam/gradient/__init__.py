@@ -1,14 +1,16 @@
 """Class activation maps by backpropagation: the yardstick for the gradient-free ones."""
 
-from .gradcam import METHODS, GradCAM, channel_weights
-from .targets import ClassScore, Proxy, Scalar, Similarity, Target, TripletMargin
+from .gradcam import METHODS, VARIANTS, GradCAM, channel_weights
+from .targets import ClassScore, Proxy, Scalar, SegmentationScore, Similarity, Target, TripletMargin
 
 __all__ = [
     "METHODS",
+    "VARIANTS",
     "ClassScore",
     "GradCAM",
     "Proxy",
     "Scalar",
+    "SegmentationScore",
     "Similarity",
     "Target",
     "TripletMargin",

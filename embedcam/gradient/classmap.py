@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.images import read_image
 from ..errors import EmbedcamError, NetworkError
@@ -21,12 +21,14 @@ from ..preprocess import Preprocess
 from ..show.boxes import Box, draw_boxes, find_boxes
 from ..show.grid import grid, save_png
 from ..show.overlay import overlay
-from .convolutional import ConvolutionalClassifier
+from .convolutional import ConvolutionalClassifier, Window
 
 # Told apart on photographs, and by people who see red and green alike (Okabe and Ito 2008).
 _COLORS = ("#f0e442", "#56b4e9", "#e69f00", "#cc79a7", "#009e73", "#d55e00", "#0072b2")
-_SHEET_CELL = 480
+_SHEET_CELL = 320
 _SHEET_COLUMNS = 4
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ class ClassMap:
             (name, probability), the surest first.
         """
         peaks = self.probabilities.max(axis=(1, 2))
-        return [(self.names[index], float(peaks[index])) for index in np.argsort(-peaks, kind="stable")[:count]]
+        return [
+            (self.names[index], float(peaks[index])) for index in np.argsort(-peaks, kind="stable")[:count]
+        ]
 
     def draw(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Draw the boxes of all found classes, a colour a class, each with its class and mean probability.
@@ -85,16 +89,15 @@ class ClassMap:
         Returns:
             uint8 (H', W', 3) RGB.
         """
-        y, x = (mine / own for mine, own in zip(picture.shape, self.best.shape, strict=False))
         # The surest class comes last, on top of the others.
         for number, found in reversed(list(enumerate(self.found))):
-            boxes = [_scaled(box, y, x) for box in found.boxes]
+            boxes = [_scaled(box, self.best.shape, picture.shape) for box in found.boxes]
             labels = [f"{found.name} {box.score:.2f}" for box in found.boxes]
             picture = draw_boxes(picture, boxes, labels, _COLORS[number % len(_COLORS)])
         return picture
 
     def sheet(self, picture: NDArray[np.uint8]) -> Image.Image:
-        """Lay out the picture with its boxes, the map of the likeliest class, and a heat map of each found class.
+        """Lay out the picture with its boxes, the likeliest class's map, and a heat map of each found class.
 
         Args:
             picture: uint8 (H', W', 3) RGB, of any size.
@@ -102,19 +105,22 @@ class ClassMap:
         Returns:
             A contact sheet.
         """
+        small = Image.fromarray(picture)
+        small.thumbnail((_SHEET_CELL, _SHEET_CELL))  # before drawing, so that labels stay readable
+        picture = np.asarray(small)
         name, probability = self.strongest(1)[0]
-        about = "classes found" if self.found else f"no class found; the likeliest is {name} {probability:.2f}"
-        cells = [(self.draw(picture), about), (overlay(picture, self.best), "probability of the likeliest class")]
-        cells += [(overlay(picture, f.heatmap), f"{f.name} {f.probability:.2f}") for f in self.found]
-        rows = [cells[start : start + _SHEET_COLUMNS] for start in range(0, len(cells), _SHEET_COLUMNS)]
-        pictures, captions = ([[cell[part] for cell in row] for row in rows] for part in (0, 1))
-        return grid(pictures, captions, cell_size=_SHEET_CELL)
+        about = (
+            f"{len(self.found)} found" if self.found else f"nothing sure; likeliest {name} {probability:.2f}"
+        )
+        pictures = [self.draw(picture), overlay(picture, self.best)]
+        pictures += [overlay(picture, found.heatmap) for found in self.found]
+        captions = [about, "likeliest class", *(f"{each.name} {each.probability:.2f}" for each in self.found)]
+        return grid(_in_rows(pictures), _in_rows(captions), cell_size=_SHEET_CELL)
 
 
 def class_maps(
     classifier: ConvolutionalClassifier,
     images: Tensor,
-    names: Sequence[str] | None = None,
     *,
     class_threshold: float = 0.85,
     box_threshold: float = 0.5,
@@ -125,17 +131,16 @@ def class_maps(
     Args:
         classifier: The classifier, made convolutional.
         images: (B, 3, H, W), normalised, of any size, on the classifier's device.
-        names: (C,) of the classes; their numbers if None.
         class_threshold: A class is found where its probability is at least this, in (0, 1].
         box_threshold: Boxes are drawn around probabilities of at least this, in (0, 1].
-        placement: "receptive-field" puts every place where the network looked; "stretch" is the plain bilinear resize.
+        placement: "receptive-field" puts every place where the network looked; "stretch" is the plain
+            bilinear resize.
 
     Returns:
         A class map an image.
 
     Raises:
         EmbedcamError: If a threshold or the placement cannot be used.
-        NetworkError: If there is not one name a class.
     """
     if not 0 < class_threshold <= 1:
         raise EmbedcamError(f"class_threshold must lie in (0, 1], got {class_threshold}; 0.85 is usual")
@@ -143,12 +148,13 @@ def class_maps(
         raise EmbedcamError(f"unknown placement {placement!r}; use one of {', '.join(PLACEMENTS)}")
     with torch.inference_mode():
         probabilities = np.asarray(classifier(images).float().softmax(dim=1).cpu())
-    classes, *cells = probabilities.shape[1:]
-    names = [f"class {index}" for index in range(classes)] if names is None else names
-    if len(names) != classes:
-        raise NetworkError(f"the network has {classes} classes, but there are {len(names)} names; give one a class")
+    names = classifier.names
     size = (int(images.shape[2]), int(images.shape[3]))
-    geometry = Geometry.stretch((cells[0], cells[1]), size) if placement == "stretch" else classifier.geometry(size)
+    geometry = (
+        Geometry.stretch(probabilities.shape[2:], size)
+        if placement == "stretch"
+        else classifier.geometry(size)
+    )
 
     def find(index: int, probability: float, heatmap: NDArray[np.float32]) -> FoundClass:
         return FoundClass(index, names[index], probability, heatmap, find_boxes(heatmap, box_threshold))
@@ -158,23 +164,109 @@ def class_maps(
         peaks = mine.max(axis=(1, 2))
         sure = [int(index) for index in np.argsort(-peaks, kind="stable") if peaks[index] >= class_threshold]
         placed = place(np.stack([mine.max(axis=0), *mine[sure]]), geometry, size).clip(0, 1)
-        found = [find(index, float(peaks[index]), heatmap) for index, heatmap in zip(sure, placed[1:], strict=True)]
+        found = [
+            find(index, float(peaks[index]), heatmap) for index, heatmap in zip(sure, placed[1:], strict=True)
+        ]
         maps.append(ClassMap(mine, placed[0], found, names))
     return maps
 
 
-def load_classifier(name: str, weights: str | Path) -> tuple[nn.Module, list[str]]:
-    """Load a classifier of torchvision with the names of its classes.
+def load_classifier(name: str, weights: str | Path, *, window: Window = 3) -> ConvolutionalClassifier:
+    """Load a classifier of torchvision and make it convolutional.
 
     Args:
         name: Of a torchvision classifier, such as "mobilenet_v2".
-        weights: "DEFAULT" (torchvision's, downloaded), or a file with the network's state dict: safetensors, or torch's
-            own format, which is read with `weights_only`. The file may be of another number of classes than ImageNet's.
+        weights: "DEFAULT" (torchvision's, downloaded), or a file with the network's state dict: safetensors,
+            or torch's own format, which is read with `weights_only`.
+        window: Side of the averaging window in cells, odd; or "whole".
 
     Returns:
-        The classifier, in evaluation mode, and its classes' names: ImageNet's if there are 1,000, else their numbers.
+        The classifier in evaluation mode, with the names of ImageNet's classes if it has as many.
 
     Raises:
-        NetworkError: If the name or the weights cannot be used.
+        NetworkError: If the name or the weights cannot be used, or the network cannot be made convolutional.
     """
-    ...
+    from torchvision import models
+
+    if name == backbones.TINY:
+        raise NetworkError("'tiny' has no classifier; use a network of torchvision, such as mobilenet_v2")
+    model = backbones._torchvision(name, download=weights == "DEFAULT")
+    if weights != "DEFAULT":
+        state = backbones.read_state_dict(weights)
+        last, wanted = list(model.state_dict().items())[-1]
+        if last in state and len(state[last]) != len(wanted):  # trained for other classes than ImageNet's
+            model = models.get_model(name, num_classes=len(state[last]))
+        backbones.load_backbone(model, name, state, weights)
+        if hasattr(model, "transform_input"):
+            # GoogLeNet's and Inception's published weights want it; torchvision sets it on download only.
+            setattr(model, "transform_input", True)  # noqa: B010
+    published = models.get_model_weights(name).DEFAULT
+    side = published.transforms().crop_size[0]
+    names = published.meta["categories"]
+    classes = len(list(model.state_dict().values())[-1])
+    return ConvolutionalClassifier(
+        model.eval(), names if len(names) == classes else None, window=window, input_size=(side, side)
+    )
+
+
+def classmap_file(
+    classifier: ConvolutionalClassifier,
+    file: str | Path,
+    out: str | Path,
+    *,
+    size: int | None = None,
+    class_threshold: float = 0.85,
+    box_threshold: float = 0.5,
+) -> ClassMap:
+    """Find the classes in a picture and draw them: `<name>_boxes.png` and `<name>_classes.png`.
+
+    The first is the picture with its labelled boxes, the second a contact sheet of it, the likeliest class's
+    map and a heat map of each found class.
+
+    Args:
+        classifier: From `load_classifier`.
+        file: The picture.
+        out: Folder to write to.
+        size: Shorter side in pixels at which the picture is looked at: the larger, the smaller are the things
+            that are found. The size that the network was made for if None; twice that for a network that
+            slides a grid (VGG, AlexNet), which would see one place only.
+        class_threshold: A class is found where its probability is at least this, in (0, 1].
+        box_threshold: Boxes are drawn around probabilities of at least this, in (0, 1].
+
+    Returns:
+        The class map, at the size that the picture was looked at.
+
+    Raises:
+        DataError: If the picture cannot be read.
+        EmbedcamError: If an option cannot be used.
+        OutputError: If the folder cannot be written.
+    """
+    if size is not None and size < 1:
+        raise EmbedcamError(
+            f"size must be at least 1 pixel, got {size}; this network was made for "
+            f"{min(classifier.input_size)}"
+        )
+    file, out = Path(file), Path(out)
+    picture = read_image(file)
+    side = size or min(classifier.input_size) * (1 if classifier.grid == (1, 1) else 2)
+    scale = side / min(picture.size)
+    preprocess = Preprocess((round(picture.height * scale), round(picture.width * scale)))
+    image = torch.from_numpy(preprocess(picture))[None].to(next(classifier.parameters()).device)
+    (found,) = class_maps(classifier, image, class_threshold=class_threshold, box_threshold=box_threshold)
+    pixels = np.asarray(picture)
+    save_png(found.draw(pixels), out / f"{file.stem}_boxes.png")
+    save_png(found.sheet(pixels), out / f"{file.stem}_classes.png")
+    return found
+
+
+def _in_rows(cells: Sequence[T]) -> list[Sequence[T]]:
+    return [cells[start : start + _SHEET_COLUMNS] for start in range(0, len(cells), _SHEET_COLUMNS)]
+
+
+def _scaled(box: Box, own: tuple[int, ...], wanted: tuple[int, ...]) -> Box:
+    """Bring a box from a heat map of one (H, W) to a picture of another, rounding outwards."""
+    (h, w), (height, width) = own[:2], wanted[:2]
+    left, top = box.left * width // w, box.top * height // h
+    return replace(
+        box, left=left, top=top, right=-(-box.right * width // w), bottom=-(-box.bottom * height // h)
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,7 +13,10 @@ from .. import layers, receptive_field
 from ..errors import NetworkError
 from ..heatmap import Geometry
 
-# How much larger the second image is that tells feature maps, which grow with the image, from what pooling leaves.
+Window: TypeAlias = int | Literal["whole"]
+"""Side of the averaging window in cells, odd; or the whole map."""
+
+# Feature maps grow with the image; what pooling leaves does not. So many pixels more tell them apart.
 _MORE = 64
 # Largest difference to the classifier's own logits, relative to the largest of them.
 _TOLERANCE = 1e-5
@@ -21,60 +25,78 @@ _TOLERANCE = 1e-5
 class ConvolutionalClassifier(nn.Module):
     """A classifier whose head is applied at every place of the feature maps, as a convolution is.
 
-    The classifier is cut where its feature maps end, before the pooling. Where it pools to one cell, as a ResNet, its
-    head (all layers after the pooling) sees the mean of the `window` around each cell. Where it pools to a grid of
-    cells, as VGG and AlexNet, the head slides over the maps as a convolution of that size.
+    The classifier is cut where its feature maps end, before the pooling. Where it pools to one cell, as a
+    ResNet, its head (all layers after the pooling) sees the mean of the `window` around each cell. Where it
+    pools to a grid of cells, as VGG and AlexNet, the head slides over the maps as a convolution of that size.
 
-    No architecture is known by name: the cut is where sizes stop to follow the size of the image, and the result is
-    compared with the classifier before it is handed out.
+    No architecture is known by name: the cut is where sizes stop to follow the size of the image, and the
+    result is compared with the classifier before it is handed out.
 
     Args:
-        model: A classifier from images (B, 3, H, W) to logits (B, C), such as any convolutional one of torchvision.
-            Its layers are shared, not copied.
-        window: Side of the averaging window in cells, odd; "whole" averages the whole map and gives the classifier's
-            own logits, at one place. Heads that slide a grid use it for "whole" only.
-        input_size: (H, W) of the images that the classifier was made for; at this size the two are compared.
+        model: A classifier from images (B, 3, H, W) to logits (B, C), such as any convolutional one of
+            torchvision. Its layers are shared, not copied.
+        names: (C,) of the classes; "class 0", "class 1", ... if None.
+        window: Side of the averaging window in cells, odd; "whole" averages the whole map and gives the
+            classifier's own logits, at one place. Heads that slide a grid know no other window.
+        input_size: (H, W) of the images that the classifier was made for; there the two are compared.
 
     Attributes:
+        names: (C,) of the classes.
+        window: As given; it may be changed.
+        input_size: As given.
         grid: (h, w) cells that the head sees at once: (1, 1), or VGG's (7, 7).
 
     Raises:
-        NetworkError: If the head cannot be applied place by place (ViT, MaxViT), or the window is not odd.
+        NetworkError: If the head cannot be applied place by place (ViT, MaxViT), the window is not odd, or
+            there is not one name a class.
 
     Source:
         Long, Shelhamer, Darrell 2015, Fully Convolutional Networks (arXiv 1411.4038), section 3.1.
     """
 
     def __init__(
-        self, model: nn.Module, *, window: int | Literal["whole"] = 3, input_size: tuple[int, int] = (224, 224)
+        self,
+        model: nn.Module,
+        names: Sequence[str] | None = None,
+        *,
+        window: Window = 3,
+        input_size: tuple[int, int] = (224, 224),
     ) -> None:
         super().__init__()
         if window != "whole" and (not isinstance(window, int) or window < 1 or window % 2 == 0):
-            raise NetworkError(f"the averaging window must be odd (1, 3, 5, ...) or 'whole', got {window!r}; 3 is usual")
-        self.window: int | Literal["whole"] = window
+            raise NetworkError(
+                f"the averaging window must be odd (1, 3, 5, ...) or 'whole', got {window!r}; 3 is usual"
+            )
+        self.window, self.input_size = window, input_size
         self._geometries: dict[tuple[int, int], Geometry] = {}
+        kind = type(model).__name__
         try:
             with layers.evaluating(model), torch.inference_mode():
                 self.trunk, self.head, self.grid = _cut(model, input_size)
-                images = _noise(model, input_size)
-                _compare(model(images), self._logits(images, "whole"))
-                # Once more on lively maps: a network fresh from its first random weights hardly reacts to any image.
-                maps = torch.rand_like(self.trunk(images))
+                images = _noise(model, 1, 3, *input_size)
+                logits = model(images)
+                _compare(logits, self._logits(images, "whole"))
+                # Again on lively maps: a network of random weights may hardly react to any image.
+                maps = _noise(model, *self.trunk(images).shape)
                 _compare(self.head(maps), self._judge(maps, "whole"))
-        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, fx.proxy.TraceError) as error:
+        except Exception as error:  # whatever the layers of an unknown network raise
             raise NetworkError(
-                f"{type(model).__name__} cannot be made convolutional: {_reason(error)}; it must take images of any size and "
+                f"{kind} cannot be made convolutional: {_reason(error)}; it must take images of any size and "
                 "end in average pooling and the layers of a classifier (explain others with GradCAM)"
             ) from error
+        classes = logits.shape[1]
+        self.names = [f"class {index}" for index in range(classes)] if names is None else list(names)
+        if len(self.names) != classes:
+            raise NetworkError(f"{kind} has {classes} classes, got {len(self.names)} names; give one a class")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Judge every place.
+        """Judge every place; the layers run in evaluation mode and are put back.
 
         Args:
             images: (B, 3, H, W), normalised, of any size that gives at least one cell.
 
         Returns:
-            Logits (B, C, h, w); (B, C, 1, 1) for the window "whole". The layers run in evaluation mode and are put back.
+            Logits (B, C, h, w); (B, C, 1, 1) for the window "whole".
         """
         with layers.evaluating(self):
             return self._logits(images, self.window)
@@ -96,57 +118,52 @@ class ConvolutionalClassifier(nn.Module):
             self._geometries[size] = Geometry(cells.cell_stride, center)
         return self._geometries[size]
 
-    def _logits(self, images: Tensor, window: int | Literal["whole"]) -> Tensor:
+    def _logits(self, images: Tensor, window: Window) -> Tensor:
         return self._judge(self.trunk(images), window)
 
-    def _judge(self, maps: Tensor, window: int | Literal["whole"]) -> Tensor:
+    def _judge(self, maps: Tensor, window: Window) -> Tensor:
         height, width = self.grid
         if window == "whole":
             maps = functional.adaptive_avg_pool2d(maps, self.grid)
         elif self.grid == (1, 1):
-            maps = functional.avg_pool2d(maps, window, stride=1, padding=window // 2, count_include_pad=False)
+            maps = functional.avg_pool2d(maps, window, 1, window // 2, count_include_pad=False)
         else:  # maps smaller than the grid are spread over it, as the classifier's own pooling does
-            maps = functional.adaptive_avg_pool2d(maps, (max(maps.shape[2], height), max(maps.shape[3], width)))
-        # What the head sees at each place, laid out as a batch: so its layers need no change, whatever they are.
+            at_least = (max(maps.shape[2], height), max(maps.shape[3], width))
+            maps = functional.adaptive_avg_pool2d(maps, at_least)
+        # What the head sees at each place, as a batch: so its layers need no change, whatever they are.
         batch, channels = maps.shape[:2]
         rows, columns = maps.shape[2] - height + 1, maps.shape[3] - width + 1
         places = functional.unfold(maps, self.grid).transpose(1, 2)
-        logits = self.head(places.reshape(batch * rows * columns, channels, height, width))
+        logits: Tensor = self.head(places.reshape(batch * rows * columns, channels, height, width))
         return logits.reshape(batch, rows, columns, -1).permute(0, 3, 1, 2)
 
 
-def _noise(model: nn.Module, size: tuple[int, int]) -> Tensor:
+def _noise(model: nn.Module, *shape: int) -> Tensor:
     parameter = next(model.parameters(), torch.empty(0))
-    return torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(parameter)
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".!")
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(parameter)
 
 
 def _cut(model: nn.Module, size: tuple[int, int]) -> tuple[fx.GraphModule, fx.GraphModule, tuple[int, int]]:
     """Split a classifier behind its last feature maps: those whose size follows the size of the image."""
-    larger = (size[0] + _MORE, size[1] + _MORE)
+    small, large = (_noise(model, 1, 3, size[0] + more, size[1] + more) for more in (0, _MORE))
     try:
-        model(_noise(model, larger))
+        model(large)
     except Exception as error:
-        raise ValueError(f"it does not take images of {larger[0]} x {larger[1]} ({_reason(error)})") from error
+        height, width = large.shape[2:]
+        raise ValueError(f"it does not take images of {height} x {width} ({_reason(error)})") from error
     traced = fx.symbolic_trace(model)
-    small, large = (_shapes(traced, _noise(model, each)) for each in (size, larger))
+    shapes, larger = _shapes(traced, small), _shapes(traced, large)
     output = next(node for node in traced.graph.nodes if node.op == "output").args[0]
-    if not isinstance(output, fx.Node) or len(small.get(output, ())) != 2:
+    if not isinstance(output, fx.Node) or len(shapes.get(output, ())) != 2:
         raise ValueError("its output is not one tensor of logits (B, C)")
-    growing = [node for node in small if len(small[node]) == 4 and small[node] != large.get(node)]
-    if not growing:
-        raise ValueError("it has no feature maps (B, K, h, w) whose size follows the size of the image")
-    last = growing[-1]
-    pooled = [large[user] for user in last.users if len(large.get(user, ())) == 4]
+    last = [node for node, shape in shapes.items() if len(shape) == 4 and shape != larger.get(node)][-1]
+    pooled = [larger[user] for user in last.users if len(larger.get(user, ())) == 4]
     grid = (pooled[0][2], pooled[0][3]) if pooled else (1, 1)
     return _part(traced, None, last), _part(traced, last, output), grid
 
 
 def _shapes(traced: fx.GraphModule, images: Tensor) -> dict[fx.Node, tuple[int, ...]]:
-    """Run a traced network and note the shape of every tensor in it."""
+    """Run a traced network and note the shape of every tensor in it, in the order of its making."""
     shapes: dict[fx.Node, tuple[int, ...]] = {}
 
     class Recorder(fx.Interpreter):
@@ -184,7 +201,11 @@ def _part(traced: fx.GraphModule, start: fx.Node | None, end: fx.Node) -> fx.Gra
 
 def _compare(expected: Tensor, found: Tensor) -> None:
     if found.shape != (*expected.shape, 1, 1):
-        raise ValueError(f"applied place by place it gives {tuple(found.shape)}, not {(*expected.shape, 1, 1)}")
+        raise ValueError(f"place by place it gives {tuple(found.shape)}, not {(*expected.shape, 1, 1)}")
     difference = float((found[..., 0, 0] - expected).abs().max())
     if not difference <= _TOLERANCE * float(expected.abs().max()):
         raise ValueError(f"its logits then differ by {difference:.2g}")
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".!")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from ..errors import TargetError
+from ..nets.network import METRICS
 
-Target = Callable[[Tensor], Tensor]
+Target = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class ClassScore:
         index: The class of all images, one class an image (B,), or None for each image's best class.
     """
 
-    index: int | Tensor | None = None
+    index: int | Sequence[int] | Tensor | None = None
 
     def __call__(self, output: Tensor) -> Tensor:
         """Pick the scores.
@@ -33,17 +38,102 @@ class ClassScore:
             (B,).
 
         Raises:
-            TargetError: If the class does not exist.
+            TargetError: If the output is something else, or the class does not exist.
         """
-        if output.ndim != 2:
-            raise TargetError(f"ClassScore needs logits (B, classes), got {tuple(output.shape)}; choose another target")
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            raise TargetError(
+                f"ClassScore needs logits (B, classes), got {_found(output)}; choose another target"
+            )
         if self.index is None:
-            index = output.argmax(dim=1)
-        else:
-            index = torch.as_tensor(self.index, device=output.device).expand(len(output))
-        if int(index.min()) < 0 or int(index.max()) >= output.shape[1]:
-            raise TargetError(f"class {self.index} does not exist: the network has {output.shape[1]} classes, counted from 0")
-        return output.gather(1, index[:, None])[:, 0]
+            return output.max(dim=1).values
+        index = torch.as_tensor(self.index, device=output.device)
+        if index.ndim > 1 or (index.ndim == 1 and len(index) != len(output)):
+            raise TargetError(
+                f"ClassScore has {index.numel()} classes for {len(output)} images; give one, or one an image"
+            )
+        _require_classes(index, output.shape[1])
+        return output.gather(1, index.expand(len(output))[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class SegmentationScore:
+    """The scores of a class summed over an image or a part of it, as in MATLAB's `gradCAM` and Seg-Grad-CAM.
+
+    Attributes:
+        classes: A class; several, for one map each; or None for each image's class of the largest sum.
+        reduction_layer: What is summed. None: the softmax of the model's output; "logits": the model's output
+            as it is; otherwise the output, as it is, of the layer of that name.
+        region: Which pixels are summed. None: all; a mask (H, W) or (B, H, W), brought to the size of the
+            scores by nearest neighbour; a pixel (y, x) of the scores; "predicted": where the class is best.
+
+    Source:
+        Vinogradova et al. 2020, Towards Interpretable Semantic Segmentation via Gradient-Weighted Class
+        Activation Mapping (doi 10.1609/aaai.v34i10.7244), equation 2.
+    """
+
+    classes: int | Sequence[int] | None = None
+    reduction_layer: str | None = None
+    region: NDArray[np.bool_] | Tensor | tuple[int, int] | str | None = None
+
+    @property
+    def layer(self) -> str | None:
+        """Name of the layer whose output is to be given; None for the model's output."""
+        return None if self.reduction_layer == "logits" else self.reduction_layer
+
+    def __call__(self, output: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Sum the scores.
+
+        Args:
+            output: Scores (B, C, H, W) of the model or of `layer`, or torchvision's dictionary with "out".
+
+        Returns:
+            (B,), or (B, n) for a sequence of n classes.
+
+        Raises:
+            TargetError: If the output is something else, or a class or the region does not exist.
+        """
+        scores = output.get("out") if isinstance(output, Mapping) else output
+        if not isinstance(scores, Tensor) or scores.ndim != 4:
+            raise TargetError(
+                f"SegmentationScore needs scores (B, classes, H, W), got {_found(output)}; "
+                "choose another reduction_layer or target"
+            )
+        if self.reduction_layer is None:
+            scores = scores.float().softmax(dim=1)
+        sums = self._cut(scores).sum(dim=(2, 3))
+        if self.classes is None:
+            return sums.max(dim=1).values
+        classes = torch.as_tensor(self.classes, device=sums.device)
+        _require_classes(classes, sums.shape[1])
+        return sums[:, classes]
+
+    def _cut(self, scores: Tensor) -> Tensor:
+        """Leave the region's scores, all others zero."""
+        if self.region is None:
+            return scores
+        if isinstance(self.region, str):
+            if self.region != "predicted":
+                raise TargetError(
+                    f"unknown region {self.region!r}; use 'predicted', a mask, a pixel (y, x) or None"
+                )
+            best = scores.argmax(dim=1, keepdim=True)
+            return scores * (best == torch.arange(scores.shape[1], device=scores.device)[:, None, None])
+        height, width = scores.shape[2:]
+        if isinstance(self.region, tuple):
+            y, x = self.region
+            if not (0 <= y < height and 0 <= x < width):
+                raise TargetError(
+                    f"pixel {self.region} is outside the scores, {height} x {width}; give (y, x) in it, or a mask"
+                )
+            return scores[:, :, y : y + 1, x : x + 1]
+        mask = torch.as_tensor(self.region, device=scores.device)
+        if mask.ndim not in (2, 3) or (mask.ndim == 3 and len(mask) not in (1, len(scores))):
+            raise TargetError(
+                f"the region of {len(scores)} images must be a mask (H, W) or (B, H, W), "
+                f"got {tuple(mask.shape)}; give one mask, or one an image"
+            )
+        mask = mask.reshape(-1, 1, *mask.shape[-2:]).to(scores.dtype)
+        return scores * functional.interpolate(mask, (height, width), mode="nearest-exact")
 
 
 @dataclass(frozen=True)
@@ -68,25 +158,29 @@ class Similarity:
         Raises:
             TargetError: If the shapes differ, or the reference is the image's own embedding.
         """
-        reference = self.reference.to(output)
-        _require_width("Similarity", output, reference)
-        lengths = torch.linalg.vector_norm(output, dim=1)
-        if bool(torch.isclose(lengths, torch.ones_like(lengths), atol=1e-4).all()):
-            own = (output.detach() - reference).abs().amax(dim=1) < 1e-6
+        reference = _reference("Similarity", output, self.reference)
+        lengths = torch.linalg.vector_norm(output.detach(), dim=1)
+        if bool(torch.isclose(lengths, torch.ones_like(lengths), atol=1e-2).all()):
+            # Rounding differs with the batch: by 1e-7 in float32, by more in half precision.
+            rounding = max(1e-6, torch.finfo(output.dtype).eps * float(reference.abs().max()))
+            own = (output.detach() - reference).abs().amax(dim=1) <= rounding
             if bool(own.any()):
                 raise TargetError(
-                    "Similarity to the image itself has no gradient: its cosine is 1 whatever the image shows; "
-                    "give the embedding of another image"
+                    "Similarity to the image itself has no gradient: its cosine is 1, the largest there is, "
+                    "whatever the image shows; give the embedding of another image"
                 )
         return (output * reference).sum(dim=1)
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """How near an embedding is to a class's proxy (EmbeddingCAM, arXiv 2402.00909).
+    """How near an embedding is to a class's proxy.
 
     Attributes:
         vector: (D,) or (B, D), for example the mean embedding of a class.
+
+    Source:
+        EmbeddingCAM (arXiv 2402.00909).
     """
 
     vector: Tensor
@@ -103,32 +197,36 @@ class Proxy:
         Raises:
             TargetError: If the shapes differ.
         """
-        vector = self.vector.to(output)
-        _require_width("Proxy", output, vector)
-        return (output * vector).sum(dim=1)
+        return (output * _reference("Proxy", output, self.vector)).sum(dim=1)
 
 
 @dataclass(frozen=True)
 class TripletMargin:
     """How much nearer an embedding is to its positive than to its negative.
 
-    The margin is z·p - z·n (cosine) or |z - n|² - |z - p|² (Euclidean), not cut off at a hinge: an easy triplet's
-    hinged loss has no gradient at all.
+    That is z·p - z·n (cosine) or |z - n|² - |z - p|² (Euclidean), not cut off at a hinge: an easy triplet's
+    hinged loss has no gradient at all, and a loss's own sign shows what makes the triplet worse.
 
     Attributes:
         positive: (D,) or (B, D).
         negative: (D,) or (B, D).
+        hinge: Explain the literal loss max(0, margin - that) instead.
+        margin: Of that loss.
         metric: "cosine" or "euclidean".
-        hinge: None, or the margin m of the literal loss max(0, m - margin).
     """
 
     positive: Tensor
     negative: Tensor
+    hinge: bool = False
+    margin: float = 0.2
     metric: str = "cosine"
-    hinge: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise TargetError(f"unknown metric {self.metric!r}; use one of {', '.join(METRICS)}")
 
     def __call__(self, output: Tensor) -> Tensor:
-        """Measure the margin.
+        """Measure.
 
         Args:
             output: Embeddings (B, D).
@@ -139,14 +237,13 @@ class TripletMargin:
         Raises:
             TargetError: If the shapes differ.
         """
-        positive, negative = self.positive.to(output), self.negative.to(output)
-        _require_width("TripletMargin", output, positive)
-        _require_width("TripletMargin", output, negative)
+        positive = _reference("TripletMargin", output, self.positive)
+        negative = _reference("TripletMargin", output, self.negative)
         if self.metric == "cosine":
-            margin = (output * (positive - negative)).sum(dim=1)
+            nearer = (output * (positive - negative)).sum(dim=1)
         else:
-            margin = (output - negative).square().sum(dim=1) - (output - positive).square().sum(dim=1)
-        return margin if self.hinge is None else (self.hinge - margin).clamp(min=0)
+            nearer = (output - negative).square().sum(dim=1) - (output - positive).square().sum(dim=1)
+        return (self.margin - nearer).clamp(min=0) if self.hinge else nearer
 
 
 @dataclass(frozen=True)
@@ -157,9 +254,9 @@ class Scalar:
         function: From the network's output to one scalar an image (B,).
     """
 
-    function: Callable[[Tensor], Tensor]
+    function: Callable[[Any], Tensor]
 
-    def __call__(self, output: Tensor) -> Tensor:
+    def __call__(self, output: Any) -> Tensor:
         """Apply the function.
 
         Args:
@@ -171,9 +268,30 @@ class Scalar:
         return self.function(output)
 
 
-def _require_width(name: str, output: Tensor, reference: Tensor) -> None:
-    if output.ndim != 2 or reference.shape[-1] != output.shape[1]:
+TARGETS = (ClassScore, SegmentationScore, TripletMargin, Similarity, Proxy, Scalar)
+
+
+def _reference(name: str, output: object, reference: Tensor) -> Tensor:
+    """Bring a reference to the embeddings' device and type, after checking that they can be compared."""
+    shape = tuple(reference.shape)
+    if (
+        not isinstance(output, Tensor)
+        or output.ndim != 2
+        or shape not in ((output.shape[1],), (1, output.shape[1]), tuple(output.shape))
+    ):
         raise TargetError(
-            f"{name} needs embeddings of the same width, got {tuple(output.shape)} and {tuple(reference.shape)}; "
-            "take both from the same network"
+            f"{name} needs embeddings (B, D) and a reference (D,) or (B, D), "
+            f"got {_found(output)} and {shape}; take both from the same network"
         )
+    return reference.detach().to(output)
+
+
+def _require_classes(classes: Tensor, count: int) -> None:
+    if classes.numel() == 0 or int(classes.min()) < 0 or int(classes.max()) >= count:
+        raise TargetError(
+            f"class {classes.tolist()} does not exist; the network has {count} classes, counted from 0"
+        )
+
+
+def _found(output: object) -> str:
+    return str(tuple(output.shape)) if isinstance(output, Tensor) else type(output).__name__

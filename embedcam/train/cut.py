@@ -44,20 +44,28 @@ def cut(backbone: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
     copied: dict[fx.Node, fx.Node] = {}
     first.graph_copy(traced.graph, copied)
     first.output(copied[ends["cut"]])
-    first.eliminate_dead_code()
 
     second = fx.Graph()
     copied = {}
     entry = second.placeholder("maps")
     second.graph_copy(traced.graph, copied)
     copied[ends["cut"]].replace_all_uses_with(entry)
-    second.output(copied[ends["out"]] if ends["out"] is not ends["cut"] else entry)
-    second.eliminate_dead_code()
-    for node in [node for node in second.nodes if node.op == "placeholder" and node is not entry]:
+    second.output(entry if ends["out"] is ends["cut"] else copied[ends["out"]])
+
+    parts = tuple(_pruned(fx.GraphModule(traced, graph)) for graph in (first, second))
+    for node in [node for node in parts[1].graph.nodes if node.op == "placeholder" and node.name != entry.name]:
         if node.users:
             raise LayerError(
                 f"cannot train from {layer!r} on: a later layer also needs what was before it; "
                 "choose a layer that everything passes through, such as the end of a stage"
             )
-        second.erase_node(node)
-    return fx.GraphModule(traced, first), fx.GraphModule(traced, second)
+        parts[1].graph.erase_node(node)
+    parts[1].recompile()
+    return parts[0], parts[1]
+
+
+def _pruned(module: Any) -> Any:  # noqa: ANN401
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()  # of its own containers: the backbone keeps all of its layers
+    module.recompile()
+    return module

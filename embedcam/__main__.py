@@ -1,0 +1,5 @@
+"""`python -m embedcam`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,399 @@
+"""The command line: one function a verb; it parses, calls and prints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from . import __version__, progress
+from .errors import EmbedcamError
+
+app = typer.Typer(
+    help="Explain embedding networks: heat maps without backpropagation, from a precomputed weight database.",
+    epilog="Start with: embedcam demo",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+_SPEC = "digits, folder:PATH, cub:PATH, cub-metric:PATH or pets:PATH; with @train, @test or @all at the end if need be."
+
+NetOption = Annotated[Path, typer.Option("--net", help="Network file made by `embedcam train`.", metavar="FILE")]
+DbOption = Annotated[Path, typer.Option("--db", help="Weight database made by `embedcam build`.", metavar="FILE")]
+DataOption = Annotated[str, typer.Option("--data", help=f"Images: {_SPEC}", metavar="SPEC")]
+SeedOption = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at an unreadable image instead of leaving it out.")]
+WorkersOption = Annotated[int, typer.Option(min=0, help="Threads that read images ahead.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
+
+
+class Metric(str, Enum):
+    """How embeddings are compared."""
+
+    cosine = "cosine"
+    euclidean = "euclidean"
+
+
+class Method(str, Enum):
+    """How channel weights are worked out."""
+
+    gradcam = "gradcam"
+    gradcampp = "gradcam++"
+
+
+class Transfer(str, Enum):
+    """Whose weights a new image gets."""
+
+    cluster = "cluster"
+    nearest = "nearest"
+
+
+class Placement(str, Enum):
+    """Where the cells of a feature map are put in the image."""
+
+    receptive_field = "receptive-field"
+    stretch = "stretch"
+
+
+class Precision(str, Enum):
+    """The numbers that the network computes with."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"embedcam {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="DIR")] = Path("runs/demo"),
+    seed: SeedOption = 0,
+) -> None:
+    """Run the whole pipeline on built-in images, in under two minutes: train, build, explain, score, report.
+
+    Example: embedcam demo --out runs/demo
+    """
+    from .demo import demo as run
+
+    result = run(out, seed)
+    _print_scores(result)
+    typer.echo(f"\nOpen {out / 'report.html'} in a browser, or look at {out / 'gallery.png'}.")
+    typer.echo("Next, your own images: embedcam train --data folder:PATH --backbone mobilenet_v2 --weights DEFAULT --out net.safetensors")
+
+
+@app.command()
+def train(
+    data: DataOption,
+    backbone: Annotated[str, typer.Option(help="tiny, or any torchvision classifier, such as resnet50.", metavar="NAME")],
+    out: Annotated[Path, typer.Option(help="Network file to write; the training curve goes beside it.", metavar="FILE")],
+    weights: Annotated[str | None, typer.Option(help="Start from this state dict, or from torchvision's DEFAULT.", metavar="FILE|DEFAULT")] = None,
+    objective: Annotated[str, typer.Option(help="triplet, arcface, proxy-anchor or multi-similarity.")] = "triplet",
+    dim: Annotated[int, typer.Option(min=1, help="Dimensions of the embedding.")] = 128,
+    hidden: Annotated[int | None, typer.Option(min=1, help="Width of a hidden layer in the head; none by default.")] = None,
+    metric: Annotated[Metric, typer.Option(help="How embeddings are compared.")] = Metric.cosine,
+    image_size: Annotated[int, typer.Option(min=8, help="Side of the square input in pixels.")] = 224,
+    epochs: Annotated[int, typer.Option(min=0, help="Passes over the training images.")] = 10,
+    batch_size: Annotated[int, typer.Option(min=4, help="Images a batch.")] = 64,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate of the backbone; 1e-4 with weights, 3e-3 without.")] = None,
+    head_lr: Annotated[float | None, typer.Option(help="Highest learning rate of the head; 1e-3 with weights, 3e-3 without.")] = None,
+    train_from: Annotated[str | None, typer.Option(help="Train only what comes after this layer, on activations computed once.", metavar="LAYER")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished epoch of an interrupted run.")] = False,
+    seed: SeedOption = 0,
+    strict: StrictOption = False,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train an embedding network.
+
+    Example: embedcam train --data folder:birds --backbone mobilenet_v2 --weights DEFAULT --train-from features.13 --out net.safetensors
+    """
+    import torch
+
+    from .data import has_split, load
+    from .nets import EmbeddingNet
+    from .train import TrainOptions
+    from .train import train as run
+
+    training = load(data, "train")
+    test = None if has_split(data) else load(data, "test")
+    torch.manual_seed(seed)
+    net = EmbeddingNet(backbone, dim, weights=weights, hidden=hidden, metric=metric.value, image_size=image_size)
+    pretrained = weights is not None
+    options = TrainOptions(
+        objective=objective,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr or (1e-4 if pretrained else 3e-3),
+        head_lr=head_lr or (1e-3 if pretrained else 3e-3),
+        train_from=train_from,
+        freeze_norm=pretrained,
+        seed=seed,
+    )
+    history = run(net.to(_device(device)), training, test, out, options, resume=resume, strict=strict, workers=workers)
+    typer.echo(f"wrote {out} (Recall@1 {history[-1]['recall_at_1']:.4f}) and {out.with_suffix('.png')}")
+
+
+@app.command()
+def build(
+    net: NetOption,
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="Weight database to write.", metavar="FILE")],
+    layer: Annotated[str | None, typer.Option(help="Feature layer; the last spatial one by default.", metavar="NAME")] = None,
+    clusters: Annotated[int, typer.Option(min=1, help="Clusters of the training images.")] = 50,
+    top_k: Annotated[int, typer.Option(min=1, help="Channels kept of each cluster.")] = 50,
+    pairs: Annotated[int, typer.Option(min=1, help="Triplets an image.")] = 50,
+    method: Annotated[Method, typer.Option(help="How channel weights are worked out.")] = Method.gradcam,
+    exemplars: Annotated[bool, typer.Option(help="Keep every image's embedding and channels, for --transfer nearest.")] = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 32,
+    seed: SeedOption = 0,
+    strict: StrictOption = False,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "auto",
+) -> None:
+    """Build the weight database from the training images.
+
+    Example: embedcam build --net net.safetensors --data folder:birds --out weights.h5
+    """
+    from .data import load
+    from .database.build import build_database
+    from .files import require_writable
+    from .nets import EmbeddingNet
+
+    require_writable(out)
+    network = EmbeddingNet.load(net).to(_device(device))
+    if layer is not None:
+        network.layer = layer
+    database = build_database(
+        network,
+        load(data, "train"),
+        clusters=clusters,
+        top_k=top_k,
+        pairs=pairs,
+        method=method.value,
+        exemplars=exemplars,
+        seed=seed,
+        batch_size=batch_size,
+        strict=strict,
+        workers=workers,
+    )
+    database.save(out)
+    typer.echo(f"wrote {out}: {database.clusters} clusters of {int(database.counts.sum())} images")
+
+
+@app.command()
+def explain(
+    inputs: Annotated[list[Path], typer.Argument(help="Images and folders of images.", metavar="INPUT...")],
+    net: NetOption,
+    db: DbOption,
+    out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="DIR")] = Path("runs/explain"),
+    boxes: Annotated[bool, typer.Option("--boxes", help="Draw boxes around strong regions.")] = False,
+    threshold: Annotated[float, typer.Option(min=0.01, max=1.0, help="Least heat inside a box's region.")] = 0.5,
+    transfer: Annotated[Transfer, typer.Option(help="Weights of the cluster, or of the nearest exemplar.")] = Transfer.cluster,
+    placement: Annotated[Placement, typer.Option(help="Cells where the network looked, or plainly stretched.")] = Placement.receptive_field,
+    alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Weight of the heat map in the overlay.")] = 0.5,
+    colormap: Annotated[str, typer.Option(help="turbo, viridis, jet, or any other that the cmap library knows.")] = "turbo",
+    precision: Annotated[Precision, typer.Option(help="Numbers that the network computes with.")] = Precision.float32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
+    strict: StrictOption = False,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "auto",
+) -> None:
+    """Explain images: overlays, a contact sheet, raw maps, and a JSON line an image.
+
+    Example: embedcam explain --net net.safetensors --db weights.h5 photo.jpg holiday/ --boxes
+    """
+    import torch
+
+    from .explain import Explainer
+    from .explain.files import DrawOptions, explain_files
+    from .nets import EmbeddingNet
+
+    autocast = None if precision is Precision.float32 else getattr(torch, precision.value)
+    network = EmbeddingNet.load(net).to(_device(device))
+    explainer = Explainer(network, db, transfer=transfer.value, placement=placement.value, autocast=autocast)
+    draw = DrawOptions(boxes, threshold, alpha, colormap)
+    lines = explain_files(explainer, inputs, out, draw, batch_size=batch_size, strict=strict, workers=workers)
+    for line in lines[:20]:
+        labels = ", ".join(f"{name} ({count})" for name, count in line["cluster_labels"].items())
+        notes = "".join(f"; note: {note}" for note in line["notes"])
+        typer.echo(f"{line['image']}: cluster {line['cluster']}{f' of {labels}' if labels else ''}, distance {line['distance']:.3f}{notes}")
+    if len(lines) > 20:
+        typer.echo(f"... and {len(lines) - 20} more in {out / 'explanations.jsonl'}")
+    typer.echo(f"wrote {out / 'contact_sheet.png'}, overlays/, maps/ and explanations.jsonl")
+
+
+@app.command()
+def evaluate(
+    net: NetOption,
+    db: DbOption,
+    data: DataOption,
+    compare: Annotated[bool, typer.Option("--compare", help="Also score per-image Grad-CAM, which needs labels and gradients.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.", metavar="FILE")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
+    strict: StrictOption = False,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score heat maps against masks, and embeddings against labels.
+
+    Neighbours are looked for among the training images of the same data set.
+
+    Example: embedcam evaluate --net net.safetensors --db weights.h5 --data folder:birds --json scores.json
+    """
+    from .data import has_split, load
+    from .database import WeightDatabase
+    from .evaluate.table import evaluate as run
+    from .files import require_writable, write_text
+    from .nets import EmbeddingNet
+
+    if json_file is not None:
+        require_writable(json_file)
+    network = EmbeddingNet.load(net).to(_device(device))
+    gallery = None if has_split(data) and not data.endswith("@test") else load(data.removesuffix("@test"), "train")
+    result = run(
+        network,
+        WeightDatabase.load(db),
+        load(data, "test"),
+        gallery,
+        compare=compare,
+        batch_size=batch_size,
+        strict=strict,
+        workers=workers,
+    )
+    _print_scores(result)
+    if json_file is not None:
+        write_text(json_file, json.dumps({**result, "data": data}, indent=2) + "\n")
+        typer.echo(f"wrote {json_file}")
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="Weight database.", metavar="weights.h5")],
+    top: Annotated[int, typer.Option(min=1, help="Labels and channels shown of each cluster.")] = 3,
+) -> None:
+    """Print what a weight database holds.
+
+    Example: embedcam inspect weights.h5
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from .database import WeightDatabase
+
+    database = WeightDatabase.load(file)
+    console = Console(highlight=False, soft_wrap=True)
+    for name, value in database.facts():
+        console.print(f"{name:<14}{value}", markup=False)
+    table = Table("cluster", "images", "labels", "median distance", "farthest", "strongest channels", box=None, pad_edge=False)
+    for column in (0, 1, 3, 4):
+        table.columns[column].justify = "right"
+    for cluster in sorted(range(database.clusters), key=lambda c: -int(database.counts[c])):
+        labels = ", ".join(f"{name} ({count})" for name, count in database.labels_of(cluster, top))
+        channels = ", ".join(map(str, database.top_channels[cluster, :top].tolist()))
+        median, farthest = database.distance_quantiles[cluster, [0, -1]]
+        row = (str(cluster), str(database.counts[cluster]), labels, f"{median:.3f}", f"{farthest:.3f}", channels)
+        table.add_row(*(_plain(text) for text in row))
+    console.print()
+    console.print(table)
+
+
+def _plain(text: str) -> Any:  # noqa: ANN401
+    from rich.text import Text
+
+    return Text(text)
+
+
+def _print_scores(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    columns = ("mean_ratio", "iou_50", "best_iou", "pointing", "pixel_ap", "box_50", "ms_per_image")
+    for name in ("method", "backprop", *columns):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in result["rows"]:
+        name = f"{row['method']} (default)" if row["default"] else row["method"]
+        cells = ["-" if row[key] is None else f"{row[key]:.{1 if key == 'ms_per_image' else 3}f}" for key in columns]
+        table.add_row(name, "yes" if row["backprop"] else "no", *cells)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    known = {"Recall@1": "recall_at_1", "MAP@R": "map_at_r", "NMI": "nmi"}
+    scores = ", ".join(f"{name} {result[key]:.4f}" for name, key in known.items() if result[key] is not None)
+    skipped = f", {result['skipped']} unreadable images left out" if result["skipped"] else ""
+    console.print(f"\n{scores + '; ' if scores else ''}{result['images']} images, {result['masks']} with a mask{skipped}")
+
+
+def _device(name: str) -> Any:  # noqa: ANN401
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise EmbedcamError(f"device {name!r} cannot be used: {reason}; use --device cpu or auto") from error
+
+
+class _Warnings(logging.Handler):
+    """Prints each warning as one line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"embedcam: warning: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 an error in one line, 2 wrong usage, 130 interrupted."""
+    sys.exit(_run(app, debug="--debug" in sys.argv))
+
+
+def _run(command: Callable[..., Any], *, debug: bool) -> int:
+    progress.show()
+    logger = logging.getLogger("embedcam")
+    logger.addHandler(_Warnings())
+    logger.propagate = False
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return int(command(standalone_mode=False) or 0)
+    except EmbedcamError as error:
+        if debug:
+            raise
+        print(f"embedcam: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except typer.Exit as error:
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        hint = "; finished epochs are kept: add --resume to go on" if "train" in sys.argv[1:2] else "; nothing was left half-written"
+        print(f"\nembedcam: interrupted{hint}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        usage = getattr(error, "show", None)  # click's errors of usage show themselves
+        if usage is None:
+            raise
+        usage()
+        return int(getattr(error, "exit_code", 2))
