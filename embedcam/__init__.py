@@ -41,17 +41,30 @@ _HOME = {
     "WeightDatabase": "database",
     "build_database": "database.build",
 }
-_ROOMS = ("data", "database", "evaluate", "explain", "gradient", "heatmap", "layers", "nets", "receptive_field", "show", "train")
+_ROOMS = (
+    "data",
+    "database",
+    "evaluate",
+    "explain",
+    "gradient",
+    "heatmap",
+    "layers",
+    "nets",
+    "receptive_field",
+    "show",
+    "train",
+)
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     if name not in _HOME and name not in _ROOMS:
         raise AttributeError(f"module 'embedcam' has no attribute {name!r}")
     try:
         module = importlib.import_module(f".{_HOME.get(name, name)}", __name__)
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f'embedcam.{name} needs {error.name}; install it with `pip install "embedcam[train]"` (or "embedcam[torch]" to only explain)'
+            f"embedcam.{name} needs {error.name}; install it with "
+            '`pip install "embedcam[train]"` (or "embedcam[torch]" to only explain)'
         ) from error
     value = module if name in _ROOMS else getattr(module, name)
     globals()[name] = value

@@ -80,7 +80,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _common(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -99,26 +101,47 @@ def demo(
     result = run(out, seed)
     _print_scores(result)
     typer.echo(f"\nOpen {out / 'report.html'} in a browser, or look at {out / 'gallery.png'}.")
-    typer.echo("Next, your own images: embedcam train --data folder:PATH --backbone mobilenet_v2 --weights DEFAULT --out net.safetensors")
+    typer.echo(
+        "Next, your own images: embedcam train --data folder:PATH --backbone mobilenet_v2 --weights DEFAULT --out net.safetensors"
+    )
 
 
 @app.command()
 def train(
     data: DataOption,
-    backbone: Annotated[str, typer.Option(help="tiny, or any torchvision classifier, such as resnet50.", metavar="NAME")],
-    out: Annotated[Path, typer.Option(help="Network file to write; the training curve goes beside it.", metavar="FILE")],
-    weights: Annotated[str | None, typer.Option(help="Start from this state dict, or from torchvision's DEFAULT.", metavar="FILE|DEFAULT")] = None,
+    backbone: Annotated[
+        str, typer.Option(help="tiny, or any torchvision classifier, such as resnet50.", metavar="NAME")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Network file to write; the training curve goes beside it.", metavar="FILE")
+    ],
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Start from this state dict, or from torchvision's DEFAULT.", metavar="FILE|DEFAULT"),
+    ] = None,
     objective: Annotated[str, typer.Option(help="triplet, arcface, proxy-anchor or multi-similarity.")] = "triplet",
     dim: Annotated[int, typer.Option(min=1, help="Dimensions of the embedding.")] = 128,
-    hidden: Annotated[int | None, typer.Option(min=1, help="Width of a hidden layer in the head; none by default.")] = None,
+    hidden: Annotated[
+        int | None, typer.Option(min=1, help="Width of a hidden layer in the head; none by default.")
+    ] = None,
     metric: Annotated[Metric, typer.Option(help="How embeddings are compared.")] = Metric.cosine,
     image_size: Annotated[int, typer.Option(min=8, help="Side of the square input in pixels.")] = 224,
     epochs: Annotated[int, typer.Option(min=0, help="Passes over the training images.")] = 10,
     batch_size: Annotated[int, typer.Option(min=4, help="Images a batch.")] = 64,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate of the backbone; 1e-4 with weights, 3e-3 without.")] = None,
-    head_lr: Annotated[float | None, typer.Option(help="Highest learning rate of the head; 1e-3 with weights, 3e-3 without.")] = None,
-    train_from: Annotated[str | None, typer.Option(help="Train only what comes after this layer, on activations computed once.", metavar="LAYER")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished epoch of an interrupted run.")] = False,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Highest learning rate of the backbone; 1e-4 with weights, 3e-3 without."),
+    ] = None,
+    head_lr: Annotated[
+        float | None, typer.Option(help="Highest learning rate of the head; 1e-3 with weights, 3e-3 without.")
+    ] = None,
+    train_from: Annotated[
+        str | None,
+        typer.Option(help="Train only what comes after this layer, on activations computed once.", metavar="LAYER"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last finished epoch of an interrupted run.")
+    ] = False,
     seed: SeedOption = 0,
     strict: StrictOption = False,
     workers: WorkersOption = 2,
@@ -159,12 +182,16 @@ def build(
     net: NetOption,
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Weight database to write.", metavar="FILE")],
-    layer: Annotated[str | None, typer.Option(help="Feature layer; the last spatial one by default.", metavar="NAME")] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Feature layer; the last spatial one by default.", metavar="NAME")
+    ] = None,
     clusters: Annotated[int, typer.Option(min=1, help="Clusters of the training images.")] = 50,
     top_k: Annotated[int, typer.Option(min=1, help="Channels kept of each cluster.")] = 50,
     pairs: Annotated[int, typer.Option(min=1, help="Triplets an image.")] = 50,
     method: Annotated[Method, typer.Option(help="How channel weights are worked out.")] = Method.gradcam,
-    exemplars: Annotated[bool, typer.Option(help="Keep every image's embedding and channels, for --transfer nearest.")] = True,
+    exemplars: Annotated[
+        bool, typer.Option(help="Keep every image's embedding and channels, for --transfer nearest.")
+    ] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 32,
     seed: SeedOption = 0,
     strict: StrictOption = False,
@@ -209,10 +236,16 @@ def explain(
     out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="DIR")] = Path("runs/explain"),
     boxes: Annotated[bool, typer.Option("--boxes", help="Draw boxes around strong regions.")] = False,
     threshold: Annotated[float, typer.Option(min=0.01, max=1.0, help="Least heat inside a box's region.")] = 0.5,
-    transfer: Annotated[Transfer, typer.Option(help="Weights of the cluster, or of the nearest exemplar.")] = Transfer.cluster,
-    placement: Annotated[Placement, typer.Option(help="Cells where the network looked, or plainly stretched.")] = Placement.receptive_field,
+    transfer: Annotated[
+        Transfer, typer.Option(help="Weights of the cluster, or of the nearest exemplar.")
+    ] = Transfer.cluster,
+    placement: Annotated[
+        Placement, typer.Option(help="Cells where the network looked, or plainly stretched.")
+    ] = Placement.receptive_field,
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Weight of the heat map in the overlay.")] = 0.5,
-    colormap: Annotated[str, typer.Option(help="turbo, viridis, jet, or any other that the cmap library knows.")] = "turbo",
+    colormap: Annotated[
+        str, typer.Option(help="turbo, viridis, jet, or any other that the cmap library knows.")
+    ] = "turbo",
     precision: Annotated[Precision, typer.Option(help="Numbers that the network computes with.")] = Precision.float32,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
     strict: StrictOption = False,
@@ -237,7 +270,9 @@ def explain(
     for line in lines[:20]:
         labels = ", ".join(f"{name} ({count})" for name, count in line["cluster_labels"].items())
         notes = "".join(f"; note: {note}" for note in line["notes"])
-        typer.echo(f"{line['image']}: cluster {line['cluster']}{f' of {labels}' if labels else ''}, distance {line['distance']:.3f}{notes}")
+        typer.echo(
+            f"{line['image']}: cluster {line['cluster']}{f' of {labels}' if labels else ''}, distance {line['distance']:.3f}{notes}"
+        )
     if len(lines) > 20:
         typer.echo(f"... and {len(lines) - 20} more in {out / 'explanations.jsonl'}")
     typer.echo(f"wrote {out / 'contact_sheet.png'}, overlays/, maps/ and explanations.jsonl")
@@ -248,7 +283,10 @@ def evaluate(
     net: NetOption,
     db: DbOption,
     data: DataOption,
-    compare: Annotated[bool, typer.Option("--compare", help="Also score per-image Grad-CAM, which needs labels and gradients.")] = False,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Also score per-image Grad-CAM, which needs labels and gradients."),
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.", metavar="FILE")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
     strict: StrictOption = False,
@@ -305,20 +343,36 @@ def inspect(
     console = Console(highlight=False, soft_wrap=True)
     for name, value in database.facts():
         console.print(f"{name:<14}{value}", markup=False)
-    table = Table("cluster", "images", "labels", "median distance", "farthest", "strongest channels", box=None, pad_edge=False)
+    table = Table(
+        "cluster",
+        "images",
+        "labels",
+        "median distance",
+        "farthest",
+        "strongest channels",
+        box=None,
+        pad_edge=False,
+    )
     for column in (0, 1, 3, 4):
         table.columns[column].justify = "right"
     for cluster in sorted(range(database.clusters), key=lambda c: -int(database.counts[c])):
         labels = ", ".join(f"{name} ({count})" for name, count in database.labels_of(cluster, top))
         channels = ", ".join(map(str, database.top_channels[cluster, :top].tolist()))
         median, farthest = database.distance_quantiles[cluster, [0, -1]]
-        row = (str(cluster), str(database.counts[cluster]), labels, f"{median:.3f}", f"{farthest:.3f}", channels)
+        row = (
+            str(cluster),
+            str(database.counts[cluster]),
+            labels,
+            f"{median:.3f}",
+            f"{farthest:.3f}",
+            channels,
+        )
         table.add_row(*(_plain(text) for text in row))
     console.print()
     console.print(table)
 
 
-def _plain(text: str) -> Any:  # noqa: ANN401
+def _plain(text: str) -> Any:
     from rich.text import Text
 
     return Text(text)
@@ -341,10 +395,12 @@ def _print_scores(result: dict[str, Any]) -> None:
     known = {"Recall@1": "recall_at_1", "MAP@R": "map_at_r", "NMI": "nmi"}
     scores = ", ".join(f"{name} {result[key]:.4f}" for name, key in known.items() if result[key] is not None)
     skipped = f", {result['skipped']} unreadable images left out" if result["skipped"] else ""
-    console.print(f"\n{scores + '; ' if scores else ''}{result['images']} images, {result['masks']} with a mask{skipped}")
+    console.print(
+        f"\n{scores + '; ' if scores else ''}{result['images']} images, {result['masks']} with a mask{skipped}"
+    )
 
 
-def _device(name: str) -> Any:  # noqa: ANN401
+def _device(name: str) -> Any:
     import torch
 
     if name == "auto":
@@ -388,7 +444,11 @@ def _run(command: Callable[..., Any], *, debug: bool) -> int:
     except typer.Exit as error:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        hint = "; finished epochs are kept: add --resume to go on" if "train" in sys.argv[1:2] else "; nothing was left half-written"
+        hint = (
+            "; finished epochs are kept: add --resume to go on"
+            if "train" in sys.argv[1:2]
+            else "; nothing was left half-written"
+        )
         print(f"\nembedcam: interrupted{hint}", file=sys.stderr)
         return 130
     except Exception as error:

@@ -51,7 +51,13 @@ def demo(out: str | Path, seed: int = 0) -> dict[str, Any]:
     say("1/4  training `tiny` on coloured digits")
     torch.manual_seed(seed)
     net = EmbeddingNet("tiny", 64, image_size=_IMAGE_SIZE)
-    history = train(net, training, test, out / "net.safetensors", TrainOptions(epochs=12, lr=3e-3, head_lr=3e-3, seed=seed))
+    history = train(
+        net,
+        training,
+        test,
+        out / "net.safetensors",
+        TrainOptions(epochs=12, lr=3e-3, head_lr=3e-3, seed=seed),
+    )
 
     say("2/4  building the weight database")
     database = build_database(net, training, seed=seed)
@@ -64,10 +70,15 @@ def demo(out: str | Path, seed: int = 0) -> dict[str, Any]:
 
     say("4/4  drawing")
     chosen = _sample(test, max(_GALLERY_IMAGES, _REPORT_EXAMPLES), seed)
-    explanation = Explainer(net, database)(torch.from_numpy(np.stack([net.preprocess(chosen.image(i)) for i in range(len(chosen))])))
+    explanation = Explainer(net, database)(
+        torch.from_numpy(np.stack([net.preprocess(chosen.image(i)) for i in range(len(chosen))]))
+    )
     examples = example_cards(chosen, explanation, database)
     save_png(_gallery(examples[:_GALLERY_IMAGES]), out / "gallery.png")
-    facts = [*database.facts(), ("Training", f"{len(history) - 1} epochs, triplet loss with semi-hard mining")]
+    facts = [
+        *database.facts(),
+        ("Training", f"{len(history) - 1} epochs, triplet loss with semi-hard mining"),
+    ]
     report = Report(
         title="embedcam demo: digits",
         facts=facts,
@@ -157,12 +168,16 @@ def example_cards(samples: Samples, explanation: Explanation, db: WeightDatabase
     return cards
 
 
-def _gallery(cards: list[ExampleCard]) -> Any:  # noqa: ANN401
+def _gallery(cards: list[ExampleCard]) -> Any:
     """Draw four images a row, each as picture, mask and heat map."""
     rows = [cards[start : start + 4] for start in range(0, len(cards), 4)]
     pictures = [[picture for card in row for picture in (card.image, card.mask, card.overlay)] for row in rows]
     captions = [
-        [text for card in row for text in (f"digit {card.label}", "", f"cluster {card.cluster}: mostly {card.cluster_label}")]
+        [
+            text
+            for card in row
+            for text in (f"digit {card.label}", "", f"cluster {card.cluster}: mostly {card.cluster_label}")
+        ]
         for row in rows
     ]
     return grid(pictures, captions, cell_size=112)

@@ -47,7 +47,7 @@ class Explanation:
     preprocess: Preprocess | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, raw: NDArray[np.float32], **known: Any) -> Explanation:  # noqa: ANN401
+    def of(cls, raw: NDArray[np.float32], **known: Any) -> Explanation:
         """Normalise placed maps and note which of them are flat or not finite.
 
         Args:
@@ -72,7 +72,7 @@ class Explanation:
     def __len__(self) -> int:
         return len(self.heatmaps)
 
-    def overlay(self, images: Any, *, alpha: float = 0.5, colormap: str = "turbo") -> list[NDArray[np.uint8]]:  # noqa: ANN401
+    def overlay(self, images: Any, *, alpha: float = 0.5, colormap: str = "turbo") -> list[NDArray[np.uint8]]:
         """Lay the heat maps over the images.
 
         Args:
@@ -110,7 +110,7 @@ class Explanation:
 
         return [find_boxes(heatmap, threshold) for heatmap in self.heatmaps]
 
-    def _pictures(self, images: Any) -> Sequence[NDArray[np.uint8]]:  # noqa: ANN401
+    def _pictures(self, images: Any) -> Sequence[NDArray[np.uint8]]:
         if hasattr(images, "detach"):
             images = images.detach().cpu().float().numpy()
         if isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype != np.uint8:

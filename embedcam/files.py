@@ -33,7 +33,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another place or free some space") from error
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; choose another place or free some space"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
 

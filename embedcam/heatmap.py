@@ -45,7 +45,7 @@ class Geometry:
         return cls(stride, (stride[0] / 2, stride[1] / 2))
 
 
-def combine(maps: Any, weights: Any, channels: Any = None) -> Any:  # noqa: ANN401
+def combine(maps: Any, weights: Any, channels: Any = None) -> Any:
     """Sum the feature maps with their channel weights and keep the positive part (Grad-CAM, equation 2).
 
     Args:
@@ -66,7 +66,7 @@ def combine(maps: Any, weights: Any, channels: Any = None) -> Any:  # noqa: ANN4
     return summed.reshape(batch, height, width).clip(min=0)
 
 
-def place(maps: Any, geometry: Geometry, size: tuple[int, int]) -> Any:  # noqa: ANN401
+def place(maps: Any, geometry: Geometry, size: tuple[int, int]) -> Any:
     """Interpolate maps bilinearly to image size, each cell at the place that `geometry` gives it.
 
     Pixels beyond the outermost centres take the value of the nearest cell: nothing is invented there, and nothing

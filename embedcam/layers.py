@@ -135,9 +135,7 @@ def suggest(model: nn.Module, input_size: tuple[int, int] = (224, 224)) -> str:
     noise = noise.to(parameter).requires_grad_()
     try:
         with evaluating(model), uncompiled(), torch.enable_grad():
-            results = [
-                tensor.float().square().sum() for tensor in _tensors(model(noise)) if tensor.requires_grad
-            ]
+            results = [tensor.float().square().sum() for tensor in _tensors(model(noise)) if tensor.requires_grad]
             spatial = [(name, output) for name, output in reversed(outputs) if _spatial(output, input_size)]
             for name, output in spatial if results else ():
                 (gradient,) = torch.autograd.grad(results, output, retain_graph=True, allow_unused=True)
@@ -147,9 +145,7 @@ def suggest(model: nn.Module, input_size: tuple[int, int] = (224, 224)) -> str:
         for handle in handles:
             handle.remove()
     if not spatial:
-        raise LayerError(
-            f"no layer of {type(model).__name__} has a spatial output; only one that has gives a map"
-        )
+        raise LayerError(f"no layer of {type(model).__name__} has a spatial output; only one that has gives a map")
     return spatial[0][0]  # a head that is all zero passes no gradient to any layer
 
 
@@ -233,9 +229,7 @@ def channels_last(model: nn.Module, name: str) -> bool:
     return any(type(module).__module__ == "torchvision.models.swin_transformer" for module in around)
 
 
-def as_maps(
-    output: Tensor, input_size: tuple[int, int] | None = None, *, channels_last: bool = False
-) -> Tensor:
+def as_maps(output: Tensor, input_size: tuple[int, int] | None = None, *, channels_last: bool = False) -> Tensor:
     """Show a layer's output as feature maps: tokens are laid out on their grid.
 
     Args:

@@ -86,7 +86,7 @@ class _Tracker(TorchDispatchMode):
         types: Sequence[type],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         output = func(*args, **(kwargs or {}))
         for tensor in output if isinstance(output, tuple | list) else (output,):
             if isinstance(tensor, Tensor) and tensor.ndim >= 4:

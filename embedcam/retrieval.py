@@ -77,9 +77,7 @@ def _checked(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     embeddings, labels = np.ascontiguousarray(embeddings, dtype=np.float32), np.asarray(labels)
     if embeddings.ndim != 2 or not embeddings.size:
-        raise DataError(
-            f"{role} embeddings must have shape (N, D) with N and D at least 1, got {embeddings.shape}"
-        )
+        raise DataError(f"{role} embeddings must have shape (N, D) with N and D at least 1, got {embeddings.shape}")
     if labels.shape != embeddings.shape[:1]:
         raise DataError(
             f"{len(embeddings)} {role} embeddings came with labels of shape {labels.shape}; give one for each"

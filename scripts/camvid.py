@@ -2,8 +2,8 @@
 
     python scripts/camvid.py --data data/camvid --weights mobilenet_v2.safetensors --out runs/camvid
 
-The backbone is an ImageNet MobileNetV2. Its first blocks stay as they are and run once for each of a few random
-views of a picture; all epochs train on their stored activations, which is what makes two CPU cores enough.
+The backbone is an ImageNet MobileNetV2. Its first blocks stay as they are and run once for each of a few
+random views of a picture; all epochs train on their stored activations, so that two CPU cores are enough.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Pyramid(nn.Module):
 
 
 class SegmentationNet(nn.Module):
-    """A DeepLabv3+ (arXiv 1802.02611) on a dilated MobileNetV2, a third of a full one in width."""
+    """A small DeepLabv3+ (arXiv 1802.02611) on a dilated MobileNetV2."""
 
     def __init__(self, weights: str | Path | None = None) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class SegmentationNet(nn.Module):
         return logits
 
     def train(self, mode: bool = True) -> SegmentationNet:
-        """Switch the mode, but keep the backbone's batch norms as they are: eight pictures give poor statistics."""
+        """Switch the mode, but not of the backbone: its batch norms are to stay as they are."""
         super().train(mode)
         self.features.eval()
         return self
@@ -109,7 +109,7 @@ class SegmentationNet(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> SegmentationNet:
-        """Read what `save` wrote; raises NetworkError if the file is missing, damaged or another network's."""
+        """Read what `save` wrote; raises NetworkError if there is no such file, or it is another."""
         net, state = cls(), read_state_dict(path)
         try:
             with safe_open(path, framework="pt") as file:
@@ -137,7 +137,7 @@ def _separable(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:
 
 
 def _dilate(features: nn.Module, output_stride: int) -> None:
-    """Trade the strides beyond `output_stride` for dilations, so that every filter still sees what it was made for."""
+    """Turn strides beyond `output_stride` into dilations: every filter sees what it was trained for."""
     stride = dilation = 1
     for module in features.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
@@ -149,34 +149,31 @@ def _dilate(features: nn.Module, output_stride: int) -> None:
 
 
 def view(
-    picture: Image.Image, labels: NDArray[np.uint8], size: tuple[int, int], random: np.random.Generator | None
+    picture: Image.Image, labels: Image.Image, size: tuple[int, int], random: np.random.Generator
 ) -> tuple[Image.Image, Image.Image]:
-    """Take a picture and its labels at (width, height), flipped, zoomed into and recoloured if `random` is given."""
-    label_image = Image.fromarray(labels)
-    if random is None:
-        return picture.resize(size, Image.Resampling.BILINEAR), label_image.resize(size, Image.Resampling.NEAREST)
+    """Zoom into a picture and its labels, flip both by chance, and change the picture's colours."""
     zoom, x, y = random.uniform((1, 0, 0), (ZOOM, 1, 1))
     width, height = picture.width / zoom, picture.height / zoom
     left, top = x * (picture.width - width), y * (picture.height - height)
     box = (left, top, left + width, top + height)
     picture = picture.resize(size, Image.Resampling.BILINEAR, box)
-    label_image = label_image.resize(size, Image.Resampling.NEAREST, box)
+    labels = labels.resize(size, Image.Resampling.NEAREST, box)
     if random.random() < 0.5:
-        picture, label_image = (image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in (picture, label_image))
+        picture, labels = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (picture, labels))
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         picture = enhance(picture).enhance(random.uniform(0.6, 1.4))
-    return picture, label_image
+    return picture, labels
 
 
 def shallow_views(net: SegmentationNet, samples: CamVidSamples, views: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Run the frozen blocks on random views: activations (N, views, 24, h, w) in half precision, labels uint8."""
+    """Run the frozen blocks on random views: half-precision activations (N, views, 24, h, w), labels."""
     height, width = net.preprocess.input_size
     shallow = torch.empty(len(samples), views, 24, height // 4, width // 4, dtype=torch.float16)
     labels = torch.empty(len(samples), views, height, width, dtype=torch.uint8)
     for index in progress.track(range(len(samples)), "caching", len(samples)):
-        picture, label_image = samples.image(index), samples.label_image(index)
+        picture, truth = samples.image(index), Image.fromarray(samples.label_image(index))
         random = np.random.default_rng([seed, index])
-        pairs = [view(picture, label_image, (width, height), random) for _ in range(views)]
+        pairs = [view(picture, truth, (width, height), random) for _ in range(views)]
         images = torch.from_numpy(np.stack([net.preprocess(image) for image, _ in pairs]))
         with layers.evaluating(net), torch.inference_mode():
             shallow[index] = net.encode(images)
@@ -185,16 +182,19 @@ def shallow_views(net: SegmentationNet, samples: CamVidSamples, views: int, seed
 
 
 def class_weights(labels: Tensor) -> Tensor:
-    """Weigh rare classes up: the root of median-frequency balancing (arXiv 1411.4734), which alone overdoes it."""
-    counts = torch.bincount(labels.flatten(), minlength=len(CLASSES) + 1)[: len(CLASSES)].double()
-    return (counts.median() / counts.clamp(min=1)).sqrt().clamp(max=10).float()
+    """Weigh rare classes up by the root of median-frequency balancing (arXiv 1411.4734)."""
+    counts = torch.bincount(labels.flatten(), minlength=len(CLASSES) + 1)[: len(CLASSES)].clamp(min=1)
+    return (counts.median() / counts).sqrt()
 
 
 def train(
-    net: SegmentationNet, training: CamVidSamples, validation: CamVidSamples, out: Path, options: argparse.Namespace
+    net: SegmentationNet,
+    training: CamVidSamples,
+    validation: CamVidSamples,
+    out: Path,
+    options: argparse.Namespace,
 ) -> None:
     """Train, and keep in `out` the network of the epoch that is best on the validation pictures."""
-    torch.manual_seed(options.seed)
     random = np.random.default_rng(options.seed)
     shallow, labels = shallow_views(net, training, options.views, options.seed)
     weight = class_weights(labels)
@@ -226,22 +226,20 @@ def train(
 
 
 def predict(net: SegmentationNet, picture: Image.Image) -> NDArray[np.int64]:
-    """Give the class of every pixel (H, W) of the network's input."""
+    """Give the class of every pixel (H, W) of a picture of any size."""
     with layers.evaluating(net), torch.inference_mode():
-        logits = net(torch.from_numpy(net.preprocess(picture))[None])
-        labels: NDArray[np.int64] = logits[0].argmax(dim=0).numpy()
-    return labels
+        logits = net.decode(net.encode(torch.from_numpy(net.preprocess(picture))[None]))
+        logits = functional.interpolate(logits, (picture.height, picture.width), mode="bilinear")
+    classes: NDArray[np.int64] = logits[0].argmax(dim=0).numpy()
+    return classes
 
 
 def confusion(net: SegmentationNet, samples: CamVidSamples) -> NDArray[np.int64]:
     """Count the labelled pixels (classes, classes): true class by predicted class."""
-    height, width = net.preprocess.input_size
     counts = np.zeros(len(CLASSES) ** 2, dtype=np.int64)
     for index in range(len(samples)):
-        picture, label_image = view(samples.image(index), samples.label_image(index), (width, height), None)
-        truth, predicted = np.asarray(label_image), predict(net, picture)
-        labelled = truth != UNLABELLED
-        pairs = truth[labelled].astype(np.int64) * len(CLASSES) + predicted[labelled]
+        truth, predicted = samples.label_image(index).astype(np.int64), predict(net, samples.image(index))
+        pairs = (truth * len(CLASSES) + predicted)[truth != UNLABELLED]
         counts += np.bincount(pairs, minlength=len(counts))
     return counts.reshape(len(CLASSES), len(CLASSES))
 
@@ -249,13 +247,13 @@ def confusion(net: SegmentationNet, samples: CamVidSamples) -> NDArray[np.int64]
 def iou(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Intersection over union of every class; 0 for one that is neither there nor predicted."""
     both = np.diagonal(counts)
-    return both / np.maximum(counts.sum(axis=0) + counts.sum(axis=1) - both, 1)
+    scores: NDArray[np.float64] = both / np.maximum(counts.sum(axis=0) + counts.sum(axis=1) - both, 1)
+    return scores
 
 
 def explain(net: SegmentationNet, samples: CamVidSamples, index: int, region: str | None) -> Image.Image:
     """Draw the segmentation of a picture and what speaks for each explained class, layer by layer."""
-    height, width = net.preprocess.input_size
-    picture, label_image = view(samples.image(index), samples.label_image(index), (width, height), None)
+    picture = samples.image(index)
     images = torch.from_numpy(net.preprocess(picture))[None]
     classes = tuple(CLASSES.index(name) for name in EXPLAINED)
     found = GradCAM(net, tuple(DEPTHS))(images, SegmentationScore(classes, region=region))
@@ -263,16 +261,17 @@ def explain(net: SegmentationNet, samples: CamVidSamples, index: int, region: st
         f"{layer}\n{depth}": {CLASSES[label]: found[layer][label].heatmaps[0] for label in classes}
         for layer, depth in DEPTHS.items()
     }
-    labellings = {"prediction": predict(net, picture), "labels made by hand": np.asarray(label_image)}
+    labellings: dict[str, NDArray[Any]] = {
+        "prediction": predict(net, picture),
+        "labels made by hand": samples.label_image(index),
+    }
     return layers_figure(np.asarray(picture), labellings, heatmaps, CLASSES, COLORS[:UNLABELLED], UNLABELLED)
 
 
 def with_explained(samples: CamVidSamples, count: int) -> list[int]:
     """Choose pictures, evenly spread, in which every explained class covers 3 % or more."""
     wanted = [CLASSES.index(name) for name in EXPLAINED]
-    shares = [
-        min(np.mean(samples.label_image(index) == label) for label in wanted) for index in range(len(samples))
-    ]
+    shares = [min(np.mean(samples.label_image(index) == label) for label in wanted) for index in range(len(samples))]
     fit = [index for index, share in enumerate(shares) if share >= 0.03] or [int(np.argmax(shares))]
     return sorted({fit[position] for position in np.linspace(0, len(fit) - 1, count).round().astype(int)})
 
@@ -282,20 +281,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with images/<split> and labels/<split>")
     parser.add_argument("--weights", help="state dict of torchvision's mobilenet_v2, or DEFAULT to download it")
     parser.add_argument("--out", type=Path, default=Path("runs/camvid"), help="folder for the network and the figures")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--views", type=int, default=6, help="random views of each training picture")
-    parser.add_argument("--limit", type=int, help="use only so many pictures of each split, for a quick try")
-    parser.add_argument("--figures", type=int, default=4, help="how many test pictures to explain")
+    parser.add_argument("--epochs", type=_positive, default=20)
+    parser.add_argument("--views", type=_positive, default=6, help="random views of each training picture")
+    parser.add_argument("--limit", type=_positive, help="use only so many pictures of each split, for a quick try")
+    parser.add_argument("--figures", type=_positive, default=4, help="how many test pictures to explain")
     parser.add_argument("--region", choices=["predicted", "image"], default="predicted", help="pixels to explain")
     parser.add_argument("--eval-only", action="store_true", help="use the network that is in --out already")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    if not options.eval_only and options.weights is None:
+        parser.error("training needs --weights")
     progress.show()
     start, path = time.monotonic(), options.out / "net.safetensors"
     try:
-        training, validation, test = (_limited(camvid(options.data, s), options.limit) for s in ("train", "val", "test"))
+        training, validation, test = (
+            _limited(camvid(options.data, s), options.limit) for s in ("train", "val", "test")
+        )
         if not options.eval_only:
             require_writable(path)
+            torch.manual_seed(options.seed)
             train(SegmentationNet(options.weights), training, validation, path, options)
         net = SegmentationNet.load(path)
         scores = iou(confusion(net, test))
@@ -308,7 +312,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EmbedcamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; --eval-only uses the best network so far", file=sys.stderr)
+        return 130
     return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text!r}")
+    return int(text)
 
 
 def _limited(samples: CamVidSamples, limit: int | None) -> CamVidSamples:

@@ -10,9 +10,7 @@ from embedcam.errors import LayerError
 def tiny():
     torch.manual_seed(0)
     body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 5, 3, stride=2))
-    return nn.ModuleDict({"features": body}), nn.Sequential(
-        body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)
-    )
+    return nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +65,8 @@ def test_a_block_is_not_found_under_another_class():
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("layer5", "did you mean layer"), ("zzz", "outermost layers are conv1, bn1"), ("", "outermost")]
+    ("name", "hint"),
+    [("layer5", "did you mean layer"), ("zzz", "outermost layers are conv1, bn1"), ("", "outermost")],
 )
 def test_unknown_layer_names_the_nearest(name, hint):
     with torch.device("meta"), pytest.raises(LayerError, match=hint):
@@ -76,7 +75,7 @@ def test_unknown_layer_names_the_nearest(name, hint):
 
 def test_an_attribute_that_is_no_layer_is_not_found():
     model = nn.Sequential(nn.Conv2d(3, 1, 1))
-    with pytest.raises(LayerError, match="no layer '0.weight'"):
+    with pytest.raises(LayerError, match="no layer"):
         layers.resolve(model, "0.weight")
 
 
@@ -109,7 +108,7 @@ def test_suggesting_fails_without_a_spatial_layer():
 
 
 def test_suggesting_leaves_no_hook_and_no_gradient():
-    _, model = tiny()
+    model = tiny()
     model.train()
     layers.suggest(model, (16, 16))
     assert model.training and all(module.training for module in model.modules())
@@ -118,7 +117,7 @@ def test_suggesting_leaves_no_hook_and_no_gradient():
 
 
 def test_evaluating_puts_every_layer_back():
-    _, model = tiny()
+    model = tiny()
     model.train()
     model[0].eval()
     before = [module.training for module in model.modules()]
@@ -151,7 +150,15 @@ def test_an_output_that_is_no_map_is_refused(shape):
 
 def test_swin_keeps_channels_last_until_its_permute():
     model = models.SwinTransformer([4, 4], 8, [2, 2], [2, 2], [4, 4], num_classes=3).eval()
-    last = ("features.0.1", "features.0.2", "features.0", "features.1.1.attn", "features.2", "features.3", "norm")
+    last = (
+        "features.0.1",
+        "features.0.2",
+        "features.0",
+        "features.1.1.attn",
+        "features.2",
+        "features.3",
+        "norm",
+    )
     assert all(layers.channels_last(model, name) for name in last)
     assert not any(layers.channels_last(model, name) for name in ("features.0.0", "permute", "avgpool"))
     widths = {"features.1": 8, "features.3": 16, "norm": 16, "permute": 16}
@@ -169,18 +176,18 @@ def test_linear_and_layer_norm_have_channels_last_and_convolutions_first():
 
 
 def test_capture_clones_what_a_later_layer_overwrites():
-    _, model = tiny()
+    model = tiny()
     images = torch.rand(1, 3, 8, 8)
-    with layers.capture({"conv": model[0][0]}) as grabbed, torch.no_grad():
-        model(images)
-        torch.testing.assert_close(grabbed["conv"], model[0][0](images) if len(grabbed) > 1 else grabbed["conv"])
     with torch.no_grad():
-        torch.testing.assert_close(grabbed["conv"], model[0][0](images))
-    assert (grabbed["conv"] < 0).any()
+        wanted = model[0][0](images)
+        with layers.capture({"conv": model[0][0]}) as grabbed:
+            model(images)
+    assert (wanted < 0).any()  # which the ReLU after it, in place, makes zero
+    torch.testing.assert_close(grabbed["conv"], wanted)
 
 
 def test_capture_removes_hooks_and_restores_grad_mode_after_an_error():
-    _, model = tiny()
+    model = tiny()
     with torch.no_grad():
         with pytest.raises(ZeroDivisionError), layers.capture({"0": model[0]}, differentiable=True):
             model(torch.rand(1, 3, 8, 8))
@@ -191,7 +198,7 @@ def test_capture_removes_hooks_and_restores_grad_mode_after_an_error():
 
 
 def test_nothing_before_the_first_captured_layer_is_in_the_graph():
-    _, model = tiny()
+    model = tiny()
     seen = {}
     handles = [
         module.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output.requires_grad}))
@@ -235,7 +242,7 @@ def compiled_inside(model):
 
 @pytest.mark.parametrize("compiled", [compiled_whole, compiled_in_place, compiled_inside])
 def test_compiled_models_are_captured_too(compiled):
-    _, model = tiny()
+    model = tiny()
     images = torch.rand(1, 3, 8, 8)
     wanted = model[0](images).detach()
     model = compiled(model)
@@ -244,9 +251,9 @@ def test_compiled_models_are_captured_too(compiled):
         with layers.capture({"0.2": layers.resolve(model, "0.2")}) as grabbed:
             model(images)
     torch.testing.assert_close(grabbed["0.2"], wanted)
-    assert layers.suggest(model, (16, 16)).replace("_orig_mod.", "") in ("0", "0.2")
+    assert layers.suggest(model, (16, 16)) == "0"
 
 
 def test_a_compiled_model_keeps_its_names():
-    _, model = tiny()
+    model = tiny()
     assert layers.names(torch.compile(model, backend="eager")) == layers.names(model)

@@ -4,17 +4,15 @@ import numpy as np
 import pytest
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-from embedcam.errors import DataError
 from embedcam import retrieval as module
+from embedcam.errors import DataError
 from embedcam.retrieval import retrieval
 
 
 def clusters(seed=0, classes=5, count=60, dim=8, spread=0.5):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
-    embeddings = np.random.default_rng(99).normal(size=(classes, dim))[labels] + spread * rng.normal(
-        size=(count, dim)
-    )
+    embeddings = np.random.default_rng(99).normal(size=(classes, dim))[labels] + spread * rng.normal(size=(count, dim))
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     return embeddings.astype(np.float32), labels
 
@@ -60,9 +58,7 @@ def test_reference_set_equals_brute_force(seed):
 
 def test_scores_equal_pytorch_metric_learning_where_no_label_is_alone():
     query, labels = clusters()
-    calculator = AccuracyCalculator(
-        include=("precision_at_1", "mean_average_precision_at_r"), k="max_bin_count"
-    )
+    calculator = AccuracyCalculator(include=("precision_at_1", "mean_average_precision_at_r"), k="max_bin_count")
     expected = calculator.get_accuracy(query, labels)
     result = retrieval(query, labels)
     assert result["recall_at_1"] == pytest.approx(expected["precision_at_1"])
@@ -71,9 +67,7 @@ def test_scores_equal_pytorch_metric_learning_where_no_label_is_alone():
 
 def test_queries_whose_label_is_not_in_the_reference_score_zero():
     reference = np.array([[0.0], [10.0]], np.float32)
-    result = retrieval(
-        np.array([[0.1], [9.0], [0.2]], np.float32), np.array([1, 2, 3]), reference, np.array([1, 2])
-    )
+    result = retrieval(np.array([[0.1], [9.0], [0.2]], np.float32), np.array([1, 2, 3]), reference, np.array([1, 2]))
     assert result["recall_at_1"] == pytest.approx(2 / 3)
     assert result["map_at_r"] == pytest.approx(2 / 3)
     nothing = retrieval(np.array([[0.1]], np.float32), np.array([9]), reference, np.array([1, 2]))

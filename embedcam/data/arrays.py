@@ -44,9 +44,7 @@ class ArraySamples:
         item = self.items[int(self.rows[index])]
         image = np.asarray(item[0] if isinstance(item, tuple | list) else item, dtype=np.float32)
         if image.ndim != 3 or image.shape[0] != 3:
-            raise DataError(
-                f"item {index} of the data set has shape {image.shape}, expected an image (3, H, W)"
-            )
+            raise DataError(f"item {index} of the data set has shape {image.shape}, expected an image (3, H, W)")
         return image
 
     def mask(self, index: int) -> None:
@@ -62,7 +60,7 @@ class ArraySamples:
         return ArraySamples(self.items, self.rows[rows], labels, self.names)
 
 
-def as_samples(dataset: Any, split: str = "train") -> Samples:  # noqa: ANN401
+def as_samples(dataset: Any, split: str = "train") -> Samples:
     """Make a data set out of whatever a user has.
 
     Args:
@@ -84,7 +82,8 @@ def as_samples(dataset: Any, split: str = "train") -> Samples:  # noqa: ANN401
         count, first = len(dataset), dataset[0]
     except (TypeError, IndexError, KeyError) as error:
         raise DataError(
-            f"a {type(dataset).__name__} is not a data set, or empty; give a SPEC such as 'folder:PATH', or a sequence of (image, label)"
+            f"a {type(dataset).__name__} is not a data set, or empty; "
+            "give a SPEC such as 'folder:PATH', or a sequence of (image, label)"
         ) from error
     labels, names = None, ()
     if isinstance(first, tuple | list):
@@ -101,9 +100,7 @@ def as_samples(dataset: Any, split: str = "train") -> Samples:  # noqa: ANN401
     )
 
 
-def _label(dataset: Any, row: int) -> Any:  # noqa: ANN401
-    targets = getattr(
-        dataset, "targets", None
-    )  # torchvision's data sets have them: no need to read the image
+def _label(dataset: Any, row: int) -> Any:
+    targets = getattr(dataset, "targets", None)  # torchvision's data sets have them: no need to read the image
     label = targets[row] if targets is not None and len(targets) == len(dataset) else dataset[row][1]
     return label.item() if hasattr(label, "item") else label

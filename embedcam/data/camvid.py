@@ -83,9 +83,7 @@ def camvid(path: str | Path, split: str = "train") -> CamVidSamples:
             )
     files = tuple(file for part in parts for file in list_images(root / "images" / part))
     if not files:
-        raise DataError(
-            f"the {split} split of {path} has no pictures; put them into {root / 'images' / parts[0]}"
-        )
+        raise DataError(f"the {split} split of {path} has no pictures; put them into {root / 'images' / parts[0]}")
     ids = tuple(file.relative_to(root / "images").as_posix() for file in files)
     labels = find_masks(root / "labels", ids) or (None,) * len(ids)
     for name, label in zip(ids, labels, strict=True):

@@ -70,9 +70,7 @@ def parse(spec: str) -> tuple[str, str, str | None]:
     if kind != "digits" and not path:
         raise DataError(f"data set {spec!r}: {kind} needs a path; write '{kind}:PATH'")
     if split is None and at and last.isalpha() and _exists(path.rpartition("@")[0]) and not _exists(path):
-        raise DataError(
-            f"data set {spec!r}: unknown split {last!r}; choose one of {', '.join(_splits(spec))}"
-        )
+        raise DataError(f"data set {spec!r}: unknown split {last!r}; choose one of {', '.join(_splits(spec))}")
     return kind, path, split
 
 

@@ -44,8 +44,7 @@ def cub(path: str | Path, split: str = "train", protocol: str = "standard") -> F
         root = root / "CUB_200_2011"
     if not (root / "images.txt").is_file() or not (root / "images").is_dir():
         raise DataError(
-            f"no CUB_200_2011 with images.txt and images in {path}; get it with "
-            f"'python scripts/download_cub.py {path}'"
+            f"no CUB_200_2011 with images.txt and images in {path}; get it with 'python scripts/download_cub.py {path}'"
         )
     classes = _read_index(root / "classes.txt", "<id> <name>")
     pictures = _read_index(root / "images.txt", "<id> <class>/<file>", _is_inside)

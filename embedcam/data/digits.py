@@ -139,9 +139,7 @@ def _enlarge(ink: NDArray[np.float32], ink_height: float) -> NDArray[np.float32]
     return opacity
 
 
-def _place(
-    random: np.random.Generator, picture: NDArray[np.uint8], height: int, width: int
-) -> tuple[slice, slice]:
+def _place(random: np.random.Generator, picture: NDArray[np.uint8], height: int, width: int) -> tuple[slice, slice]:
     top = int(random.integers(picture.shape[0] - height + 1))
     left = int(random.integers(picture.shape[1] - width + 1))
     return slice(top, top + height), slice(left, left + width)

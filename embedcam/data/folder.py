@@ -93,9 +93,7 @@ def _advice(images: Path) -> str:
 def _find_masks(root: Path, ids: Sequence[str]) -> tuple[Path | None, ...]:
     masks = find_masks(root, ids)
     if root.is_dir() and not masks:
-        logger.warning(
-            "no file in %s belongs to a picture; expected %s", root, (root / ids[0]).with_suffix(".png")
-        )
+        logger.warning("no file in %s belongs to a picture; expected %s", root, (root / ids[0]).with_suffix(".png"))
     owners: dict[Path, str] = {}
     for mask, name in zip(masks, ids, strict=False):
         if mask is not None and owners.setdefault(mask, name) != name:

@@ -137,9 +137,7 @@ def list_images(folder: str | Path) -> list[Path]:
     Raises:
         DataError: If the folder is missing or cannot be read.
     """
-    return [
-        Path(entry) for entry in _list(folder) if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()
-    ]
+    return [Path(entry) for entry in _list(folder) if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()]
 
 
 def list_folders(folder: str | Path) -> list[Path]:
@@ -162,9 +160,7 @@ def _list(folder: str | Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
-        raise DataError(
-            f"cannot list {folder}: {error.strerror or error}; name a folder that can be read"
-        ) from error
+        raise DataError(f"cannot list {folder}: {error.strerror or error}; name a folder that can be read") from error
     return sorted(visible, key=lambda entry: entry.name)
 
 

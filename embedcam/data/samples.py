@@ -119,9 +119,7 @@ class FileSamples:
             ignore_files=tuple(self.ignore_files[row] for row in rows) if self.ignore_files else (),
         )
 
-    def _read(
-        self, files: tuple[Path | None, ...], reader: MaskReader, index: int
-    ) -> NDArray[np.bool_] | None:
+    def _read(self, files: tuple[Path | None, ...], reader: MaskReader, index: int) -> NDArray[np.bool_] | None:
         file = files[index] if files else None
         return None if file is None else reader(file, image_size(self.files[index]))
 

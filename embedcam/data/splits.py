@@ -70,8 +70,7 @@ def rows_of(split: str, training: NDArray[np.bool_], where: object) -> NDArray[n
     rows = np.flatnonzero({"train": training, "test": ~training, "all": np.ones_like(training)}[split])
     if not len(rows):
         raise DataError(
-            f"the {split} split of {where} is empty ({len(training)} pictures in all); "
-            "add pictures, or use @all"
+            f"the {split} split of {where} is empty ({len(training)} pictures in all); add pictures, or use @all"
         )
     return rows.astype(np.int64)
 

@@ -30,7 +30,7 @@ from .triplets import Partners
 
 def build_database(
     net: Network,
-    dataset: Any,  # noqa: ANN401
+    dataset: Any,
     *,
     clusters: int = 50,
     top_k: int = 50,
@@ -46,8 +46,8 @@ def build_database(
 
     Args:
         net: The network; its parameters, mode and `.grad` are left as they are.
-        dataset: `Samples`, a SPEC such as "folder:PATH", or a sequence of (image (3, H, W) as the network wants it, label)
-            or of such images alone. Without labels, the clusters serve as labels.
+        dataset: `Samples`; a SPEC such as "folder:PATH"; or a sequence of (image, label) or of images, each (3, H, W) as
+            the network wants it. Without labels, the clusters serve as labels.
         clusters: How many; fewer if there are fewer different images.
         top_k: Channels T kept of each cluster, at most the layer's K.
         pairs: Triplets an image.
@@ -70,7 +70,9 @@ def build_database(
     """
     samples = as_samples(dataset)
     if not 1 <= top_k <= net.channels:
-        raise DatabaseError(f"top_k {top_k} is outside 1..{net.channels}, the channels of layer {net.layer!r}; choose --top-k within")
+        raise DatabaseError(
+            f"top_k {top_k} is outside 1..{net.channels}, the channels of layer {net.layer!r}; choose --top-k within"
+        )
     if method not in METHODS:
         raise DatabaseError(f"unknown method {method!r}; use one of {', '.join(METHODS)}")
     if samples.labels is not None:  # fail before the long pass, not after it
@@ -160,9 +162,7 @@ def _of_images(net: Network, images: Tensor, directions: Tensor, method: str) ->
     return np.asarray(weights.cpu())
 
 
-def _cluster_labels(
-    cluster: NDArray[np.int64], centroids: NDArray[np.float32], metric: str
-) -> NDArray[np.int64]:
+def _cluster_labels(cluster: NDArray[np.int64], centroids: NDArray[np.float32], metric: str) -> NDArray[np.int64]:
     """Let clusters serve as labels; an image alone in its cluster joins the nearest larger one, to have a positive."""
     counts = np.bincount(cluster, minlength=len(centroids))
     large = np.flatnonzero(counts > 1)

@@ -40,11 +40,18 @@ def kmeans(
         raise DataError(f"there must be at least 1 cluster, got {clusters}; set --clusters to 1 or more")
     if not np.isfinite(embeddings).all():
         bad = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1))[0])
-        raise DataError(f"the embedding of image {bad} is not finite (NaN or infinity); check the network and its training")
+        raise DataError(
+            f"the embedding of image {bad} is not finite (NaN or infinity); check the network and its training"
+        )
     different = len(np.unique(embeddings, axis=0)) if len(embeddings) <= 100 * clusters else len(embeddings)
     wanted, clusters = clusters, min(clusters, different)
     if clusters < wanted:
-        logger.warning("%d clusters asked for, but only %d different images: making %d clusters", wanted, different, clusters)
+        logger.warning(
+            "%d clusters asked for, but only %d different images: making %d clusters",
+            wanted,
+            different,
+            clusters,
+        )
     trainer = faiss.Kmeans(
         embeddings.shape[1],
         clusters,
@@ -100,9 +107,7 @@ def top_channels(weights: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.i
     return channels, np.take_along_axis(weights, channels.astype(np.int64), axis=1)
 
 
-def distance_quantiles(
-    distance: NDArray[np.float32], cluster: NDArray[np.int64], clusters: int
-) -> NDArray[np.float32]:
+def distance_quantiles(distance: NDArray[np.float32], cluster: NDArray[np.int64], clusters: int) -> NDArray[np.float32]:
     """Describe how far out each cluster's members lie.
 
     Args:

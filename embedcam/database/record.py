@@ -39,7 +39,7 @@ class NetworkRecord:
     preprocess: Preprocess
 
     @classmethod
-    def of(cls, net: Any) -> NetworkRecord:  # noqa: ANN401  (a nets.Network; this module runs without torch)
+    def of(cls, net: Any) -> NetworkRecord:
         """Describe a network.
 
         Args:
@@ -60,9 +60,9 @@ class NetworkRecord:
             DatabaseError: If anything differs; the message names all that does.
         """
         differs = [
-            f"{item.name} {_short(getattr(self, item.name))} in the database, {_short(getattr(net, item.name))} in the network"
-            for item in fields(self)
-            if getattr(self, item.name) != getattr(net, item.name)
+            f"{name} {_short(ours)} in the database, {_short(theirs)} in the network"
+            for name in (item.name for item in fields(self))
+            if (ours := getattr(self, name)) != (theirs := getattr(net, name))
         ]
         if differs:
             raise DatabaseError(
@@ -208,15 +208,17 @@ class WeightDatabase:
         Returns:
             (name, value), to be printed.
         """
-        net, counts = self.network, self.counts
-        stride, center = (" x ".join(f"{v:g}" for v in pair) for pair in (self.geometry.cell_stride, self.geometry.first_cell_center))
+        net, counts, target = self.network, self.counts, self.target.replace("_", " ")
+        stride, center = _pair(self.geometry.cell_stride, " x "), _pair(self.geometry.first_cell_center, ", ")
         size = " x ".join(map(str, net.preprocess.input_size))
+        smallest, largest, images = int(counts.min()), int(counts.max()), int(counts.sum())
         return [
             ("Network", f"{net.architecture}, {net.metric}, {net.dim} dimensions, sha256 {net.sha256[:12]}"),
             ("Input", f"{size} pixels, {net.preprocess.interpolation}"),
-            ("Feature layer", f"{net.layer}, {net.channels} channels, a cell every {stride} pixels, the first at {center}"),
-            ("Weights", f"{self.method} of the {self.target.replace('_', ' ')}, {self.pairs} pairs an image, top {self.top_k} channels"),
-            ("Clusters", f"{self.clusters}, of {int(counts.sum())} images ({int(counts.min())} to {int(counts.max())} each)"),
+            ("Feature layer", f"{net.layer}, {net.channels} channels"),
+            ("Cells", f"every {stride} pixels, the first at ({center})"),
+            ("Weights", f"{self.method} of the {target}, {self.pairs} pairs an image, top {self.top_k} channels"),
+            ("Clusters", f"{self.clusters}, of {images} images ({smallest} to {largest} each)"),
             ("Labels", "none" if self.label_names is None else f"{len(self.label_names)}"),
             ("Exemplars", "not kept" if self.exemplars is None else f"{len(self.exemplars)}"),
             ("Made", f"{self.created} by embedcam {self.embedcam_version}, seed {self.seed}"),
@@ -241,6 +243,10 @@ class WeightDatabase:
             for d, row in zip(distances.astype(float), rows.astype(float), strict=True)
         ]
         return np.asarray(typical, dtype=np.float32)
+
+
+def _pair(values: tuple[float, float], between: str) -> str:
+    return between.join(f"{value:g}" for value in values)
 
 
 def _validate(db: WeightDatabase) -> None:
@@ -279,17 +285,47 @@ def _validate(db: WeightDatabase) -> None:
         _require(found.dtype == dtype, name, dtype, found.dtype)
         _require(bool(np.isfinite(found).all()), name, "finite numbers", "NaN or infinity")
     _require(c >= 1 and t >= 1, "/clusters", "at least one cluster and one channel", (c, t))
-    _require(db.clusters <= int(db.counts.sum()) and bool((db.counts >= 1).all()), "/clusters/counts", "no empty cluster", db.counts.min())
+    _require(
+        db.clusters <= int(db.counts.sum()) and bool((db.counts >= 1).all()),
+        "/clusters/counts",
+        "no empty cluster",
+        db.counts.min(),
+    )
     _require_range(db.top_channels, k, "/clusters/top_channels")
-    _require((db.label_names is None) == (db.label_histogram is None), "/labels", "names and histogram", "one of them")
+    _require(
+        (db.label_names is None) == (db.label_histogram is None),
+        "/labels",
+        "names and histogram",
+        "one of them",
+    )
     if ex is not None:
         _require_range(ex.top_channels, k, "/exemplars/top_channels")
         _require_range(ex.cluster, c, "/exemplars/cluster")
-        _require(len(ex) > 0 and int(ex.label.min()) >= -1 and int(ex.label.max()) < max(labels, 1), "/exemplars/label", f"-1..{labels - 1}", "an index outside")
-    _require(bool((np.diff(db.top_weights, axis=1) <= 0).all()), "/clusters/top_weights", "strongest first", "another order")
-    _require(bool((np.diff(db.distance_quantiles, axis=1) >= 0).all()), "/clusters/distance_quantiles", "rising numbers", "falling ones")
+        _require(
+            len(ex) > 0 and int(ex.label.min()) >= -1 and int(ex.label.max()) < max(labels, 1),
+            "/exemplars/label",
+            f"-1..{labels - 1}",
+            "an index outside",
+        )
+    _require(
+        bool((np.diff(db.top_weights, axis=1) <= 0).all()),
+        "/clusters/top_weights",
+        "strongest first",
+        "another order",
+    )
+    _require(
+        bool((np.diff(db.distance_quantiles, axis=1) >= 0).all()),
+        "/clusters/distance_quantiles",
+        "rising numbers",
+        "falling ones",
+    )
     _require(min(db.geometry.cell_stride) > 0, "/geometry cell_stride", "positive numbers", db.geometry.cell_stride)
-    _require(bool(np.isfinite([*db.geometry.cell_stride, *db.geometry.first_cell_center]).all()), "/geometry", "finite numbers", db.geometry)
+    _require(
+        bool(np.isfinite([*db.geometry.cell_stride, *db.geometry.first_cell_center]).all()),
+        "/geometry",
+        "finite numbers",
+        db.geometry,
+    )
     _require(db.network.metric in ("cosine", "euclidean"), "metric", "cosine or euclidean", db.network.metric)
 
 

@@ -21,7 +21,18 @@ from .record import Exemplars, NetworkRecord, WeightDatabase
 ENCODING = "embedcam-weight-database"
 VERSION = "1.0.0"
 
-_CLUSTERS = ("centroids", "counts", "weights_mean", "weights_std", "top_channels", "top_weights", "distance_quantiles")
+_MARK = b"\nembedcam-sha256:"
+_TRAILER_LENGTH = len(_MARK) + 64
+
+_CLUSTERS = (
+    "centroids",
+    "counts",
+    "weights_mean",
+    "weights_std",
+    "top_channels",
+    "top_weights",
+    "distance_quantiles",
+)
 _EXEMPLARS = ("embeddings", "top_channels", "top_weights", "cluster", "label")
 
 
@@ -38,8 +49,25 @@ def save(db: WeightDatabase, path: str | Path) -> None:
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         _fill(file, db)
-        file.attrs["content_sha256"] = _fingerprint(file)
-    write_bytes(path, buffer.getvalue())
+    content = buffer.getvalue()
+    write_bytes(path, content + _trailer(content))
+
+
+def _trailer(content: bytes) -> bytes:
+    """Checksum the whole file. HDF5 ignores what follows its end; its own checksums cover the arrays alone, and damage
+    elsewhere can send the library into an endless loop."""
+    return _MARK + hashlib.sha256(content).hexdigest().encode()
+
+
+def _checked(data: bytes) -> bytes:
+    """Strip the trailer after comparing it; a file of another writer has none."""
+    place = data.rfind(_MARK[:8], len(data) - _TRAILER_LENGTH)
+    if place < 0:
+        return data
+    content = data[:place]
+    if data[place:] != _trailer(content):
+        raise DatabaseError("its checksum does not match its content: the file is damaged, copy it again or rebuild it")
+    return content
 
 
 def _fill(file: h5py.File, db: WeightDatabase) -> None:
@@ -82,7 +110,7 @@ def _group(file: h5py.File, name: str) -> h5py.Group:
     return group
 
 
-def _array(group: h5py.Group, name: str, value: Any) -> None:  # noqa: ANN401
+def _array(group: h5py.Group, name: str, value: Any) -> None:
     item = group.create_dataset(
         name, data=value, chunks=True, compression="gzip", shuffle=True, fletcher32=True, track_times=False
     )
@@ -122,7 +150,7 @@ def load(path: str | Path) -> WeightDatabase:
     if not path.is_file():
         raise DatabaseError(f"no weight database {path}; make one with `embedcam build`")
     try:
-        with h5py.File(io.BytesIO(path.read_bytes()), "r") as file:
+        with h5py.File(io.BytesIO(_checked(path.read_bytes())), "r") as file:
             return _read(file)
     except DatabaseError as error:
         raise DatabaseError(f"{path}: {error}") from error
@@ -130,7 +158,9 @@ def load(path: str | Path) -> WeightDatabase:
         raise
     except Exception as error:  # h5py raises OSError, KeyError, ValueError, TypeError and RuntimeError for damage
         reason = " ".join(str(error).split())
-        raise DatabaseError(f"{path} is not a readable weight database: {reason}; it is damaged or of another program, build it again") from error
+        raise DatabaseError(
+            f"{path} is not a readable weight database: {reason}; it is damaged or of another program, build it again"
+        ) from error
 
 
 def _read(file: h5py.File) -> WeightDatabase:
@@ -141,9 +171,6 @@ def _read(file: h5py.File) -> WeightDatabase:
         raise DatabaseError(f"encoding-version: this embedcam reads {VERSION}, found {version}; update embedcam")
     if any(isinstance(link, h5py.SoftLink | h5py.ExternalLink) for link in _links(file)):
         raise DatabaseError("expected only items of the file itself, found a link; build the database again")
-    stored = file.attrs.get("content_sha256")
-    if stored is not None and stored != _fingerprint(file):
-        raise DatabaseError("content_sha256: the content is not what was written; copy the file again or rebuild it")
 
     network, attrs = file["network"].attrs, file.attrs
     preprocess = Preprocess(
@@ -166,7 +193,8 @@ def _read(file: h5py.File) -> WeightDatabase:
     return WeightDatabase(
         network=record,
         geometry=Geometry(
-            tuple(float(v) for v in geometry["cell_stride"]), tuple(float(v) for v in geometry["first_cell_center"])
+            tuple(float(v) for v in geometry["cell_stride"]),
+            tuple(float(v) for v in geometry["first_cell_center"]),
         ),
         method=str(attrs["method"]),
         target=str(attrs["target"]),
@@ -189,7 +217,9 @@ def _read(file: h5py.File) -> WeightDatabase:
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
     item = file.get(name)
     if not isinstance(item, h5py.Dataset):
-        raise DatabaseError(f"/{name}: expected a dataset, found {'nothing' if item is None else 'a group'}; build it again")
+        raise DatabaseError(
+            f"/{name}: expected a dataset, found {'nothing' if item is None else 'a group'}; build it again"
+        )
     return item
 
 
@@ -207,33 +237,3 @@ def _links(group: h5py.Group) -> Iterator[Any]:
         yield link
         if isinstance(link, h5py.HardLink) and isinstance(group[name], h5py.Group):
             yield from _links(group[name])
-
-
-def _fingerprint(file: h5py.File) -> str:
-    """Hash every attribute and dataset: HDF5's own checksums do not cover attributes."""
-    digest = hashlib.sha256()
-
-    def add(name: str, item: Any) -> None:  # noqa: ANN401
-        for key in sorted(item.attrs):
-            if key != "content_sha256":
-                _add_value(digest, f"{name}@{key}", np.asarray(item.attrs[key]))
-        if isinstance(item, h5py.Dataset):
-            _add_value(digest, name, np.asarray(item[()]))
-
-    add("/", file)
-    for name in sorted(_names(file)):
-        add(name, file[name])
-    return digest.hexdigest()
-
-
-def _names(file: h5py.File) -> list[str]:
-    found: list[str] = []
-    file.visit(found.append)
-    return found
-
-
-def _add_value(digest: Any, name: str, value: NDArray[Any]) -> None:  # noqa: ANN401
-    if value.dtype.kind in "OU":
-        value = np.asarray(str(value).encode())
-    digest.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
-    digest.update(np.ascontiguousarray(value).tobytes())

@@ -35,7 +35,8 @@ class Partners:
         lonely = [names[i] if i < len(names) else str(i) for i in found[counts == 1]]
         if lonely:
             raise DataError(
-                f"a triplet needs two images of a class, but {_listed(lonely)} only one; add an image or remove the class"
+                f"a triplet needs two images of a class, but {_listed(lonely)} only one; "
+                "add an image or remove the class"
             )
         self._labels, self._pairs, self._seed = labels, pairs, seed
         # Sorted by label, a class is one block: its members lie inside, all negatives outside.

@@ -111,9 +111,7 @@ class Localization:
             "box_iou": np.array(self._box_iou).reshape(-1, len(THRESHOLDS)),
         }
 
-    def _check(
-        self, heatmaps: NDArray[np.float32], masks: NDArray[np.bool_], ignore: NDArray[np.bool_]
-    ) -> None:
+    def _check(self, heatmaps: NDArray[np.float32], masks: NDArray[np.bool_], ignore: NDArray[np.bool_]) -> None:
         first = len(self._iou)
         if heatmaps.ndim != 3 or not heatmaps.shape == masks.shape == ignore.shape:
             raise DataError(

@@ -52,7 +52,13 @@ class Method:
         if self.scores.per_image()["mean_ratio"].size:
             known |= {key: value for key, value in self.scores.result().items() if key in known}
         ms = 1000 * self.seconds / max(self.images, 1)
-        return {"method": self.name, "default": self.default, "backprop": self.backprop, **known, "ms_per_image": ms}
+        return {
+            "method": self.name,
+            "default": self.default,
+            "backprop": self.backprop,
+            **known,
+            "ms_per_image": ms,
+        }
 
 
 def evaluate(
@@ -121,7 +127,10 @@ def _methods(net: Network, database: WeightDatabase) -> list[Method]:
         explainer = Explainer(net, database, **options)  # type: ignore[arg-type]
         return Method(name, lambda images, _: explainer(images), default=default)
 
-    found = [method("cluster transfer", default=True), method("cluster transfer, plain placing", placement="stretch")]
+    found = [
+        method("cluster transfer", default=True),
+        method("cluster transfer, plain placing", placement="stretch"),
+    ]
     if database.exemplars is not None:
         found.append(method("nearest exemplar", transfer="nearest"))
         found.append(method("nearest exemplar, plain placing", transfer="nearest", placement="stretch"))
@@ -146,9 +155,7 @@ def _embed_gallery(
     return _Gallery(seen.embeddings, gallery.labels[seen.kept], tuple(gallery.names))
 
 
-def _with_backprop(
-    net: Network, database: WeightDatabase, test: Samples, gallery: _Gallery | None
-) -> Iterator[Method]:
+def _with_backprop(net: Network, database: WeightDatabase, test: Samples, gallery: _Gallery | None) -> Iterator[Method]:
     """Per-image Grad-CAM from triplets whose partners are training images: the map that the transfer imitates."""
     if gallery is None or test.labels is None:
         raise DataError("--compare needs labels, and training images of the test images' classes; leave it out")
@@ -192,10 +199,12 @@ def _masks(
         if mask is None:
             continue
         ignore = test.ignore(index)
-        seen, unseen = net.preprocess.mask(mask), net.preprocess.mask(np.zeros_like(mask) if ignore is None else ignore)
+        seen = net.preprocess.mask(mask)
+        unseen = np.zeros_like(seen) if ignore is None else net.preprocess.mask(ignore)
         if not (seen & ~unseen).any():
             raise DataError(
-                f"the mask of {test.ids[index]} shows no object at {seen.shape[1]} x {seen.shape[0]} pixels; mend or remove it"
+                f"the mask of {test.ids[index]} shows no object at {seen.shape[1]} x {seen.shape[0]} pixels; "
+                "mend or remove it"
             )
         scored.append(place)
         truth.append(seen)

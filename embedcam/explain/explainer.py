@@ -53,7 +53,9 @@ class Explainer:
         if placement not in PLACEMENTS:
             raise DatabaseError(f"unknown placement {placement!r}; use one of {', '.join(PLACEMENTS)}")
         if transfer == "nearest" and db.exemplars is None:
-            raise DatabaseError("this weight database holds no exemplars; use --transfer cluster, or build it with exemplars")
+            raise DatabaseError(
+                "this weight database holds no exemplars; use --transfer cluster, or build it with exemplars"
+            )
         self.net = _at_layer(net, db)
         self.database, self.transfer, self.placement = db, transfer, placement
         self._autocast, self._modules = autocast, list(self.net.modules())
@@ -86,7 +88,9 @@ class Explainer:
         neighbors = None
         if self._exemplars is not None:
             neighbors, _ = self._exemplars.nearest(safe)
-        chosen = torch.from_numpy(clusters if self.transfer == "cluster" or neighbors is None else neighbors).to(images.device)
+        chosen = torch.from_numpy(clusters if self.transfer == "cluster" or neighbors is None else neighbors).to(
+            images.device
+        )
         maps = combine(seen.maps.float(), self._weights[chosen], self._channels[chosen])
         size = (int(images.shape[2]), int(images.shape[3]))
         raw = place(maps, self._geometry(size, maps), size).cpu().numpy()

@@ -67,7 +67,10 @@ def find_files(inputs: Sequence[str | Path]) -> FileSamples:
     ids: list[str] = []
     for given in map(Path, inputs):
         if given.is_dir():
-            folders = [given, *sorted(p for p in given.rglob("*") if p.is_dir() and not p.name.startswith("."))]
+            folders = [
+                given,
+                *sorted(p for p in given.rglob("*") if p.is_dir() and not p.name.startswith(".")),
+            ]
             found = [file for folder in folders for file in list_images(folder)]
             if not found:
                 raise DataError(f"no image in {given}; give a folder with JPEG, PNG or other pictures")
@@ -103,8 +106,8 @@ def explain_files(
 ) -> list[dict[str, Any]]:
     """Explain images and write what is seen.
 
-    Writes `overlays/<id>.png`, `maps/<id>.npz` (heatmap and raw at the network's input size), `contact_sheet.png` of the first images, and
-    `explanations.jsonl`, a line an image.
+    Writes `overlays/<id>.png`, `maps/<id>.npz` ("heatmap" and "raw", at the network's input size), `contact_sheet.png`
+    of the first images, and `explanations.jsonl`, a line an image.
 
     Args:
         explainer: What explains.
@@ -195,9 +198,7 @@ def _line(
     return line
 
 
-def _write(
-    out: Path, name: str, drawn: NDArray[np.uint8], explanation: Explanation, place: int
-) -> dict[str, str]:
+def _write(out: Path, name: str, drawn: NDArray[np.uint8], explanation: Explanation, place: int) -> dict[str, str]:
     # The suffix stays in the name: a.jpg and a.png may lie in one folder.
     overlay_path, map_path = out / "overlays" / f"{name}.png", out / "maps" / f"{name}.npz"
     save_png(drawn, overlay_path)
@@ -209,7 +210,9 @@ def _write(
 def _caption(line: dict[str, Any]) -> str:
     labels = next(iter(line["cluster_labels"]), None)
     about = f"cluster {line['cluster']}{f', mostly {labels}' if labels else ''}"
-    return f"{about}; distance {line['distance']:.2f}{'; unlike the training images' if line['typicality'] == 0 else ''}"
+    return (
+        f"{about}; distance {line['distance']:.2f}{'; unlike the training images' if line['typicality'] == 0 else ''}"
+    )
 
 
 def _contact_sheet(sheet: list[tuple[NDArray[np.uint8], NDArray[np.uint8], str]]) -> Image.Image:

@@ -76,9 +76,7 @@ class ClassMap:
             (name, probability), the surest first.
         """
         peaks = self.probabilities.max(axis=(1, 2))
-        return [
-            (self.names[index], float(peaks[index])) for index in np.argsort(-peaks, kind="stable")[:count]
-        ]
+        return [(self.names[index], float(peaks[index])) for index in np.argsort(-peaks, kind="stable")[:count]]
 
     def draw(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Draw the boxes of all found classes, a colour a class, each with its class and mean probability.
@@ -109,9 +107,7 @@ class ClassMap:
         small.thumbnail((_SHEET_CELL, _SHEET_CELL))  # before drawing, so that labels stay readable
         picture = np.asarray(small)
         name, probability = self.strongest(1)[0]
-        about = (
-            f"{len(self.found)} found" if self.found else f"nothing sure; likeliest {name} {probability:.2f}"
-        )
+        about = f"{len(self.found)} found" if self.found else f"nothing sure; likeliest {name} {probability:.2f}"
         pictures = [self.draw(picture), overlay(picture, self.best)]
         pictures += [overlay(picture, found.heatmap) for found in self.found]
         captions = [about, "likeliest class", *(f"{each.name} {each.probability:.2f}" for each in self.found)]
@@ -150,11 +146,7 @@ def class_maps(
         probabilities = np.asarray(classifier(images).float().softmax(dim=1).cpu())
     names = classifier.names
     size = (int(images.shape[2]), int(images.shape[3]))
-    geometry = (
-        Geometry.stretch(probabilities.shape[2:], size)
-        if placement == "stretch"
-        else classifier.geometry(size)
-    )
+    geometry = Geometry.stretch(probabilities.shape[2:], size) if placement == "stretch" else classifier.geometry(size)
 
     def find(index: int, probability: float, heatmap: NDArray[np.float32]) -> FoundClass:
         return FoundClass(index, names[index], probability, heatmap, find_boxes(heatmap, box_threshold))
@@ -164,9 +156,7 @@ def class_maps(
         peaks = mine.max(axis=(1, 2))
         sure = [int(index) for index in np.argsort(-peaks, kind="stable") if peaks[index] >= class_threshold]
         placed = place(np.stack([mine.max(axis=0), *mine[sure]]), geometry, size).clip(0, 1)
-        found = [
-            find(index, float(peaks[index]), heatmap) for index, heatmap in zip(sure, placed[1:], strict=True)
-        ]
+        found = [find(index, float(peaks[index]), heatmap) for index, heatmap in zip(sure, placed[1:], strict=True)]
         maps.append(ClassMap(mine, placed[0], found, names))
     return maps
 
@@ -243,8 +233,7 @@ def classmap_file(
     """
     if size is not None and size < 1:
         raise EmbedcamError(
-            f"size must be at least 1 pixel, got {size}; this network was made for "
-            f"{min(classifier.input_size)}"
+            f"size must be at least 1 pixel, got {size}; this network was made for {min(classifier.input_size)}"
         )
     file, out = Path(file), Path(out)
     picture = read_image(file)
@@ -267,6 +256,4 @@ def _scaled(box: Box, own: tuple[int, ...], wanted: tuple[int, ...]) -> Box:
     """Bring a box from a heat map of one (H, W) to a picture of another, rounding outwards."""
     (h, w), (height, width) = own[:2], wanted[:2]
     left, top = box.left * width // w, box.top * height // h
-    return replace(
-        box, left=left, top=top, right=-(-box.right * width // w), bottom=-(-box.bottom * height // h)
-    )
+    return replace(box, left=left, top=top, right=-(-box.right * width // w), bottom=-(-box.bottom * height // h))

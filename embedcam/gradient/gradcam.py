@@ -173,9 +173,7 @@ class GradCAM:
         found = {name: self._explanations(of_layer, output, classes) for name, of_layer in maps.items()}
         return found[self.layers[0]] if self._single else found
 
-    def _differentiate(
-        self, images: Tensor, target: Target
-    ) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, ...]]]:
+    def _differentiate(self, images: Tensor, target: Target) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, ...]]]:
         """Run the model; give its output, each layer's, and for each class the gradients at each layer."""
         read = target.layer if isinstance(target, SegmentationScore) else None
         captured = dict(self._modules)
@@ -187,7 +185,8 @@ class GradCAM:
                 if name not in grabbed:
                     raise LayerError(f"layer {name!r} did not run; choose one on the way to the output")
             scores = target(output if read is None else grabbed[read])
-            self._check(scores, len(images), 2 if isinstance(target, SegmentationScore) else 1)
+            several = isinstance(target, SegmentationScore) and isinstance(target.classes, Sequence)
+            self._check(scores, len(images), axes=2 if several else 1)
             leaves = [grabbed[name] for name in self.layers]
             gradients = [
                 torch.autograd.grad(each, leaves, retain_graph=True, allow_unused=True)
@@ -199,17 +198,14 @@ class GradCAM:
         return output, [leaf.detach() for leaf in leaves], gradients
 
     @staticmethod
-    def _check(scores: object, count: int, most_axes: int) -> None:
+    def _check(scores: object, count: int, axes: int) -> None:
         found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        if not isinstance(scores, Tensor) or not 1 <= scores.ndim <= most_axes or len(scores) != count:
+        if not isinstance(scores, Tensor) or scores.ndim != axes or len(scores) != count:
             raise TargetError(
-                f"a target must give one scalar an image ({count},), got {found}; "
-                "sum or pick what is to be explained"
+                f"a target must give one scalar an image ({count},), got {found}; sum or pick what is to be explained"
             )
         if not scores.requires_grad:
-            raise TargetError(
-                "the target has no gradient; compute it from the network's output, not detached"
-            )
+            raise TargetError("the target has no gradient; compute it from the network's output, not detached")
 
     def _map(self, name: str, output: Tensor, gradient: Tensor, size: tuple[int, int]) -> Tensor:
         """Make the map (B, H, W) of a layer, before normalising."""

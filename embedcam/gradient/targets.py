@@ -41,9 +41,7 @@ class ClassScore:
             TargetError: If the output is something else, or the class does not exist.
         """
         if not isinstance(output, Tensor) or output.ndim != 2:
-            raise TargetError(
-                f"ClassScore needs logits (B, classes), got {_found(output)}; choose another target"
-            )
+            raise TargetError(f"ClassScore needs logits (B, classes), got {_found(output)}; choose another target")
         if self.index is None:
             return output.max(dim=1).values
         index = torch.as_tensor(self.index, device=output.device)
@@ -113,9 +111,7 @@ class SegmentationScore:
             return scores
         if isinstance(self.region, str):
             if self.region != "predicted":
-                raise TargetError(
-                    f"unknown region {self.region!r}; use 'predicted', a mask, a pixel (y, x) or None"
-                )
+                raise TargetError(f"unknown region {self.region!r}; use 'predicted', a mask, a pixel (y, x) or None")
             best = scores.argmax(dim=1, keepdim=True)
             return scores * (best == torch.arange(scores.shape[1], device=scores.device)[:, None, None])
         height, width = scores.shape[2:]
@@ -288,9 +284,7 @@ def _reference(name: str, output: object, reference: Tensor) -> Tensor:
 
 def _require_classes(classes: Tensor, count: int) -> None:
     if classes.numel() == 0 or int(classes.min()) < 0 or int(classes.max()) >= count:
-        raise TargetError(
-            f"class {classes.tolist()} does not exist; the network has {count} classes, counted from 0"
-        )
+        raise TargetError(f"class {classes.tolist()} does not exist; the network has {count} classes, counted from 0")
 
 
 def _found(output: object) -> str:

@@ -42,7 +42,7 @@ def tiny() -> nn.Module:
     return nn.Sequential(_named(features=features, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
 
 
-def _named(**modules: nn.Module) -> Any:  # noqa: ANN401
+def _named(**modules: nn.Module) -> Any:
     from collections import OrderedDict
 
     return OrderedDict(modules)
@@ -82,7 +82,9 @@ def _torchvision(name: str, *, download: bool) -> nn.Module:
 
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "use 'tiny' or a torchvision classifier, such as resnet50"
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else "use 'tiny' or a torchvision classifier, such as resnet50"
+        )
         raise NetworkError(f"unknown backbone {name!r}; {hint}")
     # These two would otherwise spend minutes on drawing random weights, and grow auxiliary classifiers.
     options = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
@@ -93,10 +95,13 @@ def _torchvision(name: str, *, download: bool) -> nn.Module:
         model = models.get_model(name, weights="DEFAULT")
     except OSError as error:  # URLError is one
         raise NetworkError(
-            f"cannot download the weights of {name}: {error}; without a network, give --weights a file with its state dict"
+            f"cannot download the weights of {name}: {error}; "
+            "without a network, give --weights a file with its state dict"
         ) from error
     except RuntimeError as error:  # a hash that does not match
-        raise NetworkError(f"the downloaded weights of {name} are damaged: {error}; delete them and try again") from error
+        raise NetworkError(
+            f"the downloaded weights of {name} are damaged: {error}; delete them and try again"
+        ) from error
     if name in ("googlenet", "inception_v3"):
         model.aux_logits = False  # type: ignore[assignment]
     return model

@@ -52,7 +52,9 @@ class EmbeddingNet(Network):
         layer: str | None = None,
     ) -> None:
         if dim < 1 or image_size < 8 or (hidden is not None and hidden < 1):
-            raise NetworkError(f"dim and hidden must be at least 1 and image_size at least 8, got {dim}, {hidden}, {image_size}")
+            raise NetworkError(
+                f"dim and hidden must be at least 1 and image_size at least 8, got {dim}, {hidden}, {image_size}"
+            )
         super().__init__(backbone, metric, Preprocess((image_size, image_size), IMAGENET_MEAN, IMAGENET_STD))
         saved = None if weights in (None, "DEFAULT") else _read_config(Path(str(weights)))
         self.backbone = backbones.create(backbone, None if saved else weights)
@@ -144,7 +146,10 @@ class EmbeddingNet(Network):
         path = Path(path)
         config = _read_config(path)
         if config is None:
-            raise NetworkError(f"{path} is a plain state dict, not a network of embedcam; make one with `embedcam train --weights {path}`")
+            raise NetworkError(
+                f"{path} is a plain state dict, not a network of embedcam; "
+                f"make one with `embedcam train --weights {path}`"
+            )
         try:
             net = cls(
                 config["backbone"],
@@ -155,19 +160,25 @@ class EmbeddingNet(Network):
                 image_size=config["preprocess"]["input_size"][0],
             )
         except (KeyError, TypeError, IndexError) as error:
-            raise NetworkError(f"the configuration in {path} is damaged: {error!r}; train or export the network again") from error
+            raise NetworkError(
+                f"the configuration in {path} is damaged: {error!r}; train or export the network again"
+            ) from error
         return net.eval()
 
     def _load_saved(self, path: Path, saved: dict[str, Any], dim: int) -> None:
         own = {"backbone": self.architecture, "dim": dim, "hidden": self.hidden, "metric": self.metric}
         for key, value in own.items():
             if saved.get(key) != value:
-                raise NetworkError(f"{path} holds a network with {key} {saved.get(key)!r}, not {value!r}; use EmbeddingNet.load")
+                raise NetworkError(
+                    f"{path} holds a network with {key} {saved.get(key)!r}, not {value!r}; use EmbeddingNet.load"
+                )
         try:
             self.load_state_dict(backbones.read_state_dict(path))
             self.preprocess = Preprocess(**{**saved["preprocess"], "input_size": self.preprocess.input_size})
         except (RuntimeError, TypeError, ValueError) as error:
-            raise NetworkError(f"{path} does not match its own configuration: {error}; train or export the network again") from error
+            raise NetworkError(
+                f"{path} does not match its own configuration: {error}; train or export the network again"
+            ) from error
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:
@@ -182,13 +193,17 @@ def _read_config(path: Path) -> dict[str, Any] | None:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
     except Exception as error:  # safetensors raises a type of its own
-        raise NetworkError(f"{path} is not a readable safetensors file: {error}; it may be damaged, copy or train it again") from error
+        raise NetworkError(
+            f"{path} is not a readable safetensors file: {error}; it may be damaged, copy or train it again"
+        ) from error
     if text is None:
         return None
     try:
         config = json.loads(text)
     except json.JSONDecodeError as error:
-        raise NetworkError(f"the configuration in {path} is damaged: {error}; train or export the network again") from error
+        raise NetworkError(
+            f"the configuration in {path} is damaged: {error}; train or export the network again"
+        ) from error
     if not isinstance(config, dict) or config.get("format") != _FORMAT:
         found = config.get("format") if isinstance(config, dict) else config
         raise NetworkError(f"{path} has network format {found!r}, this embedcam reads {_FORMAT}; update embedcam")

@@ -58,7 +58,13 @@ def tensor_batches(
 
 
 def embed(
-    net: Network, samples: Samples, *, batch_size: int = 32, what: str = "embedding", strict: bool = False, workers: int = 2
+    net: Network,
+    samples: Samples,
+    *,
+    batch_size: int = 32,
+    what: str = "embedding",
+    strict: bool = False,
+    workers: int = 2,
 ) -> Embedded:
     """Embed a data set in one forward pass over it.
 
@@ -88,7 +94,9 @@ def embed(
                 pooled = [*pooled, seen.vector.float().cpu().numpy()] if _is_pooled(seen.maps, seen.vector) else None
     if not kept:
         raise DataError(f"none of the {len(samples)} images can be read; see the warnings above")
-    return Embedded(np.concatenate(kept), np.concatenate(embeddings), None if pooled is None else np.concatenate(pooled))
+    return Embedded(
+        np.concatenate(kept), np.concatenate(embeddings), None if pooled is None else np.concatenate(pooled)
+    )
 
 
 def _is_pooled(maps: Tensor, vector: Tensor | None) -> bool:

@@ -56,7 +56,7 @@ class WrappedNet(Network):
             )
         return (functional.normalize(embeddings) if self.metric == "cosine" else embeddings), None
 
-    def _select(self, output: Any) -> Any:  # noqa: ANN401
+    def _select(self, output: Any) -> Any:
         if callable(self._output):
             return self._output(output)
         if self._output is None and isinstance(output, list | tuple | dict):

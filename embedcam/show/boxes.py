@@ -137,15 +137,11 @@ def draw_boxes(
     """
     check_picture(image)
     if labels is not None and len(labels) != len(boxes):
-        raise EmbedcamError(
-            f"{len(boxes)} boxes need as many labels, got {len(labels)}; pass one a box or None"
-        )
+        raise EmbedcamError(f"{len(boxes)} boxes need as many labels, got {len(labels)}; pass one a box or None")
     height, width = image.shape[:2]
     for box in boxes:
         if not (0 <= box.left < box.right <= width and 0 <= box.top < box.bottom <= height):
-            raise EmbedcamError(
-                f"{box} leaves the picture of {width} x {height} pixels; find boxes at its size"
-            )
+            raise EmbedcamError(f"{box} leaves the picture of {width} x {height} pixels; find boxes at its size")
     rgb = _rgb(color)
     contrast = (0, 0, 0) if _is_light(rgb) else (255, 255, 255)
     picture = Image.fromarray(image)
@@ -202,9 +198,7 @@ def _rgb(color: str | tuple[int, int, int]) -> tuple[int, int, int]:
     try:
         red, green, blue = (ImageColor.getrgb(color) if isinstance(color, str) else color)[:3]
     except ValueError as error:
-        raise EmbedcamError(
-            f"there is no colour {color!r}; name a CSS colour or give (red, green, blue)"
-        ) from error
+        raise EmbedcamError(f"there is no colour {color!r}; name a CSS colour or give (red, green, blue)") from error
     return red, green, blue
 
 

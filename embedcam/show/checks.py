@@ -42,9 +42,7 @@ def check_heatmap(heatmap: ArrayLike) -> NDArray[np.floating]:
     """
     array = np.asarray(heatmap)
     if array.ndim != 2 or array.size == 0:
-        raise DataError(
-            f"a heat map must be (H, W), got shape {array.shape}; pass one map of the batch at a time"
-        )
+        raise DataError(f"a heat map must be (H, W), got shape {array.shape}; pass one map of the batch at a time")
     if array.dtype.kind not in "fiub":
         raise DataError(f"a heat map must hold real numbers, got {array.dtype}; pass a float array")
     if array.dtype.kind != "f":
@@ -53,8 +51,6 @@ def check_heatmap(heatmap: ArrayLike) -> NDArray[np.floating]:
     if not (np.isfinite(low) and np.isfinite(high)):
         raise DataError("a heat map must be finite, got NaN or infinity; see the notes of its explanation")
     if low < -_ROUNDING or high > 1 + _ROUNDING:
-        raise DataError(
-            f"a heat map must lie in [0, 1], got {low:.4g} to {high:.4g}; pass .heatmaps, not .raw"
-        )
+        raise DataError(f"a heat map must lie in [0, 1], got {low:.4g} to {high:.4g}; pass .heatmaps, not .raw")
     clipped: NDArray[np.floating] = np.clip(array, 0.0, 1.0)
     return clipped

@@ -53,9 +53,7 @@ def grid(
     if columns == 0:
         raise EmbedcamError("a contact sheet needs at least one cell, got none; pass rows of pictures")
     if cell_size < _SMALLEST_CELL:
-        raise EmbedcamError(
-            f"cell_size must be at least {_SMALLEST_CELL} pixels, got {cell_size}; 160 is usual"
-        )
+        raise EmbedcamError(f"cell_size must be at least {_SMALLEST_CELL} pixels, got {cell_size}; 160 is usual")
     captions = captions or [[None] * len(row) for row in rows]
     _match("captions", [len(row) for row in captions], [len(row) for row in rows])
     if column_titles:
@@ -147,6 +145,4 @@ def _write(
 
 def _match(what: str, found: object, expected: object) -> None:
     if found != expected:
-        raise EmbedcamError(
-            f'{what} and pictures must match in number: expected {expected}, got {found}; pad with ""'
-        )
+        raise EmbedcamError(f'{what} and pictures must match in number: expected {expected}, got {found}; pad with ""')

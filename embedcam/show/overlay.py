@@ -72,11 +72,7 @@ def _colors(name: str) -> NDArray[np.uint8]:
         table = Colormap(name).lut(256)
     except ValueError as error:
         close = get_close_matches(name, Catalog().short_keys(), n=3)
-        hint = (
-            f"did you mean {' or '.join(map(repr, close))}?"
-            if close
-            else "try 'turbo', 'viridis' or 'inferno'"
-        )
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "try 'turbo', 'viridis' or 'inferno'"
         raise EmbedcamError(f"there is no colour map {name!r}; {hint}") from error
     colors = np.rint(np.asarray(table)[:, :3] * 255.0).astype(np.uint8)
     colors.setflags(write=False)  # cached: nobody may change it

@@ -154,9 +154,7 @@ def write_report(report: Report, path: str | Path) -> None:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
-        raise MissingDependencyError(
-            'writing a report needs jinja2; pip install "embedcam[train]"'
-        ) from error
+        raise MissingDependencyError('writing a report needs jinja2; pip install "embedcam[train]"') from error
     environment = Environment(
         loader=PackageLoader("embedcam.show", "templates"),
         autoescape=True,
@@ -168,9 +166,7 @@ def write_report(report: Report, path: str | Path) -> None:
     page = environment.get_template("report.html").render(
         report=report,
         clusters=[_ranked(cluster) for cluster in sorted(report.clusters, key=lambda c: (-c.size, c.number))],
-        columns=[
-            column for column in _SCORES if any(row.get(column[0]) is not None for row in report.scores)
-        ],
+        columns=[column for column in _SCORES if any(row.get(column[0]) is not None for row in report.scores)],
         best=_best(report.scores),
         retrieval=[
             (name, report.retrieval[key], meaning)

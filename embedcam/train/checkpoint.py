@@ -63,7 +63,10 @@ def save(path: Path, state: Checkpoint, net: nn.Module, objective: nn.Module, op
     for index, entries in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entries.items()}
     about = json.dumps({"run": state.run, "epoch": state.epoch, "history": state.history}, sort_keys=True)
-    write_bytes(path, to_bytes({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata={_KEY: about}))
+    write_bytes(
+        path,
+        to_bytes({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata={_KEY: about}),
+    )
 
 
 def load(
@@ -92,10 +95,16 @@ def load(
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dictionary)
         found = Checkpoint(about["run"], about["epoch"], about["history"])
     except Exception as error:  # safetensors raises a type of its own
-        raise NetworkError(f"{path} is not a readable checkpoint: {error}; delete it and train from the start") from error
-    differs = [f"{key} {found.run.get(key)!r} then, {value!r} now" for key, value in run.items() if found.run.get(key) != value]
+        raise NetworkError(
+            f"{path} is not a readable checkpoint: {error}; delete it and train from the start"
+        ) from error
+    differs = [
+        f"{key} {found.run.get(key)!r} then, {value!r} now" for key, value in run.items() if found.run.get(key) != value
+    ]
     if differs:
-        raise NetworkError(f"{path} is of another run ({'; '.join(differs)}); resume with the same options, or leave --resume out")
+        raise NetworkError(
+            f"{path} is of another run ({'; '.join(differs)}); resume with the same options, or leave --resume out"
+        )
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -34,9 +34,15 @@ def cut(backbone: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
         warnings.simplefilter("ignore")  # training and evaluation differ in dropout nodes; the latter is what we take
         _, nodes = get_graph_node_names(backbone)
         try:
-            traced: Any = create_feature_extractor(backbone, eval_return_nodes={layer: "cut", nodes[-1]: "out"}, train_return_nodes={nodes[-1]: "out"})
+            traced: Any = create_feature_extractor(
+                backbone,
+                eval_return_nodes={layer: "cut", nodes[-1]: "out"},
+                train_return_nodes={nodes[-1]: "out"},
+            )
         except (ValueError, RuntimeError) as error:
-            raise LayerError(f"cannot cut {type(backbone).__name__} at {layer!r}: {error}; choose another layer") from error
+            raise LayerError(
+                f"cannot cut {type(backbone).__name__} at {layer!r}: {error}; choose another layer"
+            ) from error
     traced.eval()
     ends = next(node for node in traced.graph.nodes if node.op == "output").args[0]
 
@@ -64,7 +70,7 @@ def cut(backbone: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
     return parts[0], parts[1]
 
 
-def _pruned(module: Any) -> Any:  # noqa: ANN401
+def _pruned(module: Any) -> Any:
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()  # of its own containers: the backbone keeps all of its layers
     module.recompile()

@@ -35,10 +35,14 @@ class Objective(nn.Module):
             hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(OBJECTIVES)}"
             raise NetworkError(f"unknown objective {name!r}; {hint}")
         if metric != "cosine" and name != "triplet":
-            raise NetworkError(f"objective {name!r} needs the cosine metric; use --metric cosine or --objective triplet")
+            raise NetworkError(
+                f"objective {name!r} needs the cosine metric; use --metric cosine or --objective triplet"
+            )
         self.miner: nn.Module | None = None
         if name == "triplet":
-            distance = distances.CosineSimilarity() if metric == "cosine" else distances.LpDistance(normalize_embeddings=False)
+            distance = (
+                distances.CosineSimilarity() if metric == "cosine" else distances.LpDistance(normalize_embeddings=False)
+            )
             margin = 0.2 if metric == "cosine" else 1.0
             self.loss: nn.Module = losses.TripletMarginLoss(margin=margin, distance=distance)
             self.miner = miners.TripletMarginMiner(margin=margin, type_of_triplets="semihard", distance=distance)

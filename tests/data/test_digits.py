@@ -45,9 +45,7 @@ def test_picture_is_the_photograph_outside_the_digit_and_one_colour_inside():
         top, left = np.argwhere(outside)[0]
         pixel = picture[top, left]
         assert any(
-            np.array_equal(
-                photograph[y - top : y - top + SIZE, x - left : x - left + SIZE][outside], picture[outside]
-            )
+            np.array_equal(photograph[y - top : y - top + SIZE, x - left : x - left + SIZE][outside], picture[outside])
             for photograph in photographs
             for y, x in np.argwhere((photograph == pixel).all(axis=2))
             if y >= top and x >= left and y - top + SIZE <= 427 and x - left + SIZE <= 640

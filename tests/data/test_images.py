@@ -64,9 +64,7 @@ def test_transparent_pixels_become_white_and_half_transparent_ones_lighter(tmp_p
 
 
 def test_transparent_grey_becomes_white(tmp_path):
-    la = Image.merge(
-        "LA", [Image.new("L", (2, 1), 80), Image.fromarray(np.array([[0, 255]], dtype=np.uint8))]
-    )
+    la = Image.merge("LA", [Image.new("L", (2, 1), 80), Image.fromarray(np.array([[0, 255]], dtype=np.uint8))])
     np.testing.assert_array_equal(read(saved(tmp_path / "a.png", la)), [[[255] * 3, [80] * 3]])
 
 
@@ -153,9 +151,7 @@ def test_every_exif_orientation_is_applied(tmp_path, orientation, suffix):
 
 
 def test_jpeg_taken_on_its_side_stands_upright(tmp_path):
-    wide = Image.fromarray(
-        np.repeat(np.uint8([[255, 0]]), 8, axis=1).repeat(8, axis=0)
-    )  # left white, right black
+    wide = Image.fromarray(np.repeat(np.uint8([[255, 0]]), 8, axis=1).repeat(8, axis=0))  # left white, right black
     got = read(saved(tmp_path / "a.jpg", wide, exif=exif(6)))  # 6: turn by 90 degrees clockwise
     assert got.shape == (16, 8, 3)
     assert got[:6].min() > 200 and got[10:].max() < 55

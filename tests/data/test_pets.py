@@ -46,9 +46,7 @@ def test_path_may_be_the_inner_folder(tree):
 
 
 def test_missing_data_set_says_how_to_get_it(tmp_path):
-    with pytest.raises(
-        DataError, match=r"no complete Oxford-IIIT Pet in .*OxfordIIITPet\('.*', download=True\)"
-    ):
+    with pytest.raises(DataError, match=r"no complete Oxford-IIIT Pet in .*OxfordIIITPet\('.*', download=True\)"):
         pets(tmp_path)
 
 

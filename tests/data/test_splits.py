@@ -9,9 +9,7 @@ from embedcam.data.splits import check_split, rows_of, training_part
 from embedcam.errors import DataError
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/"), min_size=1, max_size=6)
-DATA_SETS = st.lists(
-    st.tuples(st.integers(0, 3), NAMES), min_size=1, max_size=40, unique_by=lambda row: row[1]
-)
+DATA_SETS = st.lists(st.tuples(st.integers(0, 3), NAMES), min_size=1, max_size=40, unique_by=lambda row: row[1])
 
 # Nothing here may depend on how busy the machine is.
 unhurried = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])

@@ -50,9 +50,7 @@ def brute_force(heatmap, mask, ignore):
 
 
 def test_hand_worked_map():
-    heatmap = np.array(
-        [[1.0, 0.5, 0.5, 0], [0.25, 0.25, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0.5]], dtype=np.float32
-    )
+    heatmap = np.array([[1.0, 0.5, 0.5, 0], [0.25, 0.25, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0.5]], dtype=np.float32)
     result = scores(heatmap)
     assert result["images"] == 1
     assert result["mean_ratio"] == pytest.approx(2 / 3)
@@ -171,9 +169,7 @@ def test_per_image_scores_equal_brute_force(seed):
     per_image = localization.per_image()
     for index, image in enumerate(zip(heatmaps, masks, ignore, strict=True)):
         for name, expected in brute_force(*image).items():
-            np.testing.assert_allclose(
-                per_image[name][index], expected, rtol=1e-12, err_msg=f"{name} {index}"
-            )
+            np.testing.assert_allclose(per_image[name][index], expected, rtol=1e-12, err_msg=f"{name} {index}")
 
 
 def test_result_summarises_the_per_image_scores():

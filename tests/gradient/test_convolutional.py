@@ -76,9 +76,7 @@ class Small(nn.Module):
     def __init__(self, head, pool=None):
         super().__init__()
         torch.manual_seed(0)
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, 2, 1), nn.ReLU()
-        )
+        self.features = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, 2, 1), nn.ReLU())
         self.pool = pool or nn.AdaptiveAvgPool2d(1)
         self.head = head
 
@@ -95,9 +93,7 @@ def test_window_over_the_whole_map_gives_the_logits_of_the_classifier(name):
     convolutional = ConvolutionalClassifier(model, window="whole", input_size=(side, side))
     images = noise(1, side, side)
     expected, other = model(images), model(images.flip(1) * 0.5)
-    assert (
-        expected - other
-    ).abs().max() > 1e-3 * expected.abs().max()  # else the next line would prove nothing
+    assert (expected - other).abs().max() > 1e-3 * expected.abs().max()  # else the next line would prove nothing
     torch.testing.assert_close(convolutional(images)[..., 0, 0], expected, rtol=0, atol=1e-5)
 
 
@@ -112,9 +108,7 @@ def test_window_of_one_cell_applies_the_linear_layer_to_every_cell():
     model = Small(nn.Linear(6, 5)).eval()
     images = noise(2, 32, 48)
     logits = ConvolutionalClassifier(model, window=1, input_size=(32, 32))(images)
-    as_convolution = functional.conv2d(
-        model.features(images), model.head.weight[:, :, None, None], model.head.bias
-    )
+    as_convolution = functional.conv2d(model.features(images), model.head.weight[:, :, None, None], model.head.bias)
     torch.testing.assert_close(logits, as_convolution)
 
 

@@ -62,9 +62,7 @@ def test_caption_of_any_length_stays_in_its_cell(caption):
 
 def test_titles_take_room_beside_and_above_the_pictures():
     plain = grid([[RED], [BLUE]], cell_size=80)
-    titled = grid(
-        [[RED], [BLUE]], None, ["a column"], ["first row", "a very long title of the second row " * 5], 80
-    )
+    titled = grid([[RED], [BLUE]], None, ["a column"], ["first row", "a very long title of the second row " * 5], 80)
     assert titled.width > plain.width and titled.height > plain.height
     assert titled.width <= plain.width + 80 + 80 // 14
     assert extent(titled, (255, 0, 0)) == (80, 40)

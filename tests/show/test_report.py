@@ -55,16 +55,12 @@ def full_report():
         title="embedcam on digits",
         facts=[("Network", "tiny"), ("Seed", 0)],
         clusters=[
-            ClusterCard(
-                3, 5, [("seven", 1), ("one", 4)], [Thumbnail(PHOTO, "one/3")], [(17, 0.02), (4, 0.04)]
-            ),
+            ClusterCard(3, 5, [("seven", 1), ("one", 4)], [Thumbnail(PHOTO, "one/3")], [(17, 0.02), (4, 0.04)]),
             ClusterCard(8, 21, [(f"label {n}", n) for n in range(7)], [Thumbnail(FLAT)], [(1, -0.5)]),
         ],
         examples=[
             ExampleCard("one/1", PHOTO, FLAT, 3, 0.25, 0.9, MASK, label="one", cluster_label="one"),
-            ExampleCard(
-                "two/1", PHOTO, FLAT, 3, 0.5, label="two", cluster_label="one", notes=["the map is flat"]
-            ),
+            ExampleCard("two/1", PHOTO, FLAT, 3, 0.5, label="two", cluster_label="one", notes=["the map is flat"]),
             ExampleCard("unknown", PHOTO, FLAT, 77, 0.5),
         ],
         scores=[
@@ -194,9 +190,7 @@ def test_empty_parts_are_left_out(tmp_path):
 
 def test_broken_picture_leaves_no_file(tmp_path):
     with pytest.raises(DataError):
-        write_report(
-            Report("t", examples=[ExampleCard("a", PHOTO[0], FLAT, 0, 0.0)]), tmp_path / "report.html"
-        )
+        write_report(Report("t", examples=[ExampleCard("a", PHOTO[0], FLAT, 0, 0.0)]), tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
 
 

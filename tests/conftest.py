@@ -1,0 +1,70 @@
+"""Small real things that many tests need: a folder of pictures with masks, a network, a database."""
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from embedcam.database.build import build_database
+from embedcam.nets import EmbeddingNet
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _fixed_creation_time(monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+
+
+@pytest.fixture(autouse=True)
+def _logger_as_in_a_library():
+    """The command line turns propagation off, which would hide warnings from caplog in later tests."""
+    yield
+    logger = logging.getLogger("embedcam")
+    logger.propagate = True
+    logger.handlers.clear()
+
+
+def make_folder(root: Path, classes: int = 3, images: int = 10, size: int = 40) -> Path:
+    """Write bright squares of a colour a class on noise, with exact masks."""
+    rng = np.random.default_rng(0)
+    for label in range(classes):
+        color = np.eye(3)[label % 3] * 255
+        for number in range(images):
+            pixels = rng.integers(0, 90, (size, size, 3))
+            mask = np.zeros((size, size), dtype=bool)
+            top, left = rng.integers(0, size - 16, 2)
+            mask[top : top + 16, left : left + 16] = True
+            pixels[mask] = color
+            for kind, array in (("images", pixels.astype(np.uint8)), ("masks", (mask * 255).astype(np.uint8))):
+                folder = root / kind / f"class{label}"
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(folder / f"{number:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("squares"))
+
+
+@pytest.fixture
+def net() -> EmbeddingNet:
+    torch.manual_seed(0)
+    return EmbeddingNet("tiny", 8, image_size=32).eval()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, folder):
+    """A network and its database, as files: what the online half starts from."""
+    os.environ["SOURCE_DATE_EPOCH"] = "1700000000"
+    torch.manual_seed(0)
+    net = EmbeddingNet("tiny", 8, image_size=32).eval()
+    out = tmp_path_factory.mktemp("trained")
+    net.save(out / "net.safetensors")
+    build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=5).save(out / "weights.h5")
+    return out

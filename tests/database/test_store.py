@@ -1,0 +1,247 @@
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+
+from embedcam.database import Exemplars, NetworkRecord, WeightDatabase
+from embedcam.errors import DatabaseError, OutputError
+from embedcam.heatmap import Geometry
+from embedcam.preprocess import Preprocess
+
+C, K, D, T, N, L = 3, 10, 4, 5, 8, 2
+
+
+def database() -> WeightDatabase:
+    rng = np.random.default_rng(0)
+    weights = (rng.standard_normal((C, K)) * 1e-8).astype(np.float32)
+    order = np.argsort(-weights, axis=1)[:, :T]
+    top = np.take_along_axis(weights, order, axis=1)
+    cluster = np.array([0, 0, 1, 1, 1, 2, 2, 2])
+    return WeightDatabase(
+        network=NetworkRecord("ab" * 32, "resnet18", "layer4", K, D, "cosine", Preprocess((32, 48))),
+        geometry=Geometry((32.0, 16.0), (0.5, 8.0)),
+        method="gradcam",
+        target="triplet_margin",
+        pairs=50,
+        seed=7,
+        created="2026-01-01T00:00:00+00:00",
+        centroids=rng.standard_normal((C, D)).astype(np.float32),
+        counts=np.bincount(cluster),
+        weights_mean=weights,
+        weights_std=np.abs(weights),
+        top_channels=order.astype(np.int32),
+        top_weights=top,
+        distance_quantiles=np.sort(rng.random((C, 5)).astype(np.float32), axis=1),
+        label_names=("Ünïcode", "東京"),
+        label_histogram=np.array([[2, 0], [1, 2], [0, 3]]),
+        exemplars=Exemplars(
+            rng.standard_normal((N, D)).astype(np.float32),
+            order.astype(np.int32)[cluster],
+            top[cluster],
+            cluster,
+            np.array([0, 0, 0, 1, 1, 1, 1, -1]),
+            tuple(f"class/{i}.jpg" for i in range(N)),
+        ),
+        embedcam_version="0.1.0",
+    )
+
+
+def assert_same(a: WeightDatabase, b: WeightDatabase) -> None:
+    for name, value in vars(a).items():
+        other = getattr(b, name)
+        if isinstance(value, Exemplars):
+            for key, array in vars(value).items():
+                np.testing.assert_array_equal(array, getattr(other, key))
+        elif isinstance(value, np.ndarray):
+            assert value.dtype == other.dtype
+            np.testing.assert_array_equal(value, other)
+        else:
+            assert value == other, name
+
+
+@pytest.fixture
+def path(tmp_path):
+    database().save(tmp_path / "weights.h5")
+    return tmp_path / "weights.h5"
+
+
+def edit(path, change):
+    """Change a file as another program would; HDF5 drops the checksum behind its end."""
+    with h5py.File(path, "r+") as file:
+        change(file)
+    assert b"embedcam-sha256" not in path.read_bytes()
+
+
+def replace_item(name, value):
+    def change(file):
+        del file[name]
+        file[name] = value
+
+    return change
+
+
+def test_a_database_comes_back_as_it_was(path):
+    assert_same(WeightDatabase.load(path), database())
+
+
+def test_labels_and_exemplars_are_optional(tmp_path):
+    bare = replace(database(), label_names=None, label_histogram=None, exemplars=None)
+    bare.save(tmp_path / "bare.h5")
+    assert_same(WeightDatabase.load(tmp_path / "bare.h5"), bare)
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path, path):
+    WeightDatabase.load(path).save(tmp_path / "again.h5")
+    assert (tmp_path / "again.h5").read_bytes() == path.read_bytes()
+
+
+def test_the_file_is_format_1(path):
+    with h5py.File(path) as file:
+        assert file.attrs["encoding-type"] == "embedcam-weight-database"
+        assert file.attrs["encoding-version"] == "1.0.0"
+        assert {"embedcam_version", "created", "seed", "method", "target", "pairs", "metric"} <= set(file.attrs)
+        network = {"sha256", "architecture", "layer", "channels", "dim", "input_size", "mean", "std", "interpolation"}
+        assert network <= set(file["network"].attrs)
+        assert list(file["geometry"].attrs["cell_stride"]) == [32, 16]
+        assert list(file["geometry"].attrs["first_cell_center"]) == [0.5, 8]
+        datasets = {}
+
+        def visit(name, item):
+            assert "encoding-type" in item.attrs
+            assert "encoding-version" in item.attrs
+            if isinstance(item, h5py.Dataset):
+                datasets[name] = (item.shape, str(item.dtype))
+                assert item.compression == "gzip"
+                assert item.shuffle
+                assert item.fletcher32
+
+        file.visititems(visit)
+    strings = {name: datasets.pop(name)[0] for name in ("labels/names", "exemplars/path")}
+    assert strings == {"labels/names": (L,), "exemplars/path": (N,)}
+    assert datasets == {
+        "clusters/centroids": ((C, D), "float32"),
+        "clusters/counts": ((C,), "int64"),
+        "clusters/weights_mean": ((C, K), "float32"),
+        "clusters/weights_std": ((C, K), "float32"),
+        "clusters/top_channels": ((C, T), "int32"),
+        "clusters/top_weights": ((C, T), "float32"),
+        "clusters/distance_quantiles": ((C, 5), "float32"),
+        "labels/histogram": ((C, L), "int64"),
+        "exemplars/embeddings": ((N, D), "float32"),
+        "exemplars/top_channels": ((N, T), "int32"),
+        "exemplars/top_weights": ((N, T), "float32"),
+        "exemplars/cluster": ((N,), "int64"),
+        "exemplars/label": ((N,), "int64"),
+    }
+
+
+def test_a_file_of_another_writer_needs_no_checksum(path):
+    edit(path, lambda file: None)
+    assert_same(WeightDatabase.load(path), database())
+
+
+def test_every_flipped_bit_is_noticed_or_harmless(path):
+    """Flip one bit at 1,000 places and in the last 100: an error in one line, or exactly what was written."""
+    good, noticed = path.read_bytes(), 0
+    rng = np.random.default_rng(0)
+    places = [*rng.integers(len(good), size=1000), *range(len(good) - 100, len(good))]
+    for place in places:
+        bad = bytearray(good)
+        bad[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bad)
+        try:
+            assert_same(WeightDatabase.load(path), database())
+        except DatabaseError as error:
+            noticed += 1
+            assert "\n" not in str(error)
+            assert str(path) in str(error)
+    assert noticed >= len(places) - 8  # without the start of its mark the checksum is not looked for
+
+
+@pytest.mark.parametrize("left", [0, 100, 5000, -1000, -100, -64, -10, -1])
+def test_a_truncated_file_is_refused(path, left):
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(DatabaseError, match=r"weights\.h5"):
+        WeightDatabase.load(path)
+
+
+def test_a_file_that_is_not_hdf5_is_refused(path):
+    path.write_text("channel,weight\n1,2\n")
+    with pytest.raises(DatabaseError, match="not a readable weight database"):
+        WeightDatabase.load(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(DatabaseError, match=r"no weight database .*embedcam build"):
+        WeightDatabase.load(tmp_path / "none.h5")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.attrs.modify("encoding-type", "anndata"), "encoding-type: expected 'embedcam-weight-database'"),
+        (lambda f: f.attrs.modify("encoding-version", "2.0.0"), "reads 1.0.0, found 2.0.0; update embedcam"),
+        (replace_item("clusters/centroids", np.zeros((C, D + 1), "f4")), r"/clusters/centroids: expected shape \(3, 4\)"),
+        (replace_item("clusters/counts", np.array([8, 0, 0])), "/clusters/counts: expected no empty cluster"),
+        (replace_item("clusters/top_channels", np.full((C, T), K, "i4")), r"/clusters/top_channels: expected indices in 0\.\.9"),
+        (replace_item("clusters/top_channels", np.full((C, T), -1, "i4")), r"/clusters/top_channels: expected indices in 0\.\.9"),
+        (replace_item("clusters/weights_mean", np.full((C, K), np.nan, "f4")), "/clusters/weights_mean: expected finite"),
+        (replace_item("clusters/weights_std", np.zeros((C, K), "f8")), "/clusters/weights_std: expected float32"),
+        (replace_item("clusters/top_weights", np.tile(np.arange(T, dtype="f4"), (C, 1))), "strongest first"),
+        (replace_item("exemplars/cluster", np.full(N, C)), r"/exemplars/cluster: expected indices in 0\.\.2"),
+        (replace_item("exemplars/label", np.full(N, L)), "/exemplars/label"),
+        (lambda f: f.__delitem__("clusters/weights_std"), "/clusters/weights_std: expected a dataset, found nothing"),
+        (lambda f: f["geometry"].attrs.modify("cell_stride", [0.0, 1.0]), "/geometry cell_stride"),
+        (lambda f: f.attrs.modify("metric", "manhattan"), "metric: expected cosine or euclidean"),
+        (lambda f: f.__setitem__("clusters/extra", h5py.ExternalLink("/etc/passwd", "/")), "found a link"),
+        (lambda f: f.__setitem__("clusters/extra", h5py.SoftLink("/clusters")), "found a link"),
+    ],
+)
+def test_wrong_content_is_refused_by_name(path, change, message):
+    edit(path, change)
+    with pytest.raises(DatabaseError, match=message):
+        WeightDatabase.load(path)
+
+
+def test_a_newer_minor_version_is_read(path):
+    edit(path, lambda file: file.attrs.modify("encoding-version", "1.4.0"))
+    assert WeightDatabase.load(path).clusters == C
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(path, monkeypatch):
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        replace(database(), seed=8).save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_labels_of_a_cluster_come_commonest_first():
+    assert database().labels_of(1) == [("東京", 2), ("Ünïcode", 1)]
+    assert database().labels_of(2) == [("東京", 3)]
+
+
+def test_typicality_by_hand():
+    db = replace(database(), distance_quantiles=np.tile(np.array([1, 2, 3, 4, 5], "f4"), (C, 1)))
+    distances = np.array([0, 0.5, 1, 1.5, 2, 5, 5.01], "f4")
+
+    found = db.typicality(np.zeros(7, dtype=np.int64), distances)
+
+    np.testing.assert_allclose(found, [1, 0.75, 0.5, 0.3, 0.1, 0, 0], atol=1e-6)
+
+
+def test_another_network_is_refused_and_all_differences_are_named():
+    record = database().network
+    other = replace(record, sha256="cd" * 32, layer="layer3")
+    with pytest.raises(DatabaseError) as caught:
+        record.require_same(other)
+    message = str(caught.value)
+    assert "sha256 abababababab... in the database, cdcdcdcdcdcd... in the network" in message
+    assert "layer layer4 in the database, layer3 in the network" in message
+    assert "channels" not in message
