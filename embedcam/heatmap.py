@@ -110,9 +110,8 @@ def normalize(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     Returns:
         float32 (B, H, W) in [0, 1].
     """
-    flat = maps.reshape(len(maps), -1)
-    low = flat.min(axis=1)[:, None, None]
-    span = flat.max(axis=1)[:, None, None] - low
+    low = maps.min(axis=(1, 2), keepdims=True)
+    span = maps.max(axis=(1, 2), keepdims=True) - low
     # Divide by 1 where the span is zero (or so small that the quotient would overflow).
     usable = span > np.finfo(np.float32).tiny
     scaled = np.where(usable, (maps - low) / np.where(usable, span, 1), 0)

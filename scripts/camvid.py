@@ -43,7 +43,7 @@ RATES = (3, 6, 9)  # dilations of the pyramid, for maps of 15 x 20 cells
 BATCH = 8
 ZOOM = 1.5  # strongest enlargement of a random view
 EXPLAINED = ("Road", "Car")
-DEPTHS = {"features.3": "early", "features.10": "middle", "features.17": "late", "aspp": "pyramid"}
+DEPTHS = {"features.3": "early", "features.13": "middle", "features.17": "late", "decoder": "last"}
 METADATA = "embedcam-camvid"
 
 
@@ -281,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with images/<split> and labels/<split>")
     parser.add_argument("--weights", help="state dict of torchvision's mobilenet_v2, or DEFAULT to download it")
     parser.add_argument("--out", type=Path, default=Path("runs/camvid"), help="folder for the network and the figures")
-    parser.add_argument("--epochs", type=_positive, default=20)
+    parser.add_argument("--epochs", type=_positive, default=10)
     parser.add_argument("--views", type=_positive, default=6, help="random views of each training picture")
     parser.add_argument("--limit", type=_positive, help="use only so many pictures of each split, for a quick try")
     parser.add_argument("--figures", type=_positive, default=4, help="how many test pictures to explain")

@@ -210,7 +210,8 @@ def predict(net: EmbeddingNet, price: nn.Linear, samples: FileSamples) -> Array:
     """Predict prices in US dollars."""
     embeddings = torch.from_numpy(embed(net, samples, strict=True, what="predicting").embeddings)
     with torch.inference_mode():
-        return np.exp(price(embeddings)[:, 0].numpy(), dtype=np.float32)
+        prices: Array = price(embeddings)[:, 0].exp().numpy()
+    return prices
 
 
 def score(prices: Array, predicted: Array, known: Array) -> dict[str, float]:
@@ -256,7 +257,7 @@ def signed_weights(net: EmbeddingNet, price: nn.Linear, houses: FileSamples, see
     return SignedWeights(centroids, moments(weights.numpy(), cluster, len(centroids))[0])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def by_transfer(net: EmbeddingNet, known: SignedWeights, images: Tensor, shift: int = 0) -> SignedMaps:
     """Explain each picture by the channel weights of its cluster, without a gradient.
 
@@ -302,7 +303,7 @@ def figure(
             strongest = max(maps.raises[index].max(), maps.lowers[index].max(), np.finfo(np.float32).tiny)
             row += [overlay(picture, side[index] / strongest) for side in (maps.raises, maps.lowers)]
         rows.append(row)
-        captions.append([f"${houses.prices[index]:,.0f}; predicted ${predicted[index]:,.0f}", "", "", "", ""])
+        captions.append([f"${houses.prices[index]:,.0f}\npredicted ${predicted[index]:,.0f}", "", "", "", ""])
     titles = ("house", "raises (gradient)", "lowers (gradient)", "raises (transfer)", "lowers (transfer)")
     return grid(rows, captions, titles, cell_size=240)
 

@@ -55,7 +55,7 @@ class Partners:
         Returns:
             Positives (pairs,): same label, another image; negatives (pairs,): another label.
         """
-        generator = np.random.Generator(np.random.Philox(key=[self._seed % 2**64, index]))
+        generator = np.random.Generator(np.random.Philox(key=np.array([self._seed % 2**64, index], dtype=np.uint64)))
         start, end = self._blocks[int(self._labels[index])]
         positive = start + generator.integers(end - start - 1, size=self._pairs)
         positive += positive >= self._place[index]

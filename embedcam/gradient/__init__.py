@@ -1,6 +1,6 @@
 """Class activation maps by backpropagation: the yardstick for the gradient-free ones."""
 
-from .gradcam import METHODS, VARIANTS, GradCAM, channel_weights
+from .gradcam import METHODS, VARIANTS, GradCAM, channel_weights, plus_plus_weights
 from .targets import ClassScore, Proxy, Scalar, SegmentationScore, Similarity, Target, TripletMargin
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "Target",
     "TripletMargin",
     "channel_weights",
+    "plus_plus_weights",
 ]

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.images import read_image
-from ..errors import EmbedcamError, NetworkError
+from ..errors import DataError, EmbedcamError, NetworkError
 from ..heatmap import PLACEMENTS, Geometry, place
 from ..nets import backbones
 from ..preprocess import Preprocess
@@ -25,6 +25,8 @@ from .convolutional import ConvolutionalClassifier, Window
 
 # Told apart on photographs, and by people who see red and green alike (Okabe and Ito 2008).
 _COLORS = ("#f0e442", "#56b4e9", "#e69f00", "#cc79a7", "#009e73", "#d55e00", "#0072b2")
+# Pixels; activations of larger images take many gigabytes.
+_LARGEST = 4096 * 4096
 _SHEET_CELL = 320
 _SHEET_COLUMNS = 4
 
@@ -138,8 +140,9 @@ def class_maps(
     Raises:
         EmbedcamError: If a threshold or the placement cannot be used.
     """
-    if not 0 < class_threshold <= 1:
-        raise EmbedcamError(f"class_threshold must lie in (0, 1], got {class_threshold}; 0.85 is usual")
+    for what, threshold, usual in (("class", class_threshold, 0.85), ("box", box_threshold, 0.5)):
+        if not 0 < threshold <= 1:
+            raise EmbedcamError(f"{what}_threshold must lie in (0, 1], got {threshold}; {usual} is usual")
     if placement not in PLACEMENTS:
         raise EmbedcamError(f"unknown placement {placement!r}; use one of {', '.join(PLACEMENTS)}")
     with torch.inference_mode():
@@ -189,7 +192,7 @@ def load_classifier(name: str, weights: str | Path, *, window: Window = 3) -> Co
         backbones.load_backbone(model, name, state, weights)
         if hasattr(model, "transform_input"):
             # GoogLeNet's and Inception's published weights want it; torchvision sets it on download only.
-            setattr(model, "transform_input", True)  # noqa: B010
+            model.transform_input = True  # type: ignore[assignment]
     published = models.get_model_weights(name).DEFAULT
     side = published.transforms().crop_size[0]
     names = published.meta["categories"]
@@ -227,7 +230,7 @@ def classmap_file(
         The class map, at the size that the picture was looked at.
 
     Raises:
-        DataError: If the picture cannot be read.
+        DataError: If the picture cannot be read, or would be too large.
         EmbedcamError: If an option cannot be used.
         OutputError: If the folder cannot be written.
     """
@@ -239,7 +242,10 @@ def classmap_file(
     picture = read_image(file)
     side = size or min(classifier.input_size) * (1 if classifier.grid == (1, 1) else 2)
     scale = side / min(picture.size)
-    preprocess = Preprocess((round(picture.height * scale), round(picture.width * scale)))
+    height, width = round(picture.height * scale), round(picture.width * scale)
+    if height * width > _LARGEST:
+        raise DataError(f"{file} would have {width} x {height} pixels at size {side}; choose a smaller size or crop it")
+    preprocess = Preprocess((height, width))
     image = torch.from_numpy(preprocess(picture))[None].to(next(classifier.parameters()).device)
     (found,) = class_maps(classifier, image, class_threshold=class_threshold, box_threshold=box_threshold)
     pixels = np.asarray(picture)

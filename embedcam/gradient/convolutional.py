@@ -67,6 +67,7 @@ class ConvolutionalClassifier(nn.Module):
             raise NetworkError(
                 f"the averaging window must be odd (1, 3, 5, ...) or 'whole', got {window!r}; 3 is usual"
             )
+        model = layers.original(model)
         self.window, self.input_size = window, input_size
         self._geometries: dict[tuple[int, int], Geometry] = {}
         kind = type(model).__name__

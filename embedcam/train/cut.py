@@ -43,7 +43,7 @@ def cut(backbone: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
             raise LayerError(
                 f"cannot cut {type(backbone).__name__} at {layer!r}: {error}; choose another layer"
             ) from error
-    traced.eval()
+        traced.eval()  # chooses the graph; the layers are shared, so this too must be undone
     ends = next(node for node in traced.graph.nodes if node.op == "output").args[0]
 
     first = fx.Graph()

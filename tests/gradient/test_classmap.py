@@ -113,13 +113,13 @@ def test_stretch_placement_is_the_plain_resize(colours):
     [
         ({"class_threshold": 0.0}, "class_threshold"),
         ({"class_threshold": 1.2}, "class_threshold"),
-        ({"box_threshold": 0.0}, "threshold"),
+        ({"box_threshold": 0.0}, "box_threshold"),
         ({"placement": "centre"}, "receptive-field, stretch"),
     ],
 )
 def test_options_out_of_range_are_refused(colours, options, message):
     with pytest.raises(EmbedcamError, match=message):
-        class_maps(colours, canvas(), **options)
+        class_maps(colours, torch.zeros(1, 3, 32, 32), **options)
 
 
 def test_boxes_are_drawn_to_the_scale_of_the_picture(colours):
@@ -187,6 +187,8 @@ def test_bad_files_and_folders_get_one_clear_error(colours, photograph, tmp_path
         classmap_file(colours, photograph, photograph / "out")
     with pytest.raises(EmbedcamError, match="size must be at least 1"):
         classmap_file(colours, photograph, tmp_path, size=0)
+    with pytest.raises(DataError, match="20000 x 10000 pixels"):
+        classmap_file(colours, photograph, tmp_path, size=10_000)
 
 
 @pytest.mark.parametrize(("classes", "first"), [(1000, "tench"), (7, "class 0")])

@@ -32,11 +32,12 @@ OVERWRITTEN = ("densenet121",)
 @functools.lru_cache(maxsize=1)  # tests of one network follow each other
 def network(name):
     torch.manual_seed(0)
-    return models.get_model(name, weights=None).eval()
+    return models.get_model(name, weights=None).eval().requires_grad_(False)
 
 
 def pictures(count, size):
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+    # The peers differentiate the whole network; by the images alone, that is quicker than by its weights too.
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
 
 REFERENCE = torch.randn(1000, generator=torch.Generator().manual_seed(2))
@@ -54,7 +55,6 @@ def grad_cam(method, model, layer, images, target, *, clone=False, reshape=None)
             return cam(images, [target] * len(images))
         finally:
             handle.remove()
-            model.zero_grad(set_to_none=True)
 
 
 def resize(cells, size):

@@ -1,0 +1,145 @@
+"""Draw Grad-CAM and Grad-CAM++ of five classifiers, at a deep and at a shallow layer each.
+
+    python scripts/gradcam_gallery.py dog.jpg --weights DEFAULT --out runs/gallery
+
+The networks, their layers and the columns are those of pytorch-gradcam's picture: alexnet, vgg16, resnet101,
+densenet161 and squeezenet1_1 as rows; the picture, the map of each method, and the picture under each map as columns.
+Each network's likeliest class is explained. OUT/deep.png and OUT/shallow.png are written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+from torchvision import models
+
+from embedcam import progress
+from embedcam.data.images import read_image
+from embedcam.errors import EmbedcamError, NetworkError
+from embedcam.explanation import Explanation
+from embedcam.files import require_writable
+from embedcam.gradient import METHODS, VARIANTS, ClassScore, GradCAM
+from embedcam.heatmap import PLACEMENTS
+from embedcam.nets import backbones
+from embedcam.preprocess import Preprocess
+from embedcam.show.grid import grid, save_png
+
+# Network -> its deep and its shallow layer, by pytorch-gradcam's names.
+NETWORKS = {
+    "alexnet": ("features_11", "features_0"),
+    "vgg16": ("features_29", "features_0"),
+    "resnet101": ("layer4", "layer1"),
+    "densenet161": ("features_norm5", "features_norm0"),
+    "squeezenet1_1": ("features_12_expand3x3_activation", "features_3_expand3x3_activation"),
+}
+DEPTHS = ("deep", "shallow")
+COLUMNS = ("picture", "Grad-CAM", "Grad-CAM++", "overlay, Grad-CAM", "overlay, Grad-CAM++")
+CELL = 224  # pixels on the sheet
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw the two sheets; 0 when done, 1 after an error, which is told in one line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("picture", nargs="?", type=Path, help="a photograph; scikit-learn's sample if left out")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--weights", default="DEFAULT", help="DEFAULT (downloaded), or a folder of state dicts")
+    source.add_argument("--random", action="store_true", help="untrained networks, where there are no weights")
+    parser.add_argument("--variant", choices=VARIANTS, default="elementwise", help="of Grad-CAM++")
+    parser.add_argument("--placement", choices=PLACEMENTS, default=PLACEMENTS[0], help="how cells are placed")
+    parser.add_argument("--out", type=Path, default=Path("runs/gallery"), help="folder")
+    given = parser.parse_args(arguments)
+    progress.show()
+    try:
+        for depth in DEPTHS:
+            require_writable(given.out / f"{depth}.png")
+        picture = sample() if given.picture is None else read_image(given.picture)
+        sheets = gallery(picture, None if given.random else given.weights, given.variant, given.placement)
+        for depth, sheet in sheets.items():
+            save_png(sheet, given.out / f"{depth}.png")
+            print(given.out / f"{depth}.png")
+    except EmbedcamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def gallery(picture: Image.Image, weights: str | None, variant: str, placement: str) -> dict[str, Image.Image]:
+    """Explain a picture with all networks; gives a sheet a depth."""
+    rows: dict[str, list[list[NDArray[np.uint8]]]] = {depth: [] for depth in DEPTHS}
+    captions: dict[str, list[list[str | None]]] = {depth: [] for depth in DEPTHS}
+    images = torch.from_numpy(Preprocess()(picture))[None]
+    picture.thumbnail((2 * CELL, 2 * CELL))
+    shown = np.asarray(picture)
+    for name, layers in progress.track(NETWORKS.items(), "explaining", len(NETWORKS)):
+        model = load(name, weights)
+        with torch.inference_mode():
+            probability, index = model.eval()(images).softmax(dim=1)[0].max(dim=0)
+        label = "untrained" if weights is None else f"{class_name(name, int(index))} {float(probability):.0%}"
+        by_method = [
+            GradCAM(model, layers, method=method, variant=variant, placement=placement)(images, ClassScore())
+            for method in METHODS
+        ]
+        for depth, layer in zip(DEPTHS, layers, strict=True):
+            found: list[Explanation] = [explanations[layer] for explanations in by_method]
+            drawn = [each.overlay([shown], alpha=alpha)[0] for alpha in (1.0, 0.5) for each in found]
+            rows[depth].append([shown, *drawn])
+            layer_or_why_not = [f"{layer}, flat" if each.notes[0] else layer for each in found]
+            captions[depth].append([label, *layer_or_why_not, None, None])
+    return {
+        depth: grid(
+            rows[depth],
+            captions[depth],
+            column_titles=COLUMNS,
+            row_titles=list(NETWORKS),
+            cell_size=CELL,
+        )
+        for depth in DEPTHS
+    }
+
+
+def load(name: str, weights: str | None) -> nn.Module:
+    """Make a classifier: untrained (None), with torchvision's weights ("DEFAULT"), or with a file of a folder."""
+    if weights == "DEFAULT":
+        try:
+            trained: nn.Module = models.get_model(name, weights="DEFAULT")
+        except OSError as error:
+            raise NetworkError(
+                f"cannot download the weights of {name}: {error}; give --weights a folder of state dicts"
+            ) from error
+        return trained
+    torch.manual_seed(0)
+    model: nn.Module = models.get_model(name, weights=None)
+    if weights is not None:
+        # torchvision's files are called "vgg16-397923af.pth"; "vgg16_bn" is another network.
+        files = sorted(file for file in Path(weights).glob(f"{name}[-.]*") if file.is_file())
+        if not files:
+            raise NetworkError(f"no weights of {name} in {weights}; put its state dict there as {name}.pth")
+        backbones.load_backbone(model, name, backbones.read_state_dict(files[0]), files[0])
+    return model
+
+
+def class_name(network: str, index: int) -> str:
+    """Tell what ImageNet calls a class."""
+    name: str = models.get_model_weights(network).DEFAULT.meta["categories"][index]
+    return name
+
+
+def sample() -> Image.Image:
+    """Take the photograph that comes with scikit-learn."""
+    from sklearn.datasets import load_sample_image
+
+    return Image.fromarray(load_sample_image("flower.jpg"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+import pytest
+import torch
+from torch import nn
+
+import embedcam
+from embedcam.errors import LayerError, NetworkError
+
+IMAGES = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU())
+        self.project = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.project(self.trunk(x).mean(dim=(2, 3)))
+
+
+class WithLogits(Plain):
+    def __init__(self):
+        super().__init__()
+        self.classify = nn.Linear(4, 3)
+
+    def forward(self, x):
+        z = super().forward(x)
+        return self.classify(z), z
+
+
+class TwoBranches(nn.Module):
+    """A coarse and a fine branch, put side by side, as re-identification networks have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.coarse, self.fine = nn.Conv2d(3, 5, 8, 8), nn.Conv2d(3, 7, 3, 2, 1)
+
+    def forward(self, x):
+        return {"z": torch.cat([branch(x).relu().mean(dim=(2, 3)) for branch in (self.coarse, self.fine)], dim=1)}
+
+
+def preprocess():
+    return embedcam.Preprocess((48, 48))
+
+
+@pytest.mark.parametrize(
+    ("module", "output", "layer", "channels"),
+    [
+        (Plain, None, "trunk", 8),
+        (WithLogits, 1, "trunk", 8),
+        (WithLogits, lambda output: output[1], "trunk.2", 8),
+        (TwoBranches, "z", "fine", 7),
+        (TwoBranches, "z", "coarse", 5),
+    ],
+)
+def test_a_module_of_ones_own_is_built_and_explained(module, output, layer, channels):
+    torch.manual_seed(0)
+    own = module()
+    net = embedcam.wrap(own, layer, output=output, preprocess=preprocess())
+    labelled = [(image, label) for label in (0, 1) for image in torch.rand(6, 3, 48, 48)]
+    before = {name: parameter.clone() for name, parameter in own.named_parameters()}
+
+    db = embedcam.build_database(net, labelled, clusters=3, top_k=4, pairs=4)
+    explanation = embedcam.Explainer(net, db)(IMAGES)
+
+    assert net.channels == channels == db.network.channels
+    assert explanation.heatmaps.shape == (2, 48, 48)
+    assert own.training
+    assert all(parameter.grad is None and torch.equal(parameter, before[name]) for name, parameter in own.named_parameters())
+
+
+def test_the_layer_is_found_when_none_is_named():
+    assert embedcam.wrap(Plain(), preprocess=preprocess()).layer == "trunk"
+
+
+def test_embeddings_are_those_of_the_module():
+    own = Plain().eval()
+    torch.testing.assert_close(embedcam.wrap(own, "trunk", metric="euclidean")(IMAGES), own(IMAGES))
+    torch.testing.assert_close(embedcam.wrap(own, "trunk")(IMAGES), nn.functional.normalize(own(IMAGES)))
+
+
+def test_wrong_outputs_are_named():
+    with pytest.raises(NetworkError, match=r"puts out a tuple; say which part .* one of \[0, 1\]"):
+        embedcam.wrap(WithLogits(), "trunk")(IMAGES)
+    with pytest.raises(NetworkError, match="has no output 5"):
+        embedcam.wrap(WithLogits(), "trunk", output=5)(IMAGES)
+    with pytest.raises(NetworkError, match=r"must put out embeddings \(B, D\) for 2 images, got \(2, 8, 12, 12\)"):
+        embedcam.wrap(Plain().trunk, "2")(IMAGES)
+
+
+def test_a_layer_that_is_not_there_is_named():
+    with pytest.raises(LayerError, match="no layer 'trunc'; did you mean trunk"):
+        embedcam.wrap(Plain(), "trunc")
+
+
+def test_a_layer_that_runs_twice_is_refused():
+    class Siamese(Plain):
+        def forward(self, x):
+            return super().forward(x) + super().forward(x.flip(3))
+
+    with pytest.raises(LayerError, match="'trunk' runs twice"):
+        embedcam.wrap(Siamese(), "trunk", preprocess=preprocess()).activations(IMAGES)

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from embedcam.heatmap import Geometry, combine, normalize, place
+
+
+def test_combine_is_the_rectified_weighted_sum():
+    maps = np.array([[[[1.0, 2.0]], [[3.0, 1.0]]]], dtype=np.float32)  # (1, 2, 1, 2)
+    weights = np.array([[2.0, -1.0]], dtype=np.float32)
+
+    np.testing.assert_array_equal(combine(maps, weights), [[[0, 3]]])
+
+
+def test_combine_of_chosen_channels_equals_zero_weight_for_the_others():
+    rng = np.random.default_rng(0)
+    maps = rng.standard_normal((2, 5, 3, 4)).astype(np.float32)
+    channels, weights = np.array([[4, 1], [0, 2]]), rng.standard_normal((2, 2)).astype(np.float32)
+    full = np.zeros((2, 5), dtype=np.float32)
+    np.put_along_axis(full, channels, weights, axis=1)
+
+    np.testing.assert_allclose(combine(maps, weights, channels), combine(maps, full), rtol=1e-5, atol=1e-6)
+
+
+def test_torch_and_numpy_agree():
+    rng = np.random.default_rng(0)
+    maps = rng.standard_normal((2, 5, 3, 4)).astype(np.float32)
+    channels, weights = np.array([[4, 1], [0, 2]]), rng.standard_normal((2, 2)).astype(np.float32)
+    geometry = Geometry((8.0, 6.0), (0.5, 3.0))
+    expected = place(combine(maps, weights, channels), geometry, (24, 24))
+
+    found = combine(torch.from_numpy(maps), torch.from_numpy(weights), torch.from_numpy(channels))
+    np.testing.assert_allclose(place(found, geometry, (24, 24)).numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_stretch_equals_the_bilinear_resize():
+    maps = torch.rand(2, 7, 5)
+    placed = place(maps, Geometry.stretch((7, 5), (224, 160)), (224, 160))
+    resized = torch.nn.functional.interpolate(maps[:, None], (224, 160), mode="bilinear", align_corners=False)[:, 0]
+
+    torch.testing.assert_close(placed, resized, rtol=1e-5, atol=1e-5)
+
+
+def test_a_cell_is_strongest_at_its_own_centre():
+    maps = np.zeros((1, 7, 7), dtype=np.float32)
+    maps[0, 2, 4] = 1
+    placed = place(maps, Geometry((32.0, 32.0), (0.5, 0.5)), (224, 224))[0]
+
+    assert np.unravel_index(placed.argmax(), placed.shape) == (64, 128)  # pixel 64 spans [64, 65), centre 64.5
+    assert placed[64, 128] == 1
+    assert placed[80, 128] == pytest.approx(0.5)
+
+
+def test_beyond_the_outermost_centres_the_nearest_cell_holds():
+    maps = np.array([[[1.0, 3.0]]], dtype=np.float32)
+    placed = place(maps, Geometry((1.0, 4.0), (0.5, 4.0)), (1, 12))[0, 0]
+
+    np.testing.assert_allclose(placed, [1, 1, 1, 1, 1.25, 1.75, 2.25, 2.75, 3, 3, 3, 3])
+
+
+def test_one_cell_fills_the_image():
+    np.testing.assert_array_equal(place(np.full((1, 1, 1), 5.0, np.float32), Geometry((9, 9), (4, 4)), (3, 2)), np.full((1, 3, 2), 5))
+
+
+def test_normalize_by_hand():
+    maps = np.array([[[1, 2], [3, 5]], [[4, 4], [4, 4]], [[0, 0], [0, 0]]], dtype=np.float32)
+    np.testing.assert_array_equal(normalize(maps), [[[0, 0.25], [0.5, 1]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]])
+
+
+@given(hnp.arrays(np.float32, st.tuples(st.integers(0, 3), st.integers(1, 5), st.integers(1, 5)), elements=st.floats(0, 2.0**100, width=32)))
+def test_normalized_maps_lie_in_0_to_1_whatever_comes_in(maps):
+    found = normalize(maps)
+
+    assert found.dtype == np.float32
+    assert found.shape == maps.shape
+    assert np.isfinite(found).all()
+    assert ((found >= 0) & (found <= 1)).all()
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.floats(0.5, 40),
+    st.floats(-20, 60),
+)
+def test_placing_never_leaves_the_range_of_the_map(cells, pixels, stride, first):
+    maps = np.random.default_rng(cells).random((1, cells, cells), dtype=np.float32)
+    placed = place(maps, Geometry((stride, stride), (first, first)), (pixels, pixels))
+
+    assert placed.min() >= maps.min() - 1e-6
+    assert placed.max() <= maps.max() + 1e-6
