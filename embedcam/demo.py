@@ -73,7 +73,7 @@ def demo(out: str | Path, seed: int = 0) -> dict[str, Any]:
     save_png(_gallery(examples[:_GALLERY_IMAGES]), out / "gallery.png")
     facts = [
         *database.facts(),
-        ("Training", f"{len(history) - 1} epochs, triplet loss with semi-hard mining"),
+        ("Training", f"{options.objective}, {options.epochs} epochs"),
     ]
     report = Report(
         title="embedcam demo: digits",

@@ -53,14 +53,15 @@ def geometry(model: nn.Module, layer: str, input_size: tuple[int, int]) -> Geome
 
     handle = module.register_forward_hook(note)
     try:
-        with layers.evaluating(model), torch.no_grad(), tracker:
+        # Under inference mode, convolutions do not show as such; compiled code shows no operations at all.
+        with torch.inference_mode(False), layers.uncompiled(), layers.evaluating(model), torch.no_grad(), tracker:
             model(image)
     finally:
         handle.remove()
     if not found:
         raise layers.LayerError(f"layer {layer!r} did not run or does not put out one tensor; choose another")
     output, known = found[0]
-    maps = layers.as_maps(output)
+    maps = layers.as_maps(output, input_size, channels_last=layers.channels_last(model, layer))
     return known or Geometry.stretch((maps.shape[2], maps.shape[3]), input_size)
 
 

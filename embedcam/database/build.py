@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,8 @@ def _of_pooled(net: EmbeddingNet, pooled: Tensor, directions: Tensor, method: st
 def _of_images(net: Network, images: Tensor, directions: Tensor, method: str) -> NDArray[np.float32]:
     with torch.no_grad(), layers.capture({net.layer: net.feature_layer}, differentiable=True) as grabbed:
         embeddings = net(images)
-        weights = weights_from_graph(embeddings, grabbed[net.layer], directions, method, as_maps=layers.as_maps)
+        as_maps = partial(net.as_maps, images=images)
+        weights = weights_from_graph(embeddings, grabbed[net.layer], directions, method, as_maps=as_maps)
     return np.asarray(weights.cpu())
 
 

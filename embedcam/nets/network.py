@@ -85,8 +85,7 @@ class Network(nn.Module, ABC):
 
     @layer.setter
     def layer(self, name: str) -> None:
-        layers.resolve(self.body, name)
-        self._layer, self._shape = name, None
+        self._layer, self._shape = layers.path(self.body, name), None
 
     @property
     def feature_layer(self) -> nn.Module:
@@ -109,7 +108,20 @@ class Network(nn.Module, ABC):
             embeddings, vector = self.embed(images)
         if self._layer not in grabbed:
             raise layers.LayerError(f"layer {self._layer!r} did not run; choose one on the way to the embedding")
-        return Activations(layers.as_maps(grabbed[self._layer]), embeddings, vector)
+        return Activations(self.as_maps(grabbed[self._layer], images), embeddings, vector)
+
+    def as_maps(self, output: Tensor, images: Tensor) -> Tensor:
+        """Show the feature layer's output as feature maps.
+
+        Args:
+            output: What the layer put out.
+            images: For which images (B, 3, H, W).
+
+        Returns:
+            (B, K, h, w).
+        """
+        size = (int(images.shape[2]), int(images.shape[3]))
+        return layers.as_maps(output, size, channels_last=layers.channels_last(self.body, self._layer))
 
     def _measure(self) -> tuple[int, int, int, int]:
         """Return K, h, w and D, seen in one forward pass on a black image."""

@@ -1,0 +1,148 @@
+"""The online half against the same arithmetic written out."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import embedcam
+from embedcam.database import WeightDatabase
+from embedcam.errors import DatabaseError
+from embedcam.explanation import FLAT, NOT_FINITE
+from embedcam.nets import EmbeddingNet
+
+IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def pair(trained):
+    return EmbeddingNet.load(trained / "net.safetensors"), WeightDatabase.load(trained / "weights.h5")
+
+
+@pytest.mark.parametrize("transfer", ["cluster", "nearest"])
+def test_the_map_is_the_weighted_sum_of_the_transferred_channels(pair, transfer):
+    net, db = pair
+    found = embedcam.Explainer(net, db, transfer=transfer, placement="stretch")(IMAGES)
+
+    with torch.no_grad():
+        maps, z = net.backbone.features(IMAGES).numpy(), net(IMAGES).numpy()
+    similarity = z @ db.centroids.T
+    near = (z @ db.exemplars.embeddings.T).argmax(axis=1)
+    cluster = similarity.argmax(axis=1)
+    for i in range(3):
+        source, row = (db, cluster[i]) if transfer == "cluster" else (db.exemplars, near[i])
+        summed = sum(w * maps[i, c] for c, w in zip(source.top_channels[row], source.top_weights[row], strict=True))
+        raw = torch.nn.functional.interpolate(
+            torch.from_numpy(np.maximum(summed, 0))[None, None], (32, 32), mode="bilinear", align_corners=False
+        )[0, 0].numpy()
+        np.testing.assert_allclose(found.raw[i], raw, rtol=1e-4, atol=1e-9)
+        np.testing.assert_allclose(found.heatmaps[i], (raw - raw.min()) / (raw.max() - raw.min()), atol=1e-5)
+    np.testing.assert_array_equal(found.clusters, cluster)
+    np.testing.assert_array_equal(found.neighbors, near)
+    np.testing.assert_allclose(found.distances, 1 - similarity.max(axis=1), atol=1e-6)
+    np.testing.assert_allclose(found.embeddings, z, atol=1e-6)
+
+
+def test_cells_are_placed_where_the_network_looked(pair):
+    net, db = pair
+    assert db.geometry == embedcam.receptive_field.geometry(net.backbone, "features", (32, 32))
+    placed, stretched = (embedcam.Explainer(net, db, placement=p)(IMAGES) for p in ("receptive-field", "stretch"))
+    assert not np.allclose(placed.heatmaps, stretched.heatmaps)
+
+
+def test_one_image_at_a_time_gives_what_the_batch_gives(pair):
+    explainer = embedcam.Explainer(*pair)
+    batch = explainer(IMAGES)
+    for i in range(3):
+        np.testing.assert_allclose(explainer(IMAGES[i : i + 1]).heatmaps[0], batch.heatmaps[i], atol=1e-5)
+
+
+def test_no_gradient_is_made_and_the_mode_is_put_back(pair):
+    net, db = pair
+    explainer = embedcam.Explainer(net, db)
+    net.train()
+    net.backbone.features[1].eval()
+    before = [module.training for module in net.modules()]
+    explainer(IMAGES)
+    assert [module.training for module in net.modules()] == before
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert not net.feature_layer._forward_hooks
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_gives_nearly_the_same_maps(pair, dtype):
+    exact, rough = (embedcam.Explainer(*pair, autocast=cast)(IMAGES) for cast in (None, dtype))
+    assert rough.heatmaps.dtype == np.float32
+    assert np.corrcoef(exact.heatmaps.ravel(), rough.heatmaps.ravel())[0, 1] > 0.98
+
+
+def test_an_empty_batch_gives_an_empty_explanation(pair):
+    assert embedcam.Explainer(*pair)(IMAGES[:0]).heatmaps.shape == (0, 32, 32)
+
+
+def test_images_that_are_not_finite_get_a_zero_map_and_a_note(pair):
+    images = IMAGES.clone()
+    images[1, 0, 5, 5] = float("nan")
+    found = embedcam.Explainer(*pair)(images)
+
+    assert not found.heatmaps[1].any()
+    assert found.notes[1] == [NOT_FINITE]
+    assert found.heatmaps[[0, 2]].any(axis=(1, 2)).all()
+
+
+def test_a_map_without_positive_weights_is_flat_and_noted(pair):
+    net, db = pair
+    negative = -np.abs(db.top_weights)
+    db = replace(db, top_weights=np.sort(negative, axis=1)[:, ::-1].copy(), exemplars=None)
+    found = embedcam.Explainer(net, db)(IMAGES)
+    assert not found.heatmaps.any()
+    assert all(FLAT in notes for notes in found.notes)
+
+
+def test_an_image_unlike_the_training_images_is_noted(pair):
+    net, db = pair
+    near = replace(db, distance_quantiles=np.zeros_like(db.distance_quantiles))
+    found = embedcam.Explainer(net, near)(IMAGES)
+    assert all(note.startswith("unlike the training images") for (note,) in found.notes)
+    np.testing.assert_array_equal(found.typicality, 0)
+
+
+def test_a_database_of_another_network_is_refused(pair):
+    net, db = pair
+    torch.manual_seed(5)
+    other = EmbeddingNet("tiny", 8, image_size=32)
+    with pytest.raises(DatabaseError, match="made for another network: sha256"):
+        embedcam.Explainer(other, db)
+    with pytest.raises(DatabaseError, match=r"dim 8 in the database, 9 in the network"):
+        embedcam.Explainer(EmbeddingNet("tiny", 9, image_size=32), db)
+    with pytest.raises(DatabaseError, match="input_size"):
+        embedcam.Explainer(EmbeddingNet("tiny", 8, image_size=48), db)
+    with pytest.raises(DatabaseError, match="made for another network: .*no layer 'features'"):
+        embedcam.Explainer(EmbeddingNet("resnet18", 8, image_size=32), db)
+
+
+def test_the_layer_of_the_database_is_used_and_the_network_left_at_its_own(pair, folder):
+    net, _ = pair
+    net.layer = "features.11"
+    db = embedcam.build_database(net, f"folder:{folder}", clusters=2, top_k=4, pairs=2)
+    net.layer = "features"
+    found = embedcam.Explainer(net, db)(IMAGES)
+
+    assert found.heatmaps.shape == (3, 32, 32)
+    assert net.layer == "features"
+
+
+def test_options_that_cannot_be_used_are_named(pair):
+    net, db = pair
+    with pytest.raises(DatabaseError, match="holds no exemplars"):
+        embedcam.Explainer(net, replace(db, exemplars=None), transfer="nearest")
+    with pytest.raises(DatabaseError, match="unknown transfer 'best'"):
+        embedcam.Explainer(net, db, transfer="best")
+    with pytest.raises(DatabaseError, match="unknown placement 'middle'"):
+        embedcam.Explainer(net, db, placement="middle")
+
+
+def test_a_path_is_as_good_as_a_database(trained):
+    explainer = embedcam.Explainer(EmbeddingNet.load(trained / "net.safetensors"), trained / "weights.h5")
+    assert explainer(IMAGES).heatmaps.shape == (3, 32, 32)
