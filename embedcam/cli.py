@@ -102,7 +102,8 @@ def demo(
     _print_scores(result)
     typer.echo(f"\nOpen {out / 'report.html'} in a browser, or look at {out / 'gallery.png'}.")
     typer.echo(
-        "Next, your own images: embedcam train --data folder:PATH --backbone mobilenet_v2 --weights DEFAULT --out net.safetensors"
+        "Next, your own images: "
+        "embedcam train --data folder:PATH --backbone mobilenet_v2 --weights DEFAULT --out net.safetensors"
     )
 
 
@@ -149,7 +150,7 @@ def train(
 ) -> None:
     """Train an embedding network.
 
-    Example: embedcam train --data folder:birds --backbone mobilenet_v2 --weights DEFAULT --train-from features.13 --out net.safetensors
+    Example: embedcam train --data folder:birds --backbone mobilenet_v2 --weights DEFAULT --out net.safetensors
     """
     import torch
 
@@ -211,9 +212,10 @@ def build(
     network = EmbeddingNet.load(net).to(_device(device))
     if layer is not None:
         network.layer = layer
+    training = load(data, "train")
     database = build_database(
         network,
-        load(data, "train"),
+        training,
         clusters=clusters,
         top_k=top_k,
         pairs=pairs,
@@ -225,7 +227,8 @@ def build(
         workers=workers,
     )
     database.save(out)
-    typer.echo(f"wrote {out}: {database.clusters} clusters of {int(database.counts.sum())} images")
+    images = int(database.counts.sum())
+    typer.echo(f"wrote {out}: {database.clusters} clusters of {images} images{_left_out(len(training) - images)}")
 
 
 @app.command()
@@ -270,9 +273,8 @@ def explain(
     for line in lines[:20]:
         labels = ", ".join(f"{name} ({count})" for name, count in line["cluster_labels"].items())
         notes = "".join(f"; note: {note}" for note in line["notes"])
-        typer.echo(
-            f"{line['image']}: cluster {line['cluster']}{f' of {labels}' if labels else ''}, distance {line['distance']:.3f}{notes}"
-        )
+        cluster = f"cluster {line['cluster']}{f' of {labels}' if labels else ''}"
+        typer.echo(f"{line['image']}: {cluster}, distance {line['distance']:.3f}{notes}")
     if len(lines) > 20:
         typer.echo(f"... and {len(lines) - 20} more in {out / 'explanations.jsonl'}")
     typer.echo(f"wrote {out / 'contact_sheet.png'}, overlays/, maps/ and explanations.jsonl")
@@ -323,6 +325,36 @@ def evaluate(
     if json_file is not None:
         write_text(json_file, json.dumps({**result, "data": data}, indent=2) + "\n")
         typer.echo(f"wrote {json_file}")
+
+
+@app.command()
+def classmap(
+    images: Annotated[list[Path], typer.Argument(help="Images.", metavar="IMAGE...")],
+    net: Annotated[str, typer.Option("--net", help="A torchvision classifier, such as mobilenet_v2.", metavar="NAME")],
+    weights: Annotated[str, typer.Option(help="Its state dict, or torchvision's DEFAULT.", metavar="FILE|DEFAULT")],
+    out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="DIR")] = Path("runs/classmap"),
+    window: Annotated[str, typer.Option(help="Cells averaged, across: 1, 3, 5, or whole.")] = "3",
+    class_threshold: Annotated[float, typer.Option(min=0.01, max=1.0, help="Least probability of a class.")] = 0.85,
+    box_threshold: Annotated[float, typer.Option(min=0.01, max=1.0, help="Least probability inside a box.")] = 0.5,
+    size: Annotated[int | None, typer.Option(min=1, help="Shorter side to look at the image with, in pixels.")] = None,
+) -> None:
+    """Show which classes a classifier sees where, in images of any size, without backpropagation.
+
+    Example: embedcam classmap --net mobilenet_v2 --weights DEFAULT street.jpg
+    """
+    from .gradient.classmap import classmap_file, load_classifier
+
+    if window != "whole" and not window.isdigit():
+        raise EmbedcamError(f"--window must be an odd number of cells or whole, got {window!r}")
+    classifier = load_classifier(net, weights, window="whole" if window == "whole" else int(window))
+    for image in images:
+        found = classmap_file(
+            classifier, image, out, size=size, class_threshold=class_threshold, box_threshold=box_threshold
+        )
+        seen = ", ".join(f"{item.name} {item.probability:.2f} ({len(item.boxes)} boxes)" for item in found.found)
+        likeliest = ", ".join(f"{name} {probability:.2f}" for name, probability in found.strongest(3))
+        typer.echo(f"{image}: {seen or f'nothing above {class_threshold:g}; likeliest {likeliest}'}")
+    typer.echo(f"wrote the pictures to {out}")
 
 
 @app.command()
@@ -394,10 +426,12 @@ def _print_scores(result: dict[str, Any]) -> None:
     console.print(table)
     known = {"Recall@1": "recall_at_1", "MAP@R": "map_at_r", "NMI": "nmi"}
     scores = ", ".join(f"{name} {result[key]:.4f}" for name, key in known.items() if result[key] is not None)
-    skipped = f", {result['skipped']} unreadable images left out" if result["skipped"] else ""
-    console.print(
-        f"\n{scores + '; ' if scores else ''}{result['images']} images, {result['masks']} with a mask{skipped}"
-    )
+    read = f"{result['images']} images, {result['masks']} with a mask{_left_out(result['skipped'])}"
+    console.print(f"\n{scores + '; ' if scores else ''}{read}")
+
+
+def _left_out(count: int) -> str:
+    return f", {count} unreadable left out" if count else ""
 
 
 def _device(name: str) -> Any:
@@ -410,6 +444,9 @@ def _device(name: str) -> Any:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise EmbedcamError(f"device {name!r} cannot be used: {reason}; use --device cpu or auto") from error
+
+
+_INTERRUPTED = 130
 
 
 class _Warnings(logging.Handler):
@@ -435,25 +472,30 @@ def _run(command: Callable[..., Any], *, debug: bool) -> int:
     logger.propagate = False
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return int(command(standalone_mode=False) or 0)
+        code = int(command(standalone_mode=False) or 0)
     except EmbedcamError as error:
         if debug:
             raise
         print(f"embedcam: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except typer.Exit as error:
-        return error.exit_code
+        code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        hint = (
-            "; finished epochs are kept: add --resume to go on"
-            if "train" in sys.argv[1:2]
-            else "; nothing was left half-written"
-        )
-        print(f"\nembedcam: interrupted{hint}", file=sys.stderr)
-        return 130
+        code = _INTERRUPTED
     except Exception as error:
         usage = getattr(error, "show", None)  # click's errors of usage show themselves
         if usage is None:
             raise
         usage()
         return int(getattr(error, "exit_code", 2))
+    if code == _INTERRUPTED:  # some versions of typer turn Ctrl-C into this code, without a word
+        _say_interrupted()
+    return code
+
+
+def _say_interrupted() -> None:
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    training = "finished epochs are kept: add --resume to go on"
+    hint = training if verb == "train" else "nothing was left half-written"
+    after_sign = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
+    print(f"{after_sign}embedcam: interrupted; {hint}", file=sys.stderr)

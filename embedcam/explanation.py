@@ -58,7 +58,7 @@ class Explanation:
             The explanation.
         """
         notes: list[list[str]] = known.pop("notes", None) or [[] for _ in raw]
-        finite = np.isfinite(raw).all(axis=(1, 2))
+        finite: NDArray[np.bool_] = np.asarray(np.isfinite(raw).all(axis=(1, 2)))
         if not finite.all():
             raw = np.where(finite[:, None, None], raw, 0)
         heatmaps = normalize(raw)
@@ -114,7 +114,7 @@ class Explanation:
         if hasattr(images, "detach"):
             images = images.detach().cpu().float().numpy()
         if isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype != np.uint8:
-            return (self.preprocess or Preprocess()).restore(images)
+            return list((self.preprocess or Preprocess()).restore(images))
         pictures = [np.asarray(image) for image in images]
         for index, picture in enumerate(pictures):
             if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:

@@ -115,4 +115,5 @@ def normalize(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     # Divide by 1 where the span is zero (or so small that the quotient would overflow).
     usable = span > np.finfo(np.float32).tiny
     scaled = np.where(usable, (maps - low) / np.where(usable, span, 1), 0)
-    return np.clip(scaled, 0, 1, dtype=np.float32)
+    clipped: NDArray[np.float32] = np.clip(scaled, 0, 1, dtype=np.float32)
+    return clipped

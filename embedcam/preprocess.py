@@ -90,4 +90,5 @@ class Preprocess:
         """
         mean, std = (np.asarray(v, dtype=np.float32)[:, None, None] for v in (self.mean, self.std))
         pixels = (images * std + mean) * 255.0
-        return np.clip(np.rint(pixels), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+        rounded: NDArray[np.uint8] = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+        return rounded.transpose(0, 2, 3, 1)

@@ -84,9 +84,7 @@ class Progress:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Fetch CUB-200-2011 and its segmentations for cub:PATH.")
-    parser.add_argument(
-        "path", type=Path, help="where CUB_200_2011 and segmentations belong, such as data/cub"
-    )
+    parser.add_argument("path", type=Path, help="where CUB_200_2011 and segmentations belong, such as data/cub")
     path = parser.parse_args(arguments).path
     try:
         if not hasattr(tarfile, "data_filter"):

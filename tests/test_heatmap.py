@@ -62,7 +62,9 @@ def test_beyond_the_outermost_centres_the_nearest_cell_holds():
 
 
 def test_one_cell_fills_the_image():
-    np.testing.assert_array_equal(place(np.full((1, 1, 1), 5.0, np.float32), Geometry((9, 9), (4, 4)), (3, 2)), np.full((1, 3, 2), 5))
+    np.testing.assert_array_equal(
+        place(np.full((1, 1, 1), 5.0, np.float32), Geometry((9, 9), (4, 4)), (3, 2)), np.full((1, 3, 2), 5)
+    )
 
 
 def test_normalize_by_hand():
@@ -70,7 +72,13 @@ def test_normalize_by_hand():
     np.testing.assert_array_equal(normalize(maps), [[[0, 0.25], [0.5, 1]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]])
 
 
-@given(hnp.arrays(np.float32, st.tuples(st.integers(0, 3), st.integers(1, 5), st.integers(1, 5)), elements=st.floats(0, 2.0**100, width=32)))
+@given(
+    hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(0, 3), st.integers(1, 5), st.integers(1, 5)),
+        elements=st.floats(0, 2.0**100, width=32),
+    )
+)
 def test_normalized_maps_lie_in_0_to_1_whatever_comes_in(maps):
     found = normalize(maps)
 

@@ -15,7 +15,9 @@ def picture(width=50, height=30):
 def test_it_does_what_torchvision_does(interpolation):
     found = Preprocess((24, 40), interpolation=interpolation)(picture())
     resized = v2.functional.resize(picture(), [24, 40], v2.InterpolationMode(interpolation))
-    expected = v2.functional.normalize(v2.functional.to_dtype(v2.functional.to_image(resized), torch.float32, scale=True), IMAGENET_MEAN, IMAGENET_STD)
+    expected = v2.functional.normalize(
+        v2.functional.to_dtype(v2.functional.to_image(resized), torch.float32, scale=True), IMAGENET_MEAN, IMAGENET_STD
+    )
 
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-6)

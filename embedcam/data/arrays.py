@@ -44,7 +44,10 @@ class ArraySamples:
         item = self.items[int(self.rows[index])]
         image = np.asarray(item[0] if isinstance(item, tuple | list) else item, dtype=np.float32)
         if image.ndim != 3 or image.shape[0] != 3:
-            raise DataError(f"item {index} of the data set has shape {image.shape}, expected an image (3, H, W)")
+            raise DataError(
+                f"item {self.rows[index]} of the data set has shape {image.shape}, expected an image (3, H, W); "
+                "turn it into RGB with the channels first"
+            )
         return image
 
     def mask(self, index: int) -> None:
@@ -85,19 +88,13 @@ def as_samples(dataset: Any, split: str = "train") -> Samples:
             f"a {type(dataset).__name__} is not a data set, or empty; "
             "give a SPEC such as 'folder:PATH', or a sequence of (image, label)"
         ) from error
-    labels, names = None, ()
+    labels: NDArray[np.int64] | None = None
+    names: tuple[str, ...] = ()
     if isinstance(first, tuple | list):
-        names, labels = np.unique([str(_label(dataset, row)) for row in range(count)], return_inverse=True)
+        found, places = np.unique([str(_label(dataset, row)) for row in range(count)], return_inverse=True)
+        labels, names = places.astype(np.int64), tuple(map(str, found))
     # Structural typing ends where pictures are prepared arrays: `Preprocess` lets those pass as they are.
-    return cast(
-        Samples,
-        ArraySamples(
-            dataset,
-            np.arange(count),
-            None if labels is None else labels.astype(np.int64),
-            tuple(map(str, names)),
-        ),
-    )
+    return cast(Samples, ArraySamples(dataset, np.arange(count), labels, names))
 
 
 def _label(dataset: Any, row: int) -> Any:

@@ -17,7 +17,7 @@ SIZE = 96
 """Height and width of a picture in pixels."""
 
 _INK_HEIGHT = (40.0, 72.0)  # pixels
-# Every training digit is drawn so often: a small network learns in the demo's two minutes what is digit and what is not.
+# Every training digit is drawn so often, so that a small network learns in two minutes what is digit and what is not.
 _TRAINING_DRAWINGS = 3
 # Where the enlarged digit's outline is drawn, in shares of full ink: lower fills the bowls of an 8, higher
 # breaks thin strokes (0.4 % of the digits fall apart at 0.42, 1.8 % at 0.5).

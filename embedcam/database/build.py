@@ -47,8 +47,8 @@ def build_database(
 
     Args:
         net: The network; its parameters, mode and `.grad` are left as they are.
-        dataset: `Samples`; a SPEC such as "folder:PATH"; or a sequence of (image, label) or of images, each (3, H, W) as
-            the network wants it. Without labels, the clusters serve as labels.
+        dataset: `Samples`; a SPEC such as "folder:PATH"; or a sequence of (image, label) or of images, each (3, H, W)
+            as the network wants it. Without labels, the clusters serve as labels.
         clusters: How many; fewer if there are fewer different images.
         top_k: Channels T kept of each cluster, at most the layer's K.
         pairs: Triplets an image.

@@ -54,8 +54,10 @@ def save(db: WeightDatabase, path: str | Path) -> None:
 
 
 def _trailer(content: bytes) -> bytes:
-    """Checksum the whole file. HDF5 ignores what follows its end; its own checksums cover the arrays alone, and damage
-    elsewhere can send the library into an endless loop."""
+    """Checksum the whole file, behind its end, which HDF5 ignores.
+
+    HDF5's own checksums cover the arrays alone, and damage elsewhere can send the library into an endless loop.
+    """
     return _MARK + hashlib.sha256(content).hexdigest().encode()
 
 
@@ -173,11 +175,11 @@ def _read(file: h5py.File) -> WeightDatabase:
         raise DatabaseError("expected only items of the file itself, found a link; build the database again")
 
     network, attrs = file["network"].attrs, file.attrs
+    height, width = map(int, network["input_size"])
+    red, green, blue = map(float, network["mean"])
+    red_std, green_std, blue_std = map(float, network["std"])
     preprocess = Preprocess(
-        tuple(int(v) for v in network["input_size"]),
-        tuple(float(v) for v in network["mean"]),
-        tuple(float(v) for v in network["std"]),
-        str(network["interpolation"]),
+        (height, width), (red, green, blue), (red_std, green_std, blue_std), str(network["interpolation"])
     )
     record = NetworkRecord(
         str(network["sha256"]),
@@ -192,10 +194,7 @@ def _read(file: h5py.File) -> WeightDatabase:
     labels, exemplars = file.get("labels"), file.get("exemplars")
     return WeightDatabase(
         network=record,
-        geometry=Geometry(
-            tuple(float(v) for v in geometry["cell_stride"]),
-            tuple(float(v) for v in geometry["first_cell_center"]),
-        ),
+        geometry=Geometry(_pair(geometry["cell_stride"]), _pair(geometry["first_cell_center"])),
         method=str(attrs["method"]),
         target=str(attrs["target"]),
         pairs=int(attrs["pairs"]),
@@ -212,6 +211,11 @@ def _read(file: h5py.File) -> WeightDatabase:
             path=_load_strings(file, "exemplars/path"),
         ),
     )
+
+
+def _pair(values: NDArray[Any]) -> tuple[float, float]:
+    y, x = map(float, values)
+    return y, x
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from PIL import Image
 from ..data.images import list_images
 from ..data.loading import batches
 from ..data.samples import FileSamples
+from ..database.record import WeightDatabase
 from ..errors import DataError
 from ..explanation import Explanation
 from ..files import atomic_path, require_writable, write_text
@@ -30,6 +32,7 @@ logger = logging.getLogger("embedcam")
 
 _SHEET_IMAGES = 40
 _SHEET_PAIRS_A_ROW = 4
+_SHEET_CELL = 160
 # Overlays keep a picture's own pixels up to this side; more adds nothing to a map of a few cells.
 _LONGEST_SIDE = 1600
 
@@ -67,10 +70,7 @@ def find_files(inputs: Sequence[str | Path]) -> FileSamples:
     ids: list[str] = []
     for given in map(Path, inputs):
         if given.is_dir():
-            folders = [
-                given,
-                *sorted(p for p in given.rglob("*") if p.is_dir() and not p.name.startswith(".")),
-            ]
+            folders = [given, *sorted(p for p in given.rglob("*") if p.is_dir() and not _hidden(p.relative_to(given)))]
             found = [file for folder in folders for file in list_images(folder)]
             if not found:
                 raise DataError(f"no image in {given}; give a folder with JPEG, PNG or other pictures")
@@ -84,13 +84,20 @@ def find_files(inputs: Sequence[str | Path]) -> FileSamples:
     return FileSamples(files=tuple(files), ids=_unique(ids))
 
 
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _unique(ids: list[str]) -> tuple[str, ...]:
-    seen: dict[str, int] = {}
+    taken = set(ids)
+    seen: set[str] = set()
     for place, name in enumerate(ids):
-        seen[name] = seen.get(name, 0) + 1
-        if seen[name] > 1:
+        if name in seen:
             path = Path(name)
-            ids[place] = path.with_name(f"{path.stem}-{seen[name]}{path.suffix}").as_posix()
+            numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}").as_posix() for n in itertools.count(2))
+            ids[place] = next(new for new in numbered if new not in taken)
+            taken.add(ids[place])
+        seen.add(name)
     return tuple(ids)
 
 
@@ -107,7 +114,7 @@ def explain_files(
     """Explain images and write what is seen.
 
     Writes `overlays/<id>.png`, `maps/<id>.npz` ("heatmap" and "raw", at the network's input size), `contact_sheet.png`
-    of the first images, and `explanations.jsonl`, a line an image.
+    of the first images, and `explanations.jsonl`, a line an image, whose boxes are in pixels of the overlay.
 
     Args:
         explainer: What explains.
@@ -129,56 +136,57 @@ def explain_files(
     samples = find_files(inputs)
     require_writable(out / "explanations.jsonl")
     lines: list[dict[str, Any]] = []
-    sheet: list[tuple[NDArray[np.uint8], NDArray[np.uint8], str]] = []
+    sheet: list[_Pair] = []
     loaded = batches(samples, explainer.net.preprocess, batch_size, strict=strict, workers=workers)
     for indices, images in track(loaded, "explaining", len(samples), unit=batch_size):
         explanation = explainer(torch.from_numpy(images))
         for place, index in enumerate(indices.tolist()):
-            picture = _bounded(samples.image(index))
-            drawn = _draw(picture, explanation.heatmaps[place], draw)
-            line = _line(explainer, samples, index, explanation, place, draw, picture)
+            image, heatmap = samples.image(index), explanation.heatmaps[place]
+            drawn, boxes = _draw(_bounded(image, _LONGEST_SIDE), heatmap, draw)
+            line = _line(explainer.database, samples.files[index], explanation, place)
+            if draw.boxes:
+                line["boxes"] = boxes
             line |= _write(out, samples.ids[index], drawn, explanation, place)
             lines.append(line)
             if len(sheet) < _SHEET_IMAGES:
-                sheet.append((picture, drawn, _caption(line)))
+                small = _bounded(image, _SHEET_CELL)  # boxes drawn at full size would be too thin to see
+                sheet.append(_Pair(small, _draw(small, heatmap, draw)[0], *_captions(samples.ids[index], line)))
+    if len(lines) < len(samples):
+        logger.warning("%d of %d images could not be read and were left out", len(samples) - len(lines), len(samples))
     save_png(_contact_sheet(sheet), out / "contact_sheet.png")
     write_text(out / "explanations.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     return lines
 
 
-def _bounded(image: Image.Image) -> NDArray[np.uint8]:
-    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+def _bounded(image: Image.Image, longest: int) -> NDArray[np.uint8]:
+    image.thumbnail((longest, longest))
     return np.asarray(image)
 
 
-def _draw(picture: NDArray[np.uint8], heatmap: NDArray[np.float32], draw: DrawOptions) -> NDArray[np.uint8]:
+def _draw(
+    picture: NDArray[np.uint8], heatmap: NDArray[np.float32], draw: DrawOptions
+) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
+    """Draw an overlay; give it and its boxes, in its pixels."""
     drawn = overlay(picture, heatmap, alpha=draw.alpha, colormap=draw.colormap)
     if not draw.boxes:
-        return drawn
-    return draw_boxes(drawn, find_boxes(_at_size(heatmap, picture), draw.threshold))
-
-
-def _at_size(heatmap: NDArray[np.float32], picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return drawn, []
     size = (picture.shape[1], picture.shape[0])
-    return np.asarray(Image.fromarray(heatmap).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
+    heat = np.asarray(Image.fromarray(heatmap).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
+    boxes = find_boxes(heat, draw.threshold)
+    known = [
+        {"left": b.left, "top": b.top, "right": b.right, "bottom": b.bottom, "score": float(b.score)} for b in boxes
+    ]
+    return draw_boxes(drawn, boxes), known
 
 
-def _line(
-    explainer: Explainer,
-    samples: FileSamples,
-    index: int,
-    explanation: Explanation,
-    place: int,
-    draw: DrawOptions,
-    picture: NDArray[np.uint8],
-) -> dict[str, Any]:
-    """Say about one image what a program wants to read; boxes are in pixels of the overlay."""
+def _line(db: WeightDatabase, file: Path, explanation: Explanation, place: int) -> dict[str, Any]:
+    """Say about one image what a program wants to read."""
     assert explanation.clusters is not None
     assert explanation.distances is not None
     assert explanation.typicality is not None
-    db, cluster = explainer.database, int(explanation.clusters[place])
+    cluster = int(explanation.clusters[place])
     line: dict[str, Any] = {
-        "image": str(samples.files[index]),
+        "image": str(file),
         "cluster": cluster,
         "cluster_labels": dict(db.labels_of(cluster)),
         "distance": float(explanation.distances[place]),
@@ -190,11 +198,6 @@ def _line(
         label = int(db.exemplars.label[neighbor])
         line["looks_like"] = db.exemplars.path[neighbor]
         line["looks_like_label"] = db.label_names[label] if db.label_names is not None and label >= 0 else None
-    if draw.boxes:
-        found = find_boxes(_at_size(explanation.heatmaps[place], picture), draw.threshold)
-        line["boxes"] = [
-            {"left": b.left, "top": b.top, "right": b.right, "bottom": b.bottom, "score": float(b.score)} for b in found
-        ]
     return line
 
 
@@ -207,16 +210,23 @@ def _write(out: Path, name: str, drawn: NDArray[np.uint8], explanation: Explanat
     return {"overlay": overlay_path.relative_to(out).as_posix(), "map": map_path.relative_to(out).as_posix()}
 
 
-def _caption(line: dict[str, Any]) -> str:
-    labels = next(iter(line["cluster_labels"]), None)
-    about = f"cluster {line['cluster']}{f', mostly {labels}' if labels else ''}"
-    return (
-        f"{about}; distance {line['distance']:.2f}{'; unlike the training images' if line['typicality'] == 0 else ''}"
-    )
+class _Pair(NamedTuple):
+    picture: NDArray[np.uint8]
+    drawn: NDArray[np.uint8]
+    picture_caption: str
+    drawn_caption: str
 
 
-def _contact_sheet(sheet: list[tuple[NDArray[np.uint8], NDArray[np.uint8], str]]) -> Image.Image:
+def _captions(name: str, line: dict[str, Any]) -> tuple[str, str]:
+    """Say under the picture which one it is and what to mind, under its overlay where the weights come from."""
+    notes = "; ".join(note.partition(":")[0] for note in line["notes"])
+    label = next(iter(line["cluster_labels"]), None)
+    about = f"cluster {line['cluster']}, distance {line['distance']:.2f}"
+    return f"{Path(name).name}\n{notes}", f"{about}\nof {label}" if label else about
+
+
+def _contact_sheet(sheet: list[_Pair]) -> Image.Image:
     rows = [sheet[start : start + _SHEET_PAIRS_A_ROW] for start in range(0, len(sheet), _SHEET_PAIRS_A_ROW)]
-    pictures = [[picture for image, drawn, _ in row for picture in (image, drawn)] for row in rows]
-    captions = [[text for _, _, caption in row for text in ("", caption)] for row in rows]
-    return grid(pictures, captions)
+    pictures = [[cell for pair in row for cell in (pair.picture, pair.drawn)] for row in rows]
+    captions = [[text for pair in row for text in (pair.picture_caption, pair.drawn_caption)] for row in rows]
+    return grid(pictures, captions, cell_size=_SHEET_CELL)

@@ -183,7 +183,7 @@ def load_classifier(name: str, weights: str | Path, *, window: Window = 3) -> Co
 
     if name == backbones.TINY:
         raise NetworkError("'tiny' has no classifier; use a network of torchvision, such as mobilenet_v2")
-    model = backbones._torchvision(name, download=weights == "DEFAULT")
+    model = backbones.classifier(name, download=weights == "DEFAULT")
     if weights != "DEFAULT":
         state = backbones.read_state_dict(weights)
         last, wanted = list(model.state_dict().items())[-1]

@@ -2,6 +2,6 @@
 
 from .embedding import EmbeddingNet
 from .network import Activations, Network
-from .wrap import WrappedNet, wrap
+from .wrapped import WrappedNet, wrap
 
 __all__ = ["Activations", "EmbeddingNet", "Network", "WrappedNet", "wrap"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,14 +63,26 @@ def create(name: str, weights: str | Path | None = None) -> nn.Module:
         if weights == "DEFAULT":
             raise NetworkError("backbone 'tiny' has no pretrained weights; leave --weights out or name a file")
     else:
-        backbone = _torchvision(name, download=weights == "DEFAULT")
+        backbone = classifier(name, download=weights == "DEFAULT")
         _remove_classifier(name, backbone)
     if weights is not None and weights != "DEFAULT":
         load_backbone(backbone, name, read_state_dict(weights), weights)
     return backbone
 
 
-def _torchvision(name: str, *, download: bool) -> nn.Module:
+def classifier(name: str, *, download: bool = False) -> nn.Module:
+    """Make a classifier of torchvision, whole.
+
+    Args:
+        name: For example "mobilenet_v2".
+        download: Fetch torchvision's weights instead of drawing random ones.
+
+    Returns:
+        The network.
+
+    Raises:
+        NetworkError: If the name is unknown, or the weights cannot be fetched.
+    """
     from torchvision import models
 
     if name not in names():

@@ -90,8 +90,10 @@ def embed(
             seen = net.activations(images)
             kept.append(indices)
             embeddings.append(seen.embeddings.float().cpu().numpy())
-            if pooled is not None:
-                pooled = [*pooled, seen.vector.float().cpu().numpy()] if _is_pooled(seen.maps, seen.vector) else None
+            if pooled is not None and seen.vector is not None and _is_pooled(seen.maps, seen.vector):
+                pooled.append(seen.vector.float().cpu().numpy())
+            else:
+                pooled = None
     if not kept:
         raise DataError(f"none of the {len(samples)} images can be read; see the warnings above")
     return Embedded(
@@ -99,8 +101,6 @@ def embed(
     )
 
 
-def _is_pooled(maps: Tensor, vector: Tensor | None) -> bool:
+def _is_pooled(maps: Tensor, vector: Tensor) -> bool:
     """Tell whether the head sees nothing but the mean of each channel: then one vector stands for a whole map."""
-    if vector is None or vector.shape != maps.shape[:2]:
-        return False
-    return torch.allclose(vector, maps.mean(dim=(2, 3)), rtol=1e-4, atol=1e-6)
+    return vector.shape == maps.shape[:2] and torch.allclose(vector, maps.mean(dim=(2, 3)), rtol=1e-4, atol=1e-6)

@@ -146,7 +146,7 @@ def _optimizer(
 
 
 def _order(labels: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> tuple[NDArray[np.int64], int]:
-    """Draw an epoch's images, a few of each of several classes a batch; keyed by seed and epoch, so a run can resume."""
+    """Draw an epoch's images, a few of each of several classes a batch, by seed and epoch: so a run can resume."""
     from pytorch_metric_learning.samplers import MPerClassSampler
     from pytorch_metric_learning.utils import common_functions
 

@@ -182,11 +182,23 @@ def test_a_missing_file_is_refused(tmp_path):
     [
         (lambda f: f.attrs.modify("encoding-type", "anndata"), "encoding-type: expected 'embedcam-weight-database'"),
         (lambda f: f.attrs.modify("encoding-version", "2.0.0"), "reads 1.0.0, found 2.0.0; update embedcam"),
-        (replace_item("clusters/centroids", np.zeros((C, D + 1), "f4")), r"/clusters/centroids: expected shape \(3, 4\)"),
+        (
+            replace_item("clusters/centroids", np.zeros((C, D + 1), "f4")),
+            r"/clusters/centroids: expected shape \(3, 4\)",
+        ),
         (replace_item("clusters/counts", np.array([8, 0, 0])), "/clusters/counts: expected no empty cluster"),
-        (replace_item("clusters/top_channels", np.full((C, T), K, "i4")), r"/clusters/top_channels: expected indices in 0\.\.9"),
-        (replace_item("clusters/top_channels", np.full((C, T), -1, "i4")), r"/clusters/top_channels: expected indices in 0\.\.9"),
-        (replace_item("clusters/weights_mean", np.full((C, K), np.nan, "f4")), "/clusters/weights_mean: expected finite"),
+        (
+            replace_item("clusters/top_channels", np.full((C, T), K, "i4")),
+            r"/clusters/top_channels: expected indices in 0\.\.9",
+        ),
+        (
+            replace_item("clusters/top_channels", np.full((C, T), -1, "i4")),
+            r"/clusters/top_channels: expected indices in 0\.\.9",
+        ),
+        (
+            replace_item("clusters/weights_mean", np.full((C, K), np.nan, "f4")),
+            "/clusters/weights_mean: expected finite",
+        ),
         (replace_item("clusters/weights_std", np.zeros((C, K), "f8")), "/clusters/weights_std: expected float32"),
         (replace_item("clusters/top_weights", np.tile(np.arange(T, dtype="f4"), (C, 1))), "strongest first"),
         (replace_item("exemplars/cluster", np.full(N, C)), r"/exemplars/cluster: expected indices in 0\.\.2"),

@@ -12,8 +12,8 @@ NAMES = ["a", "b", "c"]
 def test_positives_share_the_label_and_are_other_images_and_negatives_do_not_share_it(anchor):
     positives, negatives = Partners(LABELS, NAMES, pairs=200).draw(anchor)
 
-    assert set(positives) == set(np.flatnonzero(LABELS == LABELS[anchor])) - {anchor}
-    assert set(negatives) == set(np.flatnonzero(LABELS != LABELS[anchor]))
+    assert set(positives) == set(np.flatnonzero(LABELS[anchor] == LABELS)) - {anchor}
+    assert set(negatives) == set(np.flatnonzero(LABELS[anchor] != LABELS))
 
 
 def test_partners_depend_on_seed_and_index_alone():

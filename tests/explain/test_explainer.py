@@ -109,7 +109,7 @@ def test_an_image_unlike_the_training_images_is_noted(pair):
 
 
 def test_a_database_of_another_network_is_refused(pair):
-    net, db = pair
+    _, db = pair
     torch.manual_seed(5)
     other = EmbeddingNet("tiny", 8, image_size=32)
     with pytest.raises(DatabaseError, match="made for another network: sha256"):

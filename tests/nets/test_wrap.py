@@ -66,7 +66,9 @@ def test_a_module_of_ones_own_is_built_and_explained(module, output, layer, chan
     assert net.channels == channels == db.network.channels
     assert explanation.heatmaps.shape == (2, 48, 48)
     assert own.training
-    assert all(parameter.grad is None and torch.equal(parameter, before[name]) for name, parameter in own.named_parameters())
+    assert all(
+        parameter.grad is None and torch.equal(parameter, before[name]) for name, parameter in own.named_parameters()
+    )
 
 
 def test_the_layer_is_found_when_none_is_named():

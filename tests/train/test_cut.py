@@ -8,7 +8,12 @@ from embedcam.train.cut import cut
 
 @pytest.mark.parametrize(
     ("name", "layer"),
-    [("tiny", "features.8"), ("mobilenet_v2", "features.13"), ("resnet18", "layer2"), ("densenet121", "features.transition2")],
+    [
+        ("tiny", "features.8"),
+        ("mobilenet_v2", "features.13"),
+        ("resnet18", "layer2"),
+        ("densenet121", "features.transition2"),
+    ],
 )
 def test_the_two_parts_do_what_the_whole_does_and_share_its_parameters(name, layer):
     torch.manual_seed(0)

@@ -1,0 +1,151 @@
+"""The table against the same scores worked out image by image."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from embedcam.data import load
+from embedcam.data.samples import FileSamples
+from embedcam.database import WeightDatabase
+from embedcam.errors import DatabaseError, DataError, EmbedcamError
+from embedcam.evaluate.table import default_row, evaluate
+from embedcam.explain import Explainer
+from embedcam.nets import EmbeddingNet
+
+
+@pytest.fixture
+def pair(trained):
+    return EmbeddingNet.load(trained / "net.safetensors"), WeightDatabase.load(trained / "weights.h5")
+
+
+@pytest.fixture
+def test_images(folder):
+    return load(f"folder:{folder}", "test")
+
+
+@pytest.fixture
+def training(folder):
+    return load(f"folder:{folder}", "train")
+
+
+def images_of(net, samples):
+    return torch.from_numpy(np.stack([net.preprocess(samples.image(i)) for i in range(len(samples))]))
+
+
+def rows_by_name(result):
+    return {row["method"]: row for row in result["rows"]}
+
+
+def test_scores_are_those_of_the_explainer_image_by_image(pair, test_images, training):
+    net, db = pair
+    result = evaluate(net, db, test_images, training, batch_size=5)
+
+    options = {
+        "cluster transfer": {},
+        "cluster transfer, plain placing": {"placement": "stretch"},
+        "nearest exemplar": {"transfer": "nearest"},
+        "nearest exemplar, plain placing": {"transfer": "nearest", "placement": "stretch"},
+    }
+    rows = rows_by_name(result)
+    assert list(rows) == list(options)
+    truth = [net.preprocess.mask(test_images.mask(i)) for i in range(len(test_images))]
+    for name, chosen in options.items():
+        heatmaps = Explainer(net, db, **chosen)(images_of(net, test_images)).heatmaps
+        ratios = [heat[mask].sum() / heat.sum() for heat, mask in zip(heatmaps, truth, strict=True)]
+        ious = [((heat >= 0.5) & m).sum() / ((heat >= 0.5) | m).sum() for heat, m in zip(heatmaps, truth, strict=True)]
+        assert rows[name]["mean_ratio"] == pytest.approx(np.mean(ratios), abs=1e-4)
+        assert rows[name]["iou_50"] == pytest.approx(np.mean(ious), abs=1e-2)
+        assert rows[name]["ms_per_image"] > 0
+        assert not rows[name]["backprop"]
+    assert default_row(result) is rows["cluster transfer"]
+    assert (result["schema"], result["images"], result["masks"], result["skipped"]) == (1, 12, 12, 0)
+
+
+def test_recall_is_of_the_nearest_training_image(pair, test_images, training):
+    net, db = pair
+    result = evaluate(net, db, test_images, training)
+    with torch.no_grad():
+        query, known = (net(images_of(net, samples)).numpy() for samples in (test_images, training))
+    nearest = (query @ known.T).argmax(axis=1)
+    assert result["recall_at_1"] == pytest.approx(np.mean(training.labels[nearest] == test_images.labels))
+
+
+def test_classes_that_training_lacks_are_looked_for_among_the_test_images(pair, test_images, training):
+    net, db = pair
+    lacking = training.subset(np.flatnonzero(training.labels != 1))
+    result = evaluate(net, db, test_images, lacking)
+    with torch.no_grad():
+        query = net(images_of(net, test_images)).numpy()
+    similarity = query @ query.T
+    np.fill_diagonal(similarity, -np.inf)
+    expected = np.mean(test_images.labels[similarity.argmax(axis=1)] == test_images.labels)
+    assert result["recall_at_1"] == pytest.approx(expected)
+
+
+def test_compare_adds_methods_with_backprop(pair, test_images, training):
+    net, db = pair
+    result = evaluate(net, db, test_images, training, compare=True)
+    backprop = [row["method"] for row in result["rows"] if row["backprop"]]
+    assert backprop == [
+        "Grad-CAM, 1 triplet",
+        "Grad-CAM, 1 triplet, plain placing",
+        "Grad-CAM, 5 triplets",
+        "Grad-CAM, 5 triplets, plain placing",
+    ]
+    assert [row["default"] for row in result["rows"]].count(True) == 1
+    assert all(parameter.grad is None for parameter in net.parameters())
+    with pytest.raises(DataError, match="--compare needs labels, and training images"):
+        evaluate(net, db, test_images, None, compare=True)
+
+
+def test_without_exemplars_there_is_no_nearest_row(pair, test_images):
+    net, db = pair
+    result = evaluate(net, replace(db, exemplars=None), test_images)
+    assert list(rows_by_name(result)) == ["cluster transfer", "cluster transfer, plain placing"]
+
+
+def test_without_labels_and_masks_the_scores_are_null(pair, folder):
+    files = tuple(sorted((folder / "images" / "class0").iterdir()))
+    result = evaluate(*pair, FileSamples(files=files, ids=tuple(file.name for file in files)))
+    assert result["recall_at_1"] is result["map_at_r"] is result["nmi"] is None
+    assert (result["images"], result["masks"]) == (10, 0)
+    row = default_row(result)
+    assert row["mean_ratio"] is row["pixel_ap"] is row["best_threshold"] is None
+    assert row["ms_per_image"] > 0
+
+
+def test_images_without_a_mask_count_for_retrieval_only(pair, test_images):
+    without = replace(test_images, mask_files=(None, *test_images.mask_files[1:]))
+    result = evaluate(*pair, without)
+    assert (result["images"], result["masks"]) == (12, 11)
+
+
+def test_an_unreadable_image_is_left_out_and_counted(pair, test_images, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(test_images.files[0].read_bytes()[:100])
+    damaged = replace(test_images, files=(test_images.files[0], broken, *test_images.files[2:]))
+    result = evaluate(*pair, damaged)
+    assert (result["images"], result["masks"], result["skipped"]) == (11, 11, 1)
+    with pytest.raises(DataError, match=r"cannot read .*broken.png"):
+        evaluate(*pair, damaged, strict=True)
+
+
+def test_a_mask_that_is_all_ignored_is_an_error(pair, test_images, tmp_path):
+    everything = tmp_path / "ignore.png"
+    Image.new("L", (40, 40), 255).save(everything)
+    ignored = replace(test_images, ignore_files=(everything,) * len(test_images))
+    with pytest.raises(DataError, match=rf"the mask of {test_images.ids[0]} shows no object at 32 x 32 pixels; mend"):
+        evaluate(*pair, ignored)
+
+
+def test_a_database_of_another_network_is_an_error(pair, test_images):
+    with pytest.raises(DatabaseError, match="made for another network"):
+        evaluate(EmbeddingNet("tiny", 8, image_size=48), pair[1], test_images)
+
+
+def test_a_result_with_two_defaults_is_an_error():
+    with pytest.raises(EmbedcamError, match="expected one default row, found 2"):
+        default_row({"rows": [{"default": True}, {"default": True}]})

@@ -1,0 +1,404 @@
+"""The command line for real: the whole pipeline, and what a user sees when something is wrong."""
+
+import functools
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from embedcam import cli
+from embedcam.nets import EmbeddingNet
+
+TRAIN = ("--backbone", "tiny", "--dim", 8, "--image-size", 32, "--batch-size", 12)
+BUILD = ("--clusters", 4, "--top-k", 12, "--pairs", 5)
+# Shells start background jobs with Ctrl-C ignored; a person's terminal does not.
+MAIN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from embedcam.cli import main; main()"
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run one command line; give its exit code, stdout and stderr."""
+    monkeypatch.setattr(cli.progress, "_shown", False)  # put back after the test
+
+    def run(*arguments):
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            code = cli._run(functools.partial(cli.app, [str(a) for a in arguments]), debug=False)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            logging.getLogger("embedcam").handlers.clear()  # as a process that ends
+        seen = capsys.readouterr()
+        return code, seen.out, seen.err
+
+    return run
+
+
+@pytest.fixture
+def fails(run):
+    """Run one command line that must fail; give its one line of error."""
+
+    def fails(*arguments):
+        code, _, err = run(*arguments)
+        errors = [
+            line for line in err.splitlines() if line.startswith("embedcam: ") and "embedcam: warning: " not in line
+        ]
+        assert code == 1, err
+        assert len(errors) == 1, err
+        assert err.rstrip().endswith(errors[0])
+        assert "Traceback" not in err
+        return errors[0]
+
+    return fails
+
+
+@pytest.fixture
+def net_and_db(trained):
+    return ("--net", trained / "net.safetensors", "--db", trained / "weights.h5")
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def left_in(path):
+    return sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
+
+
+def write_truncated_jpeg(path):
+    Image.effect_noise((200, 200), 50).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    return path
+
+
+def test_the_whole_pipeline_on_a_folder(run, folder, tmp_path):
+    net, db, out, scores = (tmp_path / n for n in ("net.safetensors", "weights.h5", "out", "scores.json"))
+    data = ("--data", f"folder:{folder}")
+
+    code, said, err = run("train", *data, *TRAIN, "--epochs", 2, "--out", net)
+    assert code == 0, err
+    assert said.startswith(f"wrote {net} (Recall@1 ")
+    assert "epoch 2: loss" in err
+    assert left_in(tmp_path) == ["net.png", "net.safetensors"]
+
+    code, said, err = run("build", "--net", net, *data, *BUILD, "--out", db)
+    assert (code, said) == (0, f"wrote {db}: 4 clusters of 18 images\n"), err
+
+    code, said, _ = run("inspect", db)
+    assert code == 0
+    assert "tiny, cosine, 8 dimensions" in said
+    assert "top 12 channels" in said
+    assert len(said.split("strongest channels")[1].splitlines()) == 1 + 4
+
+    explained = (folder / "images", "--boxes", "--transfer", "nearest", "--out", out)
+    code, said, err = run("explain", "--net", net, "--db", db, *explained)
+    assert code == 0, err
+    assert "and 10 more in" in said
+    lines = [json.loads(line) for line in (out / "explanations.jsonl").read_text().splitlines()]
+    assert len(lines) == 30
+    files = [name for line in lines for name in (line["overlay"], line["map"])]
+    assert left_in(out) == sorted(["contact_sheet.png", "explanations.jsonl", *files])
+
+    code, said, err = run("evaluate", "--net", net, "--db", db, *data, "--compare", "--json", scores)
+    assert code == 0, err
+    assert "cluster transfer (default)" in said
+    assert "12 images, 12 with a mask" in said
+    result = json.loads(scores.read_text())
+    assert result["schema"] == 1
+    assert [row["default"] for row in result["rows"]].count(True) == 1
+    keys = {"method", "default", "backprop", "mean_ratio", "iou_50", "best_iou", "pointing", "ms_per_image"}
+    assert all(keys <= row.keys() for row in result["rows"])
+    assert {row["backprop"] for row in result["rows"]} == {True, False}
+    assert 0 <= result["recall_at_1"] <= 1
+
+
+def test_same_seed_same_network_and_same_database(run, folder, tmp_path):
+    for name in ("a", "b"):
+        net = tmp_path / name / "net.safetensors"
+        assert run("train", "--data", f"folder:{folder}", *TRAIN, "--epochs", 1, "--seed", 3, "--out", net)[0] == 0
+        db = tmp_path / name / "weights.h5"
+        assert run("build", "--net", net, "--data", f"folder:{folder}", *BUILD, "--out", db)[0] == 0
+    for name in ("net.safetensors", "weights.h5"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("verb", ["train", "build"])
+def test_a_missing_path_and_an_empty_folder(fails, trained, tmp_path, verb):
+    options = TRAIN if verb == "train" else ("--net", trained / "net.safetensors", *BUILD)
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+
+    error = fails(verb, "--data", f"folder:{tmp_path}/nowhere", *options, "--out", out / "file")
+    assert error == f"embedcam: {tmp_path}/nowhere does not exist; name the folder that holds the pictures"
+    error = fails(verb, "--data", f"folder:{tmp_path}/empty", *options, "--out", out / "file")
+    assert error.startswith(f"embedcam: no pictures in {tmp_path}/empty; put them into")
+    assert left_in(out) == []
+
+
+def test_explaining_a_missing_path_and_an_empty_folder(fails, net_and_db, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name, error in (("nowhere.jpg", "no such file or folder: {}; check"), ("empty", "no image in {}; give")):
+        path = tmp_path / name
+        assert error.format(path) in fails("explain", path, *net_and_db, "--out", tmp_path / "out")
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("damage", ["text", "truncated"])
+def test_an_unreadable_image_is_skipped_and_counted(run, trained, net_and_db, copy, tmp_path, damage):
+    bad = copy / "images" / "class1" / "bad.jpg"
+    bad.write_text("hello") if damage == "text" else write_truncated_jpeg(bad)
+    data, net = ("--data", f"folder:{copy}@all"), trained / "net.safetensors"
+    warning = f"embedcam: warning: skipped: {'' if damage == 'text' else 'cannot read '}{bad}"
+
+    code, _, err = run("train", *data, *TRAIN, "--epochs", 1, "--out", tmp_path / "net.safetensors")
+    assert (code, err.count(warning)) == (0, 1), err
+
+    code, said, err = run("build", *data, "--net", net, *BUILD, "--out", tmp_path / "weights.h5")
+    assert (code, err.count(warning)) == (0, 1), err
+    assert "4 clusters of 30 images, 1 unreadable left out" in said
+
+    code, _, err = run("explain", copy / "images", *net_and_db, "--out", tmp_path / "out")
+    assert (code, err.count(warning)) == (0, 1), err
+    assert "embedcam: warning: 1 of 31 images could not be read and were left out" in err
+    assert len((tmp_path / "out" / "explanations.jsonl").read_text().splitlines()) == 30
+
+    code, said, err = run("evaluate", *data, *net_and_db, "--json", tmp_path / "scores.json")
+    assert (code, err.count(warning)) == (0, 1), err
+    assert "30 images, 30 with a mask, 1 unreadable left out" in said
+    assert json.loads((tmp_path / "scores.json").read_text())["skipped"] == 1
+
+
+def test_an_unreadable_image_is_an_error_with_strict(fails, trained, net_and_db, copy, tmp_path):
+    bad, out = write_truncated_jpeg(copy / "images" / "class0" / "00-bad.jpg"), tmp_path / "out"
+    data, net = ("--data", f"folder:{copy}@all"), trained / "net.safetensors"
+    for command in (
+        ("train", *data, *TRAIN, "--out", out / "net.safetensors"),
+        ("build", *data, "--net", net, *BUILD, "--out", out / "weights.h5"),
+        ("explain", copy / "images", *net_and_db, "--out", out),
+        ("evaluate", *data, *net_and_db, "--json", out / "scores.json"),
+    ):
+        error = fails(*command, "--strict")
+        assert error.startswith(f"embedcam: cannot read {bad}: ")
+        assert error.endswith("; replace it or remove it")
+    assert left_in(out) == []
+
+
+def test_nothing_but_unreadable_images_is_an_error(fails, net_and_db, tmp_path):
+    bad = write_truncated_jpeg(tmp_path / "bad.jpg")
+    assert str(bad) in fails("explain", bad, *net_and_db, "--out", tmp_path / "out")
+    assert left_in(tmp_path / "out") == []
+
+
+def test_a_class_with_one_image_and_one_class_only(fails, trained, copy, tmp_path):
+    out, build = tmp_path / "out", ("build", "--net", trained / "net.safetensors", *BUILD)
+    data = ("--data", f"folder:{copy}@all")
+    for image in sorted((copy / "images" / "class0").iterdir())[1:]:
+        image.unlink()
+    assert "class 'class0' has only one training image; add" in fails("train", *data, *TRAIN, "--out", out / "net")
+    assert "two images of a class, but 'class0' has only one; add" in fails(*build, *data, "--out", out / "db")
+
+    shutil.rmtree(copy / "images" / "class0")
+    shutil.rmtree(copy / "images" / "class2")
+    assert "needs two classes, found only 'class1'; add" in fails("train", *data, *TRAIN, "--out", out / "net")
+    assert "needs two classes, found one only: 'class1'; add" in fails(*build, *data, "--out", out / "db")
+    assert left_in(out) == []
+
+
+def test_an_unknown_layer_is_answered_with_the_nearest_names(fails, trained, folder, tmp_path):
+    data, out = ("--data", f"folder:{folder}"), tmp_path / "out"
+    build = ("build", "--net", trained / "net.safetensors", *data, *BUILD)
+    error = fails(*build, "--layer", "featurs", "--out", out / "db")
+    assert "no layer 'featurs'; did you mean features " in error
+    error = fails("train", *data, *TRAIN, "--train-from", "featurs.5", "--out", out / "net")
+    assert "no layer 'featurs.5'; did you mean features.5 " in error
+    assert left_in(out) == []
+
+
+def test_more_channels_than_there_are(fails, trained, folder, tmp_path):
+    build = ("build", "--net", trained / "net.safetensors", "--data", f"folder:{folder}")
+    error = fails(*build, "--top-k", 129, "--out", tmp_path / "weights.h5")
+    assert "top_k 129 is outside 1..128, the channels of layer 'features'; choose --top-k within" in error
+    assert left_in(tmp_path) == []
+
+
+def test_a_database_of_another_network(fails, trained, folder, tmp_path):
+    EmbeddingNet("tiny", 8, image_size=32).save(tmp_path / "other.safetensors")
+    models, out = ("--net", tmp_path / "other.safetensors", "--db", trained / "weights.h5"), tmp_path / "out"
+    for command in (
+        ("explain", folder / "images", *models, "--out", out),
+        ("evaluate", "--data", f"folder:{folder}", *models, "--json", out / "scores.json"),
+    ):
+        error = fails(*command)
+        assert "the weight database was made for another network: sha256" in error
+        assert "use the network it was built with, or build a database for this one" in error
+    assert left_in(out) == []
+
+
+def test_a_damaged_database(fails, trained, folder, tmp_path):
+    whole = (trained / "weights.h5").read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(flipped) // 2] ^= 4
+    for damaged in (whole[: len(whole) // 2], bytes(flipped)):
+        file = tmp_path / "damaged.h5"
+        file.write_bytes(damaged)
+        models = ("--net", trained / "net.safetensors", "--db", file)
+        for command in (("inspect", file), ("explain", folder / "images", *models, "--out", tmp_path / "out")):
+            error = fails(*command)
+            assert str(file) in error
+            assert "is damaged" in error
+    assert left_in(tmp_path) == ["damaged.h5"]
+
+
+def test_files_of_another_kind(fails, trained, folder, tmp_path):
+    net, db = trained / "net.safetensors", trained / "weights.h5"
+    assert f"no weight database {tmp_path}/none.h5; make one with" in fails("inspect", tmp_path / "none.h5")
+    assert f"{net} is not a readable weight database" in fails("inspect", net)
+    images = (folder / "images", "--out", tmp_path / "out")
+    assert "no network file" in fails("explain", *images, "--net", tmp_path / "none", "--db", db)
+    assert "not a network of embedcam" in fails("explain", *images, "--net", db, "--db", db)
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "value", "said"),
+    [
+        ((7, 9), 255, "is 7 x 9 pixels but its picture is 40 x 40; make"),
+        ((40, 40), 0, "marks no pixel as object; mark"),
+    ],
+)
+def test_a_mask_that_cannot_be_right(fails, net_and_db, copy, tmp_path, size, value, said):
+    mask = copy / "masks" / "class1" / "05.png"
+    Image.new("L", size, value).save(mask)
+    scores = tmp_path / "scores.json"
+    error = fails("evaluate", "--data", f"folder:{copy}@all", *net_and_db, "--json", scores)
+    assert f"mask {mask} {said}" in error
+    assert not scores.exists()
+
+
+def test_an_output_that_cannot_be_written(fails, trained, net_and_db, folder, tmp_path):
+    file, data = tmp_path / "file", ("--data", f"folder:{folder}")
+    file.write_text("kept")  # permissions do not stop root, a file in the folder's place does
+    for command, target in (
+        (("train", *data, *TRAIN, "--out"), "net.safetensors"),
+        (("build", *data, "--net", trained / "net.safetensors", *BUILD, "--out"), "weights.h5"),
+        (("evaluate", *data, *net_and_db, "--json"), "scores.json"),
+    ):
+        assert f"cannot write {file / target}: " in fails(*command, file / target)
+    for command in (("explain", folder / "images", *net_and_db, "--out"), ("demo", "--out")):
+        error = fails(*command, file)
+        assert f"cannot write {file}/" in error
+        assert error.endswith("; choose another place")
+    assert file.read_text() == "kept"
+    assert left_in(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--data", "digit"), "unknown data set 'digit'; did you mean 'digits'?"),
+        (("--backbone", "resnet51"), "unknown backbone 'resnet51'; did you mean resnet50"),
+        (("--objective", "tripet"), "unknown objective 'tripet'; did you mean triplet?"),
+        (("--device", "tpu"), "device 'tpu' cannot be used: "),
+        (("--weights", "/nowhere/weights.pth"), "no network file /nowhere/weights.pth; give"),
+    ],
+)
+def test_train_options_that_cannot_be_used(fails, folder, tmp_path, options, said):
+    out = tmp_path / "out" / "net.safetensors"
+    assert said in fails("train", "--data", f"folder:{folder}", *TRAIN, "--out", out, *options)
+    assert left_in(tmp_path) == []
+
+
+def test_nearest_transfer_needs_exemplars(fails, run, trained, folder, tmp_path):
+    net, db = trained / "net.safetensors", tmp_path / "weights.h5"
+    run("build", "--net", net, "--data", f"folder:{folder}", *BUILD, "--no-exemplars", "--out", db)
+    explain = ("explain", folder / "images", "--net", net, "--db", db, "--out", tmp_path / "out")
+    assert "holds no exemplars; use --transfer cluster" in fails(*explain, "--transfer", "nearest")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["train"], "Missing option '--data'"),
+        (["inspect"], "Missing argument"),
+        (["inspect", "weights.h5", "--tpo", "3"], "No such option"),
+        (["inspect", "weights.h5", "--top", "0"], "Invalid value for '--top'"),
+        (["explain", "x.jpg", "--net", "n", "--db", "d", "--transfer", "both"], "Invalid value for '--transfer'"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(run, arguments, said):
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert said in " ".join(err.split())
+    assert "Traceback" not in err
+
+
+def test_version_and_help_are_no_errors(run):
+    assert run("--version")[:2] == (0, f"embedcam {cli.__version__}\n")
+    code, said, _ = run("evaluate", "-h")
+    assert code == 0
+    assert "--compare" in said
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(cli.EmbedcamError, match="no weight database nowhere"):
+        cli._run(functools.partial(cli.app, ["inspect", "nowhere.h5"]), debug=True)
+
+
+def interrupt(after, *arguments):
+    """Run a command line in a process of its own, press Ctrl-C at a line of its stderr; give exit code and stderr."""
+    command = [sys.executable, "-c", MAIN, *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    lines = []
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    ) as job:
+        for line in job.stderr:
+            lines.append(line)
+            if line.startswith(after):
+                job.send_signal(signal.SIGINT)
+        job.wait()
+    return job.returncode, lines
+
+
+def test_ctrl_c_during_training_keeps_the_finished_epochs(run, folder, tmp_path):
+    out = tmp_path / "out" / "net.safetensors"
+    command = ("train", "--data", f"folder:{folder}", *TRAIN, "--epochs", 8, "--out", out)
+    code, lines = interrupt("epoch 2: loss", *command)
+
+    assert code == 130
+    assert lines[-1] == "embedcam: interrupted; finished epochs are kept: add --resume to go on\n"
+    assert not [line for line in lines if "Traceback" in line or "Error" in line]
+    assert left_in(out.parent) == ["net.checkpoint.safetensors", "net.png"]
+
+    code, _, err = run(*command, "--resume")
+    assert code == 0, err
+    assert "going on after epoch " in err
+    assert "epoch 1: loss" not in err
+    assert left_in(out.parent) == ["net.png", "net.safetensors"]
+
+
+def test_ctrl_c_during_a_build_leaves_nothing(trained, tmp_path):
+    Image.fromarray(np.full((1500, 1500, 3), 99, np.uint8)).save(tmp_path / "large.jpg")
+    for label in "ab":
+        images = tmp_path / "data" / "images" / label
+        images.mkdir(parents=True)
+        (images / "00.jpg").write_text("its warning shows that embedding has begun")
+        for number in range(1, 100):
+            (images / f"{number:02d}.jpg").symlink_to(tmp_path / "large.jpg")
+    out = tmp_path / "out" / "weights.h5"
+    build = ("build", "--net", trained / "net.safetensors", "--batch-size", 4, *BUILD)
+    code, lines = interrupt("embedcam: warning", *build, "--data", f"folder:{tmp_path / 'data'}@all", "--out", out)
+
+    assert code == 130
+    assert lines[-1] == "embedcam: interrupted; nothing was left half-written\n"
+    assert not [line for line in lines if "Traceback" in line or "Error" in line]
+    assert left_in(out.parent) == []
