@@ -131,10 +131,10 @@ def train(
     batch_size: Annotated[int, typer.Option(min=4, help="Images a batch.")] = 64,
     lr: Annotated[
         float | None,
-        typer.Option(help="Highest learning rate of the backbone; 1e-4 with weights, 3e-3 without."),
+        typer.Option(min=0.0, help="Highest learning rate of the backbone; 1e-4 with weights, 3e-3 without."),
     ] = None,
     head_lr: Annotated[
-        float | None, typer.Option(help="Highest learning rate of the head; 1e-3 with weights, 3e-3 without.")
+        float | None, typer.Option(min=0.0, help="Highest learning rate of the head; 1e-3 with weights, 3e-3 without.")
     ] = None,
     train_from: Annotated[
         str | None,
@@ -168,8 +168,8 @@ def train(
         objective=objective,
         epochs=epochs,
         batch_size=batch_size,
-        lr=lr or (1e-4 if pretrained else 3e-3),
-        head_lr=head_lr or (1e-3 if pretrained else 3e-3),
+        lr=(1e-4 if pretrained else 3e-3) if lr is None else lr,
+        head_lr=(1e-3 if pretrained else 3e-3) if head_lr is None else head_lr,
         train_from=train_from,
         freeze_norm=pretrained,
         seed=seed,

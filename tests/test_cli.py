@@ -331,6 +331,7 @@ def test_nearest_transfer_needs_exemplars(fails, run, trained, folder, tmp_path)
         (["inspect"], "Missing argument"),
         (["inspect", "weights.h5", "--tpo", "3"], "No such option"),
         (["inspect", "weights.h5", "--top", "0"], "Invalid value for '--top'"),
+        (["train", "--data", "digits", "--backbone", "tiny", "--out", "n", "--lr", "-1"], "Invalid value for '--lr'"),
         (["explain", "x.jpg", "--net", "n", "--db", "d", "--transfer", "both"], "Invalid value for '--transfer'"),
     ],
 )

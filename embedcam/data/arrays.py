@@ -91,7 +91,9 @@ def as_samples(dataset: Any, split: str = "train") -> Samples:
     labels: NDArray[np.int64] | None = None
     names: tuple[str, ...] = ()
     if isinstance(first, tuple | list):
-        found, places = np.unique([str(_label(dataset, row)) for row in range(count)], return_inverse=True)
+        given = [_label(dataset, row) for row in range(count)]
+        numbers = all(isinstance(label, int | float) for label in given)  # so that 10 does not come before 9
+        found, places = np.unique(given if numbers else list(map(str, given)), return_inverse=True)
         labels, names = places.astype(np.int64), tuple(map(str, found))
     # Structural typing ends where pictures are prepared arrays: `Preprocess` lets those pass as they are.
     return cast(Samples, ArraySamples(dataset, np.arange(count), labels, names))

@@ -26,17 +26,26 @@ def names() -> list[str]:
 
 
 def tiny() -> nn.Module:
-    """Make the small backbone of the demo: stride 8, 128 channels, a quarter of a million parameters.
+    """Make the small backbone of the demo: 70,000 parameters, 128 channels, and a cell every 4 pixels.
+
+    Dilation rather than stride lets it see whole digits, so that its maps stay fine enough to show single strokes.
 
     Returns:
         A module from (B, 3, H, W) to (B, 128), with its feature maps at `features`.
     """
 
-    def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
-        convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+    def block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> list[nn.Module]:
+        padding = dilation * (kernel // 2)
+        convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
         return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
 
-    blocks = [*block(3, 16, 2), *block(16, 32, 2), *block(32, 64, 2), *block(64, 128, 1), *block(128, 128, 1)]
+    blocks = [
+        *block(3, 16, stride=2),
+        *block(16, 32, stride=2),
+        *block(32, 64, dilation=2),
+        *block(64, 64, dilation=3),
+        *block(64, 128, kernel=1),
+    ]
     parts = {"features": nn.Sequential(*blocks), "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
     return nn.Sequential(OrderedDict(parts))
 
