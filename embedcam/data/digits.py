@@ -58,8 +58,7 @@ class DigitSamples:
 
     def image(self, index: int) -> Image.Image:
         """Draw picture `index`, RGB of SIZE x SIZE pixels."""
-        picture, _ = _draw(self.seed, int(self.sources[index]), int(self.drawings[index]))
-        return Image.fromarray(picture)
+        return Image.fromarray(_picture(self.seed, int(self.sources[index]), int(self.drawings[index])))
 
     def mask(self, index: int) -> NDArray[np.bool_]:
         """Draw its mask (SIZE, SIZE), True where the digit covers at least half of the pixel."""
@@ -119,6 +118,11 @@ def _material() -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[NDArray[n
     source = load_digits()
     ink = source.images.astype(np.float32) / 16
     return ink, source.target.astype(np.int64), tuple(load_sample_images().images)
+
+
+@functools.lru_cache(4096)  # all of them, about 100 MB: every epoch asks for each
+def _picture(seed: int, source: int, drawing: int) -> NDArray[np.uint8]:
+    return _draw(seed, source, drawing)[0]
 
 
 def _draw(seed: int, source: int, drawing: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
