@@ -344,8 +344,8 @@ def classmap(
     """
     from .gradient.classmap import classmap_file, load_classifier
 
-    if window != "whole" and not window.isdigit():
-        raise EmbedcamError(f"--window must be an odd number of cells or whole, got {window!r}")
+    if window not in ("1", "3", "5", "whole"):
+        raise EmbedcamError(f"--window must be 1, 3, 5 or whole, got {window!r}; choose one of them")
     classifier = load_classifier(net, weights, window="whole" if window == "whole" else int(window))
     for image in images:
         found = classmap_file(

@@ -113,7 +113,7 @@ def save_png(image: Image.Image | NDArray[np.uint8], path: str | Path) -> None:
         check_picture(image)
         image = Image.fromarray(image)
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    image.save(buffer, format="PNG")
     write_bytes(path, buffer.getvalue())
 
 

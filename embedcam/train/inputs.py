@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from ..errors import DataError
 from ..nets.embedding import EmbeddingNet
 from ..nets.inference import tensor_batches
 from ..progress import track
+
+logger = logging.getLogger("embedcam")
 
 _BATCH = 32
 
@@ -87,6 +90,8 @@ class Inputs:
             self._file.flush()
             self._store = np.memmap(self._file, np.float32, "r", shape=(sum(map(len, kept)), *shape))
         self._samples = samples.subset(np.concatenate(kept))
+        if len(self._samples) < len(samples):
+            logger.warning("%d of %d images could not be read and are left out", len(samples) - len(self), len(samples))
 
     def __enter__(self) -> Inputs:
         return self

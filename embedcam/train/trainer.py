@@ -85,6 +85,8 @@ def train(
         OutputError: If `out` cannot be written.
     """
     options, out = options or TrainOptions(), Path(out)
+    if out.suffix != ".safetensors":
+        raise NetworkError(f"the network file {out} must end in .safetensors; rename --out")
     require_writable(out)
     classes = int(labels_of(training).max()) + 1
     torch.manual_seed(options.seed)
