@@ -202,12 +202,12 @@ def test_a_class_with_one_image_and_one_class_only(fails, trained, copy, tmp_pat
     data = ("--data", f"folder:{copy}@all")
     for image in sorted((copy / "images" / "class0").iterdir())[1:]:
         image.unlink()
-    assert "class 'class0' has only one training image; add" in fails("train", *data, *TRAIN, "--out", out / "net")
+    assert "class 'class0' has only one training image; add" in fails("train", *data, *TRAIN, "--out", out / "net.safetensors")
     assert "two images of a class, but 'class0' has only one; add" in fails(*build, *data, "--out", out / "db")
 
     shutil.rmtree(copy / "images" / "class0")
     shutil.rmtree(copy / "images" / "class2")
-    assert "needs two classes, found only 'class1'; add" in fails("train", *data, *TRAIN, "--out", out / "net")
+    assert "needs two classes, found only 'class1'; add" in fails("train", *data, *TRAIN, "--out", out / "net.safetensors")
     assert "needs two classes, found one only: 'class1'; add" in fails(*build, *data, "--out", out / "db")
     assert left_in(out) == []
 
@@ -217,7 +217,7 @@ def test_an_unknown_layer_is_answered_with_the_nearest_names(fails, trained, fol
     build = ("build", "--net", trained / "net.safetensors", *data, *BUILD)
     error = fails(*build, "--layer", "featurs", "--out", out / "db")
     assert "no layer 'featurs'; did you mean features " in error
-    error = fails("train", *data, *TRAIN, "--train-from", "featurs.5", "--out", out / "net")
+    error = fails("train", *data, *TRAIN, "--train-from", "featurs.5", "--out", out / "net.safetensors")
     assert "no layer 'featurs.5'; did you mean features.5 " in error
     assert left_in(out) == []
 

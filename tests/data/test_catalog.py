@@ -59,9 +59,9 @@ def test_unknown_split_of_a_folder_is_told_from_a_missing_path(tmp_path):
 
 
 def test_split_in_the_spec_overrides_the_argument():
-    assert len(load("digits")) == len(load("digits@train", "test")) == 1083
+    assert len(load("digits")) == len(load("digits@train", "test")) == 3249
     assert len(load("digits", "test")) == len(load("digits@test")) == 714
-    assert len(load("digits@all")) == 1797
+    assert len(load("digits@all")) == 3963
     with pytest.raises(DataError, match="unknown split"):
         load("digits", "val")
 
