@@ -202,12 +202,16 @@ def test_a_class_with_one_image_and_one_class_only(fails, trained, copy, tmp_pat
     data = ("--data", f"folder:{copy}@all")
     for image in sorted((copy / "images" / "class0").iterdir())[1:]:
         image.unlink()
-    assert "class 'class0' has only one training image; add" in fails("train", *data, *TRAIN, "--out", out / "net.safetensors")
+    assert "class 'class0' has only one training image; add" in fails(
+        "train", *data, *TRAIN, "--out", out / "net.safetensors"
+    )
     assert "two images of a class, but 'class0' has only one; add" in fails(*build, *data, "--out", out / "db")
 
     shutil.rmtree(copy / "images" / "class0")
     shutil.rmtree(copy / "images" / "class2")
-    assert "needs two classes, found only 'class1'; add" in fails("train", *data, *TRAIN, "--out", out / "net.safetensors")
+    assert "needs two classes, found only 'class1'; add" in fails(
+        "train", *data, *TRAIN, "--out", out / "net.safetensors"
+    )
     assert "needs two classes, found one only: 'class1'; add" in fails(*build, *data, "--out", out / "db")
     assert left_in(out) == []
 
