@@ -12,6 +12,7 @@ from torch.nn import functional
 from .. import layers, receptive_field
 from ..errors import NetworkError
 from ..heatmap import Geometry
+from ..nets.graph import part
 
 Window: TypeAlias = int | Literal["whole"]
 """Side of the averaging window in cells, odd; or the whole map."""
@@ -160,7 +161,7 @@ def _cut(model: nn.Module, size: tuple[int, int]) -> tuple[fx.GraphModule, fx.Gr
     last = [node for node, shape in shapes.items() if len(shape) == 4 and shape != larger.get(node)][-1]
     pooled = [larger[user] for user in last.users if len(larger.get(user, ())) == 4]
     grid = (pooled[0][2], pooled[0][3]) if pooled else (1, 1)
-    return _part(traced, None, last), _part(traced, last, output), grid
+    return part(traced, None, last), part(traced, last, output), grid
 
 
 def _shapes(traced: fx.GraphModule, images: Tensor) -> dict[fx.Node, tuple[int, ...]]:
@@ -176,28 +177,6 @@ def _shapes(traced: fx.GraphModule, images: Tensor) -> dict[fx.Node, tuple[int, 
 
     Recorder(traced).run(images)
     return shapes
-
-
-def _part(traced: fx.GraphModule, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
-    """Take from a traced network what works out `end`, from the image or from the value of `start`."""
-    needed: set[fx.Node] = set()
-    waiting = [end]
-    while waiting:
-        node = waiting.pop()
-        if node is not start and node not in needed:
-            needed.add(node)
-            waiting += node.all_input_nodes
-    graph = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    if start is not None:
-        copied[start] = graph.placeholder("maps")
-    for node in traced.graph.nodes:
-        if node in needed:
-            if start is not None and node.op == "placeholder":
-                raise ValueError("its head needs more than the last feature maps")
-            copied[node] = graph.node_copy(node, lambda source: copied[source])
-    graph.output(copied[end])
-    return fx.GraphModule(traced, graph)
 
 
 def _compare(expected: Tensor, found: Tensor) -> None:

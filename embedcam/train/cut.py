@@ -9,6 +9,7 @@ from torch import nn
 
 from .. import layers
 from ..errors import LayerError
+from ..nets.graph import part
 
 
 def cut(backbone: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
@@ -26,7 +27,6 @@ def cut(backbone: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
         LayerError: If there is no such layer, or the backbone is not a chain there: something after the layer also
             needs what was before it.
     """
-    from torch import fx
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
     layers.resolve(backbone, layer)
@@ -46,32 +46,10 @@ def cut(backbone: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
         traced.eval()  # chooses the graph; the layers are shared, so this too must be undone
     ends = next(node for node in traced.graph.nodes if node.op == "output").args[0]
 
-    first = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    first.graph_copy(traced.graph, copied)
-    first.output(copied[ends["cut"]])
-
-    second = fx.Graph()
-    copied = {}
-    entry = second.placeholder("maps")
-    second.graph_copy(traced.graph, copied)
-    copied[ends["cut"]].replace_all_uses_with(entry)
-    second.output(entry if ends["out"] is ends["cut"] else copied[ends["out"]])
-
-    parts = tuple(_pruned(fx.GraphModule(traced, graph)) for graph in (first, second))
-    for node in [node for node in parts[1].graph.nodes if node.op == "placeholder" and node.name != entry.name]:
-        if node.users:
-            raise LayerError(
-                f"cannot train from {layer!r} on: a later layer also needs what was before it; "
-                "choose a layer that everything passes through, such as the end of a stage"
-            )
-        parts[1].graph.erase_node(node)
-    parts[1].recompile()
-    return parts[0], parts[1]
-
-
-def _pruned(module: Any) -> Any:
-    module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()  # of its own containers: the backbone keeps all of its layers
-    module.recompile()
-    return module
+    try:
+        return part(traced, None, ends["cut"]), part(traced, ends["cut"], ends["out"])
+    except ValueError as error:
+        raise LayerError(
+            f"cannot train from {layer!r} on: a later layer also needs what was before it; "
+            "choose a layer that everything passes through, such as the end of a stage"
+        ) from error
