@@ -55,10 +55,27 @@ class Partners:
         Returns:
             Positives (pairs,): same label, another image; negatives (pairs,): another label.
         """
-        generator = np.random.Generator(np.random.Philox(key=np.array([self._seed % 2**64, index], dtype=np.uint64)))
-        start, end = self._blocks[int(self._labels[index])]
-        positive = start + generator.integers(end - start - 1, size=self._pairs)
-        positive += positive >= self._place[index]
+        return self._draw(int(self._labels[index]), (self._seed, index), int(self._place[index]))
+
+    def draw_outside(self, label: int, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Draw the partners of an anchor that is not one of these images, such as a test image.
+
+        Args:
+            label: The anchor's.
+            index: The anchor's, in its own data set.
+
+        Returns:
+            Positives (pairs,): same label; negatives (pairs,): another label.
+        """
+        return self._draw(label, (self._seed + index, len(self._labels)), None)
+
+    def _draw(self, label: int, key: tuple[int, int], own: int | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Draw by a key; `own` is the anchor's place in the order, None if it has none."""
+        generator = np.random.Generator(np.random.Philox(key=np.array([part % 2**64 for part in key], dtype=np.uint64)))
+        start, end = self._blocks[label]
+        positive = start + generator.integers(end - start - (own is not None), size=self._pairs)
+        if own is not None:
+            positive += positive >= own
         negative = generator.integers(len(self._labels) - (end - start), size=self._pairs)
         negative += np.where(negative >= start, end - start, 0)
         return self._order[positive], self._order[negative]

@@ -159,26 +159,27 @@ def _with_backprop(net: Network, database: WeightDatabase, test: Samples, galler
     """Per-image Grad-CAM from triplets whose partners are training images: the map that the transfer imitates."""
     if gallery is None or test.labels is None:
         raise DataError("--compare needs labels, and training images of the test images' classes; leave it out")
-    test_labels, count = test.labels, len(gallery.labels)
-    # An anchor stands at the end of the gallery, so that its partners are drawn as for a training image.
     known = torch.from_numpy(gallery.embeddings).to(net.device)
-
-    def target(indices: NDArray[np.int64], pairs: int) -> TripletMargin:
-        sides = []
-        for index in indices:
-            labels = np.append(gallery.labels, test_labels[index])
-            sides.append(Partners(labels, gallery.names, pairs, database.seed + int(index)).draw(count))
-        positive, negative = (known[np.stack(side)].mean(dim=1) for side in zip(*sides, strict=True))
-        return TripletMargin(positive, negative, metric=net.metric)
-
     for pairs in (1, database.pairs):
+        partners = Partners(gallery.labels, gallery.names, pairs, database.seed)
+        drawn = [partners.draw_outside(label, index) for index, label in enumerate(test.labels.tolist())]
+        # Drawn beforehand: the time of the row is that of the explanation.
+        positives, negatives = (known[np.stack(side)].mean(dim=1) for side in zip(*drawn, strict=True))
         for placement, said in (("receptive-field", ""), ("stretch", ", plain placing")):
             cam = GradCAM(net, database.network.layer, placement=placement)
-            yield Method(
-                f"Grad-CAM, {pairs} triplet{'s' if pairs > 1 else ''}{said}",
-                lambda images, indices, cam=cam, pairs=pairs: cam(images, target(indices, pairs)),  # type: ignore[misc]
-                backprop=True,
-            )
+
+            def explain(
+                images: Tensor,
+                indices: NDArray[np.int64],
+                cam: GradCAM = cam,
+                positives: Tensor = positives,
+                negatives: Tensor = negatives,
+            ) -> Explanation:
+                target = TripletMargin(positives[indices], negatives[indices], metric=net.metric)
+                explanation: Explanation = cam(images, target)
+                return explanation
+
+            yield Method(f"Grad-CAM, {pairs} triplet{'s' if pairs > 1 else ''}{said}", explain, backprop=True)
 
 
 def _timed(method: Method, images: Tensor, indices: NDArray[np.int64]) -> Explanation:

@@ -51,3 +51,16 @@ def test_one_class_only_is_an_error():
 def test_no_pair_is_an_error():
     with pytest.raises(DataError, match="--pairs"):
         Partners(LABELS, NAMES, pairs=0)
+
+
+def test_an_anchor_from_outside_may_have_every_image_of_its_label():
+    positives, negatives = Partners(LABELS, NAMES, pairs=300).draw_outside(label=2, index=0)
+
+    assert set(positives) == set(np.flatnonzero(LABELS == 2))
+    assert set(negatives) == set(np.flatnonzero(LABELS != 2))
+
+
+def test_an_anchor_from_outside_is_drawn_for_as_if_it_stood_behind_the_images():
+    outside = Partners(LABELS, NAMES, pairs=9, seed=3).draw_outside(label=1, index=4)
+    behind = Partners(np.append(LABELS, 1), NAMES, pairs=9, seed=3 + 4).draw(len(LABELS))
+    assert all(np.array_equal(a, b) for a, b in zip(outside, behind, strict=True))
