@@ -301,7 +301,7 @@ def evaluate(
 
     Example: embedcam evaluate --net net.safetensors --db weights.h5 --data folder:birds --json scores.json
     """
-    from .data import has_split, load
+    from .data import load, load_gallery
     from .database import WeightDatabase
     from .evaluate.table import evaluate as run
     from .files import require_writable, write_text
@@ -310,12 +310,11 @@ def evaluate(
     if json_file is not None:
         require_writable(json_file)
     network = EmbeddingNet.load(net).to(_device(device))
-    gallery = None if has_split(data) and not data.endswith("@test") else load(data.removesuffix("@test"), "train")
     result = run(
         network,
         WeightDatabase.load(db),
         load(data, "test"),
-        gallery,
+        load_gallery(data),
         compare=compare,
         batch_size=batch_size,
         strict=strict,

@@ -43,7 +43,27 @@ def load(spec: str, split: str = "train") -> Samples:
         MissingDependencyError: If the data set needs a library that is not installed.
     """
     kind, path, own = parse(spec)
-    split = own or split
+    return _read(kind, path, own or split)
+
+
+def load_gallery(spec: str) -> Samples | None:
+    """Load the images among which the neighbours of a SPEC's test images are looked for: its training images.
+
+    Args:
+        spec: As `load` takes it.
+
+    Returns:
+        The pictures; None where the SPEC names another split than the test images.
+
+    Raises:
+        DataError: As `load`.
+        MissingDependencyError: As `load`.
+    """
+    kind, path, own = parse(spec)
+    return _read(kind, path, "train") if own in (None, "test") else None
+
+
+def _read(kind: str, path: str, split: str) -> Samples:
     return digits(split) if kind == "digits" else _READERS[kind](path, split)
 
 

@@ -164,7 +164,7 @@ def _with_backprop(net: Network, database: WeightDatabase, test: Samples, galler
         partners = Partners(gallery.labels, gallery.names, pairs, database.seed)
         drawn = [partners.draw_outside(label, index) for index, label in enumerate(test.labels.tolist())]
         # Drawn beforehand: the time of the row is that of the explanation.
-        positives, negatives = (known[np.stack(side)].mean(dim=1) for side in zip(*drawn, strict=True))
+        positives, negatives = (torch.stack([known[p].mean(dim=0) for p in side]) for side in zip(*drawn, strict=True))
         for placement, said in (("receptive-field", ""), ("stretch", ", plain placing")):
             cam = GradCAM(net, database.network.layer, placement=placement)
 

@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from embedcam.data.catalog import has_split, load, parse
+from embedcam.data.catalog import has_split, load, load_gallery, parse
 from embedcam.errors import DataError
 
 
@@ -84,3 +84,9 @@ def test_each_kind_reaches_its_reader(tmp_path):
     pytest.importorskip("torchvision")
     with pytest.raises(DataError, match="no complete Oxford-IIIT Pet"):
         load(f"pets:{tmp_path}")
+
+
+def test_the_gallery_of_test_images_are_the_training_images():
+    assert load_gallery("digits").ids == load_gallery("digits@test").ids == load("digits@train").ids
+    assert load_gallery("digits@train") is None
+    assert load_gallery("digits@all") is None
