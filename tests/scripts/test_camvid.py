@@ -1,7 +1,4 @@
-import importlib.util
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,18 +14,6 @@ from torchvision.models import mobilenet_v2  # noqa: E402
 from embedcam import layers  # noqa: E402
 from embedcam.data.camvid import CLASSES, UNLABELLED, camvid  # noqa: E402
 from embedcam.errors import NetworkError  # noqa: E402
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "camvid.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("camvid_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 @pytest.fixture(scope="module")

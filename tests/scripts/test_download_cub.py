@@ -1,28 +1,13 @@
 import hashlib
-import importlib.util
 import io
-import sys
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from embedcam.data.cub import cub
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "download_cub.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("download_cub", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 class Handler(BaseHTTPRequestHandler):

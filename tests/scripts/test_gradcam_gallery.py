@@ -1,25 +1,14 @@
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision import models
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "gradcam_gallery.py"
-
 
 @pytest.fixture
-def script(monkeypatch):
-    spec = importlib.util.spec_from_file_location("gradcam_gallery", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    # The smallest of the five; the others only take longer.
-    monkeypatch.setattr(module, "NETWORKS", {"squeezenet1_1": module.NETWORKS["squeezenet1_1"]})
-    return module
+def smallest_network(script, monkeypatch):
+    # The others only take longer.
+    monkeypatch.setattr(script, "NETWORKS", {"squeezenet1_1": script.NETWORKS["squeezenet1_1"]})
 
 
 @pytest.fixture
@@ -33,12 +22,14 @@ def sheets(folder):
     return {depth: np.asarray(Image.open(folder / f"{depth}.png")) for depth in ("deep", "shallow")}
 
 
+@pytest.mark.usefixtures("smallest_network")
 def test_untrained_networks_give_both_sheets(script, picture, tmp_path):
     assert script.main([picture, "--random", "--out", str(tmp_path / "out")]) == 0
     made = sheets(tmp_path / "out")
     assert made["deep"].shape == made["shallow"].shape and not np.array_equal(made["deep"], made["shallow"])
 
 
+@pytest.mark.usefixtures("smallest_network")
 def test_weights_are_found_by_name_in_a_folder(script, picture, tmp_path):
     torch.manual_seed(1)
     state = models.squeezenet1_1(weights=None).state_dict()
@@ -49,20 +40,18 @@ def test_weights_are_found_by_name_in_a_folder(script, picture, tmp_path):
     assert not np.array_equal(trained["deep"], untrained["deep"])
 
 
+@pytest.mark.usefixtures("smallest_network")
 def test_missing_weights_are_told_in_one_line(script, picture, tmp_path, capsys):
     assert script.main([picture, "--weights", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     assert "no weights of squeezenet1_1" in capsys.readouterr().err
     assert not (tmp_path / "out" / "deep.png").exists()
 
 
-def test_all_five_networks_have_the_layers_that_are_named():
-    spec = importlib.util.spec_from_file_location("gradcam_gallery_whole", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_all_five_networks_have_the_layers_that_are_named(script):
     from embedcam import layers
 
-    assert len(module.NETWORKS) == 5
-    for name, named in module.NETWORKS.items():
+    assert len(script.NETWORKS) == 5
+    for name, named in script.NETWORKS.items():
         with torch.device("meta"):
             model = models.get_model(name, weights=None)
         assert all(layers.resolve(model, layer) is not None for layer in named)

@@ -1,7 +1,4 @@
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,18 +13,6 @@ from torchvision.models import mobilenet_v2  # noqa: E402
 
 from embedcam.errors import DataError  # noqa: E402
 from embedcam.nets import EmbeddingNet  # noqa: E402
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "houses.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("houses_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 def street(folder, count):
