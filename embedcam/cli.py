@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
-import signal
 import sys
-from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Literal
 
 import typer
 
-from . import __version__, progress
+from . import __version__, console
 from .errors import EmbedcamError
 
 app = typer.Typer(
@@ -32,43 +28,11 @@ DataOption = Annotated[str, typer.Option("--data", help=f"Images: {_SPEC}", meta
 SeedOption = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at an unreadable image instead of leaving it out.")]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Threads that read images ahead.")]
+ExplainSizeOption = Annotated[
+    int | None, typer.Option(min=8, help="Side in pixels that images are explained at; the database knows the best.")
+]
+Transfer = Literal["soft-contrast", "soft", "contrast", "cluster", "neighbors", "nearest"]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
-
-
-class Metric(str, Enum):
-    """How embeddings are compared."""
-
-    cosine = "cosine"
-    euclidean = "euclidean"
-
-
-class Method(str, Enum):
-    """How channel weights are worked out."""
-
-    gradcam = "gradcam"
-    gradcampp = "gradcam++"
-
-
-class Transfer(str, Enum):
-    """Whose weights a new image gets."""
-
-    cluster = "cluster"
-    nearest = "nearest"
-
-
-class Placement(str, Enum):
-    """Where the cells of a feature map are put in the image."""
-
-    receptive_field = "receptive-field"
-    stretch = "stretch"
-
-
-class Precision(str, Enum):
-    """The numbers that the network computes with."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 def _version(wanted: bool) -> None:
@@ -99,7 +63,7 @@ def demo(
     from .demo import demo as run
 
     result = run(out, seed)
-    _print_scores(result)
+    console.print_scores(result)
     typer.echo(f"\nOpen {out / 'report.html'} in a browser, or look at {out / 'gallery.png'}.")
     typer.echo(
         "Next, your own images: "
@@ -125,7 +89,7 @@ def train(
     hidden: Annotated[
         int | None, typer.Option(min=1, help="Width of a hidden layer in the head; none by default.")
     ] = None,
-    metric: Annotated[Metric, typer.Option(help="How embeddings are compared.")] = Metric.cosine,
+    metric: Annotated[Literal["cosine", "euclidean"], typer.Option(help="How embeddings are compared.")] = "cosine",
     image_size: Annotated[int, typer.Option(min=8, help="Side of the square input in pixels.")] = 224,
     epochs: Annotated[int, typer.Option(min=0, help="Passes over the training images.")] = 10,
     batch_size: Annotated[int, typer.Option(min=4, help="Images a batch.")] = 64,
@@ -162,7 +126,7 @@ def train(
     training = load(data, "train")
     test = None if has_split(data) else load(data, "test")
     torch.manual_seed(seed)
-    net = EmbeddingNet(backbone, dim, weights=weights, hidden=hidden, metric=metric.value, image_size=image_size)
+    net = EmbeddingNet(backbone, dim, weights=weights, hidden=hidden, metric=metric, image_size=image_size)
     pretrained = weights is not None
     options = TrainOptions(
         objective=objective,
@@ -174,7 +138,9 @@ def train(
         freeze_norm=pretrained,
         seed=seed,
     )
-    history = run(net.to(_device(device)), training, test, out, options, resume=resume, strict=strict, workers=workers)
+    history = run(
+        net.to(console.device(device)), training, test, out, options, resume=resume, strict=strict, workers=workers
+    )
     typer.echo(f"wrote {out} (Recall@1 {history[-1]['recall_at_1']:.4f}) and {out.with_suffix('.png')}")
 
 
@@ -189,9 +155,14 @@ def build(
     clusters: Annotated[int, typer.Option(min=1, help="Clusters of the training images.")] = 50,
     top_k: Annotated[int, typer.Option(min=1, help="Channels kept of each cluster.")] = 50,
     pairs: Annotated[int, typer.Option(min=1, help="Triplets an image.")] = 50,
-    method: Annotated[Method, typer.Option(help="How channel weights are worked out.")] = Method.gradcam,
+    method: Annotated[
+        Literal["gradcam", "gradcam++"], typer.Option(help="How channel weights are worked out.")
+    ] = "gradcam",
     exemplars: Annotated[
         bool, typer.Option(help="Keep every image's embedding and channels, for --transfer nearest.")
+    ] = True,
+    fusion: Annotated[
+        bool, typer.Option(help="Look at some images of each cluster more closely, for sharper maps.")
     ] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 32,
     seed: SeedOption = 0,
@@ -209,7 +180,7 @@ def build(
     from .nets import EmbeddingNet
 
     require_writable(out)
-    network = EmbeddingNet.load(net).to(_device(device))
+    network = EmbeddingNet.load(net).to(console.device(device))
     if layer is not None:
         network.layer = layer
     training = load(data, "train")
@@ -219,8 +190,9 @@ def build(
         clusters=clusters,
         top_k=top_k,
         pairs=pairs,
-        method=method.value,
+        method=method,
         exemplars=exemplars,
+        fusion=fusion,
         seed=seed,
         batch_size=batch_size,
         strict=strict,
@@ -228,7 +200,9 @@ def build(
     )
     database.save(out)
     images = int(database.counts.sum())
-    typer.echo(f"wrote {out}: {database.clusters} clusters of {images} images{_left_out(len(training) - images)}")
+    typer.echo(
+        f"wrote {out}: {database.clusters} clusters of {images} images{console.left_out(len(training) - images)}"
+    )
 
 
 @app.command()
@@ -239,17 +213,31 @@ def explain(
     out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="DIR")] = Path("runs/explain"),
     boxes: Annotated[bool, typer.Option("--boxes", help="Draw boxes around strong regions.")] = False,
     threshold: Annotated[float, typer.Option(min=0.01, max=1.0, help="Least heat inside a box's region.")] = 0.5,
+    preset: Annotated[
+        Literal["default", "paper"], typer.Option(help="paper is the published method: one layer, plain resize.")
+    ] = "default",
     transfer: Annotated[
-        Transfer, typer.Option(help="Weights of the cluster, or of the nearest exemplar.")
-    ] = Transfer.cluster,
+        Transfer | None, typer.Option(help="Whose weights an image gets, with one layer; see the documentation.")
+    ] = None,
     placement: Annotated[
-        Placement, typer.Option(help="Cells where the network looked, or plainly stretched.")
-    ] = Placement.receptive_field,
+        Literal["receptive-field", "stretch"] | None,
+        typer.Option(help="Cells where the network looked, or plainly stretched."),
+    ] = None,
+    explain_size: ExplainSizeOption = None,
+    anomaly: Annotated[
+        bool, typer.Option("--anomaly", help="List how unlike the training images each is, the most unlike first.")
+    ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Another image: show what each shares with it, and what differs.", metavar="IMAGE"),
+    ] = None,
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Weight of the heat map in the overlay.")] = 0.5,
     colormap: Annotated[
         str, typer.Option(help="turbo, viridis, jet, or any other that the cmap library knows.")
     ] = "turbo",
-    precision: Annotated[Precision, typer.Option(help="Numbers that the network computes with.")] = Precision.float32,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Numbers that the network computes with.")
+    ] = "float32",
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
     strict: StrictOption = False,
     workers: WorkersOption = 2,
@@ -265,16 +253,27 @@ def explain(
     from .explain.files import DrawOptions, explain_files
     from .nets import EmbeddingNet
 
-    autocast = None if precision is Precision.float32 else getattr(torch, precision.value)
-    network = EmbeddingNet.load(net).to(_device(device))
-    explainer = Explainer(network, db, transfer=transfer.value, placement=placement.value, autocast=autocast)
+    autocast = None if precision == "float32" else getattr(torch, precision)
+    network = EmbeddingNet.load(net).to(console.device(device))
+    explainer = Explainer(
+        network,
+        db,
+        preset=preset,
+        transfer=transfer,
+        placement=placement,
+        explain_size=explain_size,
+        autocast=autocast,
+    )
     draw = DrawOptions(boxes, threshold, alpha, colormap)
     lines = explain_files(explainer, inputs, out, draw, batch_size=batch_size, strict=strict, workers=workers)
+    if anomaly:
+        lines = sorted(lines, key=lambda line: -line["anomaly"])
     for line in lines[:20]:
         labels = ", ".join(f"{name} ({count})" for name, count in line["cluster_labels"].items())
         notes = "".join(f"; note: {note}" for note in line["notes"])
         cluster = f"cluster {line['cluster']}{f' of {labels}' if labels else ''}"
-        typer.echo(f"{line['image']}: {cluster}, distance {line['distance']:.3f}{notes}")
+        said = f"anomaly {line['anomaly']:.2f}" if anomaly else line["typicality_in_words"]
+        typer.echo(f"{line['image']}: {cluster}, distance {line['distance']:.3f}, {said}{notes}")
     if len(lines) > 20:
         typer.echo(f"... and {len(lines) - 20} more in {out / 'explanations.jsonl'}")
     typer.echo(f"wrote {out / 'contact_sheet.png'}, overlays/, maps/ and explanations.jsonl")
@@ -287,8 +286,9 @@ def evaluate(
     data: DataOption,
     compare: Annotated[
         bool,
-        typer.Option("--compare", help="Also score per-image Grad-CAM, which needs labels and gradients."),
+        typer.Option("--compare", help="Also score all other transfers, and per-image methods with gradients."),
     ] = False,
+    explain_size: ExplainSizeOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.", metavar="FILE")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
     strict: StrictOption = False,
@@ -309,18 +309,19 @@ def evaluate(
 
     if json_file is not None:
         require_writable(json_file)
-    network = EmbeddingNet.load(net).to(_device(device))
+    network = EmbeddingNet.load(net).to(console.device(device))
     result = run(
         network,
         WeightDatabase.load(db),
         load(data, "test"),
         load_gallery(data),
         compare=compare,
+        explain_size=explain_size,
         batch_size=batch_size,
         strict=strict,
         workers=workers,
     )
-    _print_scores(result)
+    console.print_scores(result)
     if json_file is not None:
         write_text(json_file, json.dumps({**result, "data": data}, indent=2) + "\n")
         typer.echo(f"wrote {json_file}")
@@ -365,136 +366,11 @@ def inspect(
 
     Example: embedcam inspect weights.h5
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from .database import WeightDatabase
 
-    database = WeightDatabase.load(file)
-    console = Console(highlight=False, soft_wrap=True)
-    for name, value in database.facts():
-        console.print(f"{name:<14}{value}", markup=False)
-    table = Table(
-        "cluster",
-        "images",
-        "labels",
-        "median distance",
-        "farthest",
-        "strongest channels",
-        box=None,
-        pad_edge=False,
-    )
-    for column in (0, 1, 3, 4):
-        table.columns[column].justify = "right"
-    for cluster in sorted(range(database.clusters), key=lambda c: -int(database.counts[c])):
-        labels = ", ".join(f"{name} ({count})" for name, count in database.labels_of(cluster, top))
-        channels = ", ".join(map(str, database.top_channels[cluster, :top].tolist()))
-        median, farthest = database.distance_quantiles[cluster, [0, -1]]
-        row = (
-            str(cluster),
-            str(database.counts[cluster]),
-            labels,
-            f"{median:.3f}",
-            f"{farthest:.3f}",
-            channels,
-        )
-        table.add_row(*(_plain(text) for text in row))
-    console.print()
-    console.print(table)
-
-
-def _plain(text: str) -> Any:
-    from rich.text import Text
-
-    return Text(text)
-
-
-def _print_scores(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    columns = ("mean_ratio", "iou_50", "best_iou", "pointing", "pixel_ap", "box_50", "ms_per_image")
-    for name in ("method", "backprop", *columns):
-        table.add_column(name, justify="left" if name == "method" else "right")
-    for row in result["rows"]:
-        name = f"{row['method']} (default)" if row["default"] else row["method"]
-        cells = ["-" if row[key] is None else f"{row[key]:.{1 if key == 'ms_per_image' else 3}f}" for key in columns]
-        table.add_row(name, "yes" if row["backprop"] else "no", *cells)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    console.print(table)
-    known = {"Recall@1": "recall_at_1", "MAP@R": "map_at_r", "NMI": "nmi"}
-    scores = ", ".join(f"{name} {result[key]:.4f}" for name, key in known.items() if result[key] is not None)
-    read = f"{result['images']} images, {result['masks']} with a mask{_left_out(result['skipped'])}"
-    console.print(f"\n{scores + '; ' if scores else ''}{read}")
-
-
-def _left_out(count: int) -> str:
-    return f", {count} unreadable left out" if count else ""
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise EmbedcamError(f"device {name!r} cannot be used: {reason}; use --device cpu or auto") from error
-
-
-_INTERRUPTED = 130
-
-
-class _Warnings(logging.Handler):
-    """Prints each warning as one line."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(f"embedcam: warning: {record.getMessage()}", file=sys.stderr, flush=True)
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+    console.print_database(WeightDatabase.load(file), top)
 
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 an error in one line, 2 wrong usage, 130 interrupted."""
-    sys.exit(_run(app, debug="--debug" in sys.argv))
-
-
-def _run(command: Callable[..., Any], *, debug: bool) -> int:
-    progress.show()
-    logger = logging.getLogger("embedcam")
-    logger.addHandler(_Warnings())
-    logger.propagate = False
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        code = int(command(standalone_mode=False) or 0)
-    except EmbedcamError as error:
-        if debug:
-            raise
-        print(f"embedcam: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except typer.Exit as error:
-        code = error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
-    except Exception as error:
-        usage = getattr(error, "show", None)  # click's errors of usage show themselves
-        if usage is None:
-            raise
-        usage()
-        return int(getattr(error, "exit_code", 2))
-    if code == _INTERRUPTED:  # some versions of typer turn Ctrl-C into this code, without a word
-        _say_interrupted()
-    return code
-
-
-def _say_interrupted() -> None:
-    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
-    training = "finished epochs are kept: add --resume to go on"
-    hint = training if verb == "train" else "nothing was left half-written"
-    after_sign = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
-    print(f"{after_sign}embedcam: interrupted; {hint}", file=sys.stderr)
+    sys.exit(console.run(app, debug="--debug" in sys.argv))

@@ -32,6 +32,8 @@ class Explanation:
         clusters: int64 (B,) index of each image's cluster; None for methods without a weight database.
         distances: float32 (B,) from each embedding to its cluster's centroid: 1 - cosine, or Euclidean.
         typicality: float32 (B,) in [0, 1]: share of the cluster's training images at least as far from the centroid.
+        anomaly: float32 (B,) not negative: the distance in units of that which 1 % of the training images exceed;
+            above 1, an image is unlike them.
         neighbors: int64 (B,) index of the nearest exemplar, or None where there are none.
         preprocess: How the images were made, to draw on them.
     """
@@ -43,6 +45,7 @@ class Explanation:
     clusters: NDArray[np.int64] | None = None
     distances: NDArray[np.float32] | None = None
     typicality: NDArray[np.float32] | None = None
+    anomaly: NDArray[np.float32] | None = None
     neighbors: NDArray[np.int64] | None = None
     preprocess: Preprocess | None = field(default=None, repr=False)
 
@@ -68,6 +71,23 @@ class Explanation:
             elif not heatmaps[index].any():
                 mine.append(FLAT)
         return cls(heatmaps, raw, notes, **known)
+
+    def typicality_in_words(self, index: int) -> str:
+        """Say how usual an image is for its cluster.
+
+        Args:
+            index: The image's, in this batch.
+
+        Returns:
+            "typical of its cluster" (half of the cluster's images lie at least as far out), "usual for its cluster" (a
+            tenth), "at the edge of its cluster", or "unlike the training images"; nothing where it is unknown.
+        """
+        if self.typicality is None or self.anomaly is None:
+            return ""
+        if self.anomaly[index] > 1:
+            return "unlike the training images"
+        least = {"typical of its cluster": 0.5, "usual for its cluster": 0.1}
+        return next((w for w, share in least.items() if self.typicality[index] >= share), "at the edge of its cluster")
 
     def __len__(self) -> int:
         return len(self.heatmaps)

@@ -1,4 +1,4 @@
-"""From channel weights to a heat map: weighted sum, ReLU, placing, normalising.
+"""From channel weights to a heat map: weighted sum, ReLU, fusing two layers, placing, normalising.
 
 The functions use only operators that numpy arrays and torch tensors share, so that this module needs no torch.
 """
@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 PLACEMENTS = ("receptive-field", "stretch")
+# Share of a fused map's cells that are levelled; chosen on training images, see docs/heat-maps.md.
+LEVELLED = 0.03
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class Geometry:
         return cls(stride, (stride[0] / 2, stride[1] / 2))
 
 
+PIXELS = Geometry((1.0, 1.0), (0.5, 0.5))
+
+
 def combine(maps: Any, weights: Any, channels: Any = None) -> Any:
     """Sum the feature maps with their channel weights and keep the positive part (Grad-CAM, equation 2).
 
@@ -66,7 +71,7 @@ def combine(maps: Any, weights: Any, channels: Any = None) -> Any:
     return summed.reshape(batch, height, width).clip(min=0)
 
 
-def place(maps: Any, geometry: Geometry, size: tuple[int, int]) -> Any:
+def place(maps: Any, geometry: Geometry, size: tuple[int, int], onto: Geometry = PIXELS) -> Any:
     """Interpolate maps bilinearly to image size, each cell at the place that `geometry` gives it.
 
     Pixels beyond the outermost centres take the value of the nearest cell: nothing is invented there, and nothing
@@ -75,30 +80,66 @@ def place(maps: Any, geometry: Geometry, size: tuple[int, int]) -> Any:
     Args:
         maps: (B, h, w), numpy or torch.
         geometry: Where the cells sit.
-        size: (H, W) of the image.
+        size: (H, W) of the image; with `onto`, of the other map.
+        onto: Where the wanted values sit: pixels, or the cells of another map.
 
     Returns:
         (B, H, W) of the same library and dtype.
     """
     _, height, width = maps.shape
-    rows = _interpolation(height, size[0], geometry.cell_stride[0], geometry.first_cell_center[0])
-    columns = _interpolation(width, size[1], geometry.cell_stride[1], geometry.first_cell_center[1])
+    rows, columns = (
+        _interpolation(cells, count, *(getattr(g, name)[axis] for g in (geometry, onto) for name in _FIELDS))
+        for axis, (cells, count) in enumerate(((height, size[0]), (width, size[1])))
+    )
     if not isinstance(maps, np.ndarray):
         return maps.new_tensor(rows) @ maps @ maps.new_tensor(columns).T
     return rows.astype(maps.dtype) @ maps @ columns.T.astype(maps.dtype)
 
 
+_FIELDS = ("cell_stride", "first_cell_center")
+
+
 @lru_cache(maxsize=64)
-def _interpolation(cells: int, pixels: int, stride: float, first: float) -> NDArray[np.float32]:
-    """Build the (pixels, cells) matrix that interpolates linearly between cell centres, clamped at the ends."""
-    position = np.clip((np.arange(pixels) + 0.5 - first) / stride, 0, cells - 1)
+def _interpolation(
+    cells: int, count: int, stride: float, first: float, onto_stride: float, onto_first: float
+) -> NDArray[np.float32]:
+    """Build the (count, cells) matrix that interpolates linearly between cell centres, clamped at the ends."""
+    wanted = onto_first + np.arange(count) * onto_stride
+    position = np.clip((wanted - first) / stride, 0, cells - 1)
     lower = np.minimum(position.astype(int), max(cells - 2, 0))
-    matrix = np.zeros((pixels, cells), dtype=np.float32)
-    matrix[np.arange(pixels), lower] = 1 - (position - lower)
+    matrix = np.zeros((count, cells), dtype=np.float32)
+    matrix[np.arange(count), lower] = 1 - (position - lower)
     if cells > 1:
-        matrix[np.arange(pixels), lower + 1] = position - lower
+        matrix[np.arange(count), lower + 1] = position - lower
     matrix.flags.writeable = False
     return matrix
+
+
+def fuse(coarse: Any, coarse_geometry: Geometry, fine: Any, fine_geometry: Geometry) -> Any:
+    """Multiply a coarse map with a finer one, on the finer one's cells.
+
+    A late layer knows what belongs to the object but not where it ends; an earlier one knows where, but lights up
+    elsewhere too. Products are peaked, so the strongest `LEVELLED` share of the cells is brought to one level.
+
+    Args:
+        coarse: (B, h, w) not negative, numpy or torch.
+        coarse_geometry: Where its cells sit.
+        fine: (B, h', w') not negative, of the same library.
+        fine_geometry: Where its cells sit.
+
+    Returns:
+        (B, h', w') not negative.
+    """
+    size = (int(fine.shape[1]), int(fine.shape[2]))
+    product = fine * place(coarse, coarse_geometry, size, onto=fine_geometry)
+    flat = product.reshape(len(product), size[0] * size[1])
+    count = max(1, round(LEVELLED * flat.shape[1]))
+    if isinstance(flat, np.ndarray):
+        level = np.partition(flat, -count, axis=1)[:, -count]
+    else:
+        level = flat.topk(count, dim=1).values[:, -1]
+    level[level == 0] = float("inf")  # so few cells are lit that levelling would put them out
+    return product.clip(max=level[:, None, None])
 
 
 def normalize(maps: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -118,12 +118,84 @@ def suggest(model: nn.Module, input_size: tuple[int, int] = (224, 224)) -> str:
     Raises:
         LayerError: If no layer has a spatial output.
     """
+    with _traced(model, input_size) as (outputs, results):
+        spatial = [(name, output) for name, output, _ in reversed(outputs) if _spatial(output, input_size)]
+        for name, output in spatial:
+            if _matters(output, results, input_size):
+                return name
+    if not spatial:
+        raise LayerError(f"no layer of {type(model).__name__} has a spatial output; only one that has gives a map")
+    return spatial[0][0]  # a head that is all zero passes no gradient to any layer
+
+
+def suggest_finer(model: nn.Module, layer: str, input_size: tuple[int, int] = (224, 224)) -> str | None:
+    """Name the layer before the last stride: the one to sharpen a feature layer's maps with.
+
+    It is the last layer before `layer` whose maps have more cells. Of the layers on that grid, one whose output is
+    not negative (after its activation) is preferred: a channel weight says little about a channel of both signs.
+
+    Args:
+        model: Any module that takes images (1, 3, H, W).
+        layer: Dotted name of the feature layer.
+        input_size: (H, W) of the image to try it with.
+
+    Returns:
+        The dotted name, or None if no layer before has a finer grid, as in a vision transformer.
+
+    Raises:
+        LayerError: If `layer` does not exist, or does not run.
+    """
+    layer = path(model, layer)
+    with _traced(model, input_size) as (outputs, results):
+        ran = [name for name, _, _ in outputs]
+        if layer not in ran:
+            raise LayerError(f"layer {layer!r} did not run; choose one on the way to the output")
+        coarse = _grid_of(model, layer, outputs[ran.index(layer)][1], input_size)
+        grid: tuple[int, int] | None = None
+        signed: str | None = None
+        for name, output, negative in reversed(outputs[: ran.index(layer)]):
+            found = _grid_of(model, name, output, input_size)
+            if ran.count(name) > 1 or not _finer(found, coarse) or not output.requires_grad:
+                continue
+            if grid is not None and found != grid:
+                break
+            if _matters(output, results, input_size):
+                grid = found
+                if not negative:
+                    return name
+                signed = signed or name
+    return signed
+
+
+def _finer(grid: tuple[int, int] | None, than: tuple[int, int] | None) -> bool:
+    """Tell whether a grid has more cells, along both axes alike (what else has four axes is not a map)."""
+    if grid is None or than is None or grid[0] <= than[0] or grid[1] <= than[1]:
+        return False
+    return 0.8 < grid[0] * than[1] / (grid[1] * than[0]) < 1.25
+
+
+def _grid_of(model: nn.Module, name: str, output: Tensor, input_size: tuple[int, int]) -> tuple[int, int] | None:
+    try:
+        maps = as_maps(output, input_size, channels_last=channels_last(model, name))
+    except LayerError:
+        return None
+    return int(maps.shape[2]), int(maps.shape[3])
+
+
+@contextlib.contextmanager
+def _traced(
+    model: nn.Module, input_size: tuple[int, int]
+) -> Iterator[tuple[list[tuple[str, Tensor, bool]], list[Tensor]]]:
+    """Run a model on noise; give its layers' outputs in order, and its results, squared and summed to scalars.
+
+    With each output comes whether any of it is negative, noted at once: a later layer may work in place.
+    """
     model = original(model)
-    outputs: list[tuple[str, Tensor]] = []
+    outputs: list[tuple[str, Tensor, bool]] = []
 
     def note(name: str, module: nn.Module, output: object) -> None:
         if isinstance(output, Tensor) and not isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
-            outputs.append((name, output))
+            outputs.append((name, output, bool((output < 0).any())))
 
     handles = [
         module.register_forward_hook(lambda module, _, output, name=name: note(name, module, output))
@@ -134,19 +206,20 @@ def suggest(model: nn.Module, input_size: tuple[int, int] = (224, 224)) -> str:
     noise = torch.rand(1, 3, *input_size, generator=torch.Generator().manual_seed(0))
     noise = noise.to(parameter).requires_grad_()
     try:
-        with evaluating(model), uncompiled(), torch.enable_grad():
+        with evaluating(model), uncompiled(), torch.inference_mode(False), torch.enable_grad():
             results = [tensor.float().square().sum() for tensor in _tensors(model(noise)) if tensor.requires_grad]
-            spatial = [(name, output) for name, output in reversed(outputs) if _spatial(output, input_size)]
-            for name, output in spatial if results else ():
-                (gradient,) = torch.autograd.grad(results, output, retain_graph=True, allow_unused=True)
-                if gradient is not None and as_maps(gradient, input_size).any():
-                    return name
+            yield outputs, results
     finally:
         for handle in handles:
             handle.remove()
-    if not spatial:
-        raise LayerError(f"no layer of {type(model).__name__} has a spatial output; only one that has gives a map")
-    return spatial[0][0]  # a head that is all zero passes no gradient to any layer
+
+
+def _matters(output: Tensor, results: list[Tensor], input_size: tuple[int, int]) -> bool:
+    """Tell whether any cell of a layer's output has a part in the results."""
+    if not results:
+        return False
+    (gradient,) = torch.autograd.grad(results, output, retain_graph=True, allow_unused=True)
+    return gradient is not None and bool(as_maps(gradient, input_size).any())
 
 
 def _tensors(output: object) -> Iterator[Tensor]:

@@ -59,6 +59,14 @@ def net() -> EmbeddingNet:
 
 
 @pytest.fixture(scope="session")
+def fused(folder):
+    """A network with a finer layer before its last stride, and its database."""
+    torch.manual_seed(0)
+    net = EmbeddingNet("resnet18", 8, image_size=64).eval()
+    return net, build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=5)
+
+
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory, folder):
     """A network and its database, as files: what the online half starts from."""
     os.environ["SOURCE_DATE_EPOCH"] = "1700000000"

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from embedcam.heatmap import Geometry, combine, normalize, place
+from embedcam.heatmap import Geometry, combine, fuse, normalize, place
 
 
 def test_combine_is_the_rectified_weighted_sum():
@@ -100,3 +100,35 @@ def test_placing_never_leaves_the_range_of_the_map(cells, pixels, stride, first)
 
     assert placed.min() >= maps.min() - 1e-6
     assert placed.max() <= maps.max() + 1e-6
+
+
+def test_maps_are_placed_onto_the_cells_of_another_map():
+    # Cells at 4 and 12 onto cells at 2, 6, 10, 14: the outermost are beyond the centres.
+    coarse = np.array([[[0.0, 1.0], [0.0, 1.0]]], dtype=np.float32)
+    onto = place(coarse, Geometry((8, 8), (4, 4)), (4, 4), onto=Geometry((4, 4), (2, 2)))
+    np.testing.assert_allclose(onto, np.tile([0, 0.25, 0.75, 1], (1, 4, 1)))
+
+
+def test_fused_maps_are_products_on_the_finer_grid():
+    coarse = np.array([[[0.0, 1.0], [0.0, 1.0]]], dtype=np.float32)
+    fine = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
+    found = fuse(coarse, Geometry((8, 8), (4, 4)), fine, Geometry((4, 4), (2, 2)))
+    # 3 % of 16 cells are none, so at least the strongest one is the level: nothing changes.
+    np.testing.assert_allclose(found, fine * [0, 0.25, 0.75, 1])
+    both = fuse(torch.from_numpy(coarse), Geometry((8, 8), (4, 4)), torch.from_numpy(fine), Geometry((4, 4), (2, 2)))
+    np.testing.assert_allclose(both.numpy(), found, rtol=1e-6)
+
+
+def test_the_strongest_cells_of_a_fused_map_are_levelled():
+    ones, everywhere = np.ones((1, 1, 1), dtype=np.float32), Geometry((20, 20), (10, 10))
+    fine = np.arange(400, dtype=np.float32).reshape(1, 20, 20)
+    found = fuse(ones, everywhere, fine, Geometry((1, 1), (0.5, 0.5)))
+    # 3 % of 400 cells are 12: the twelfth largest value is 388.
+    np.testing.assert_array_equal(found, fine.clip(max=388))
+
+
+def test_a_fused_map_with_few_lit_cells_is_not_put_out():
+    fine = np.zeros((1, 20, 20), dtype=np.float32)
+    fine[0, 3, 4] = 2
+    ones, everywhere = np.ones((1, 1, 1), dtype=np.float32), Geometry((20, 20), (10, 10))
+    np.testing.assert_array_equal(fuse(ones, everywhere, fine, Geometry((1, 1), (0.5, 0.5))), fine)

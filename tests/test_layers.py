@@ -257,3 +257,41 @@ def test_compiled_models_are_captured_too(compiled):
 def test_a_compiled_model_keeps_its_names():
     model = tiny()
     assert layers.names(torch.compile(model, backend="eager")) == layers.names(model)
+
+
+@pytest.mark.parametrize(
+    ("network", "layer", "finer"),
+    [
+        ("mobilenet_v2", "features.18", "features.14.conv.0"),  # the last block's expansion, before its stride
+        ("resnet50", "layer4", "layer3"),  # layer4.0.bn1 is as fine, but of both signs
+        ("vgg11", "features", "features.19"),  # only the pooling is left out
+        ("densenet121", "features", "features.transition3.relu"),
+        ("convnext_tiny", "features", "features.6.0"),  # no layer there is free of negative values
+        ("swin_t", "features", "features.5"),  # channels last
+        ("resnet18", "layer2", "layer1"),
+    ],
+)
+def test_suggests_the_layer_before_the_last_stride(network, layer, finer):
+    assert layers.suggest_finer(models.get_model(network, weights=None), layer, (64, 64)) == finer
+
+
+def test_transformers_have_no_finer_layer():
+    vit = models.VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32)
+    assert layers.suggest_finer(vit, "encoder", (32, 32)) is None
+
+
+def test_a_layer_that_the_result_ignores_is_no_finer_layer():
+    class Spare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.spare = nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU()
+            self.last = nn.Conv2d(4, 4, 3, 2, 1)
+
+        def forward(self, x):
+            x = self.first(x)
+            self.spare(x)
+            return self.last(x)
+
+    assert layers.suggest_finer(Spare(), "last", (16, 16)) == "first"
+    with pytest.raises(LayerError, match="has no layer 'middle'"):
+        layers.suggest_finer(Spare(), "middle", (16, 16))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import datetime, timezone
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,8 @@ from ..nets.inference import Embedded, embed, tensor_batches
 from ..nets.network import Network
 from ..progress import track
 from . import clusters as clustering
-from .grad_weights import direction, grad_weights, weights_from_graph
+from .fusion import look_closer
+from .grad_weights import direction, grad_weights, weigh
 from .neighbors import Neighbors
 from .record import Exemplars, NetworkRecord, WeightDatabase
 from .triplets import Partners
@@ -38,6 +38,7 @@ def build_database(
     pairs: int = 50,
     method: str = "gradcam",
     exemplars: bool = True,
+    fusion: bool = True,
     seed: int = 0,
     batch_size: int = 32,
     strict: bool = False,
@@ -54,6 +55,8 @@ def build_database(
         pairs: Triplets an image.
         method: "gradcam" or "gradcam++".
         exemplars: Keep every image's embedding and strongest channels too.
+        fusion: Look at some images of each cluster more closely too, for the default explainer; without it, only
+            the published method's maps can be made.
         seed: Of the partners and the k-means.
         batch_size: Images a batch.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
@@ -86,7 +89,15 @@ def build_database(
     pseudo = _cluster_labels(cluster, centroids, net.metric) if labels is None else labels
     names = samples.names if labels is not None else [f"cluster {c}" for c in range(len(centroids))]
     partners = Partners(pseudo, names, pairs, seed)
-    weights = _weights(net, samples, seen, partners, method, batch_size, workers)
+    known = torch.from_numpy(seen.embeddings)
+
+    def directions(indices: NDArray[np.int64]) -> Tensor:
+        positives, negatives = (np.stack(side) for side in zip(*map(partners.draw, indices.tolist()), strict=True))
+        return direction(known[positives], known[negatives], net.metric).to(net.device)
+
+    options = {"batch_size": batch_size, "workers": workers}
+    weights = _weights(net, samples, seen, directions, method, **options)
+    closer = look_closer(net, samples, centroids, cluster, distance, directions, method, **options) if fusion else None
 
     count = len(centroids)
     mean, std = clustering.moments(weights, cluster, count)
@@ -114,6 +125,7 @@ def build_database(
         label_names=tuple(samples.names) if labels is not None else None,
         label_histogram=_histogram(cluster, labels, count, len(samples.names)) if labels is not None else None,
         exemplars=kept,
+        fusion=closer,
         embedcam_version=__version__,
     )
 
@@ -122,19 +134,14 @@ def _weights(
     net: Network,
     samples: Samples,
     seen: Embedded,
-    partners: Partners,
+    directions: Callable[[NDArray[np.int64]], Tensor],
     method: str,
+    *,
     batch_size: int,
     workers: int,
 ) -> NDArray[np.float32]:
     """Work out every image's channel weights (N, K)."""
     weights = np.empty((len(samples), net.channels), dtype=np.float32)
-    known = torch.from_numpy(seen.embeddings)
-
-    def directions(indices: NDArray[np.int64]) -> Tensor:
-        positives, negatives = (np.stack(side) for side in zip(*map(partners.draw, indices.tolist()), strict=True))
-        return direction(known[positives], known[negatives], net.metric).to(net.device)
-
     with layers.evaluating(net):
         if seen.pooled is not None and isinstance(net, EmbeddingNet):
             cells = net.map_size[0] * net.map_size[1]
@@ -146,7 +153,8 @@ def _weights(
         else:
             # The head needs whole feature maps: a second pass makes them anew rather than keep them all.
             for indices, images in tensor_batches(net, samples, batch_size, "weighing", strict=True, workers=workers):
-                weights[indices] = _of_images(net, images, directions(indices), method)
+                found = weigh(net, net.layer, images, directions(indices), method)
+                weights[indices] = found.weights.cpu().numpy()
     return weights
 
 
@@ -154,14 +162,6 @@ def _of_pooled(net: EmbeddingNet, pooled: Tensor, directions: Tensor, method: st
     maps, sums = pooled[:, :, None, None], pooled * cells
     embed: Callable[[Tensor], Tensor] = lambda maps: net.head_embed(maps[:, :, 0, 0])  # noqa: E731
     return np.asarray(grad_weights(embed, maps, directions, method, sums=sums, cells=cells).cpu())
-
-
-def _of_images(net: Network, images: Tensor, directions: Tensor, method: str) -> NDArray[np.float32]:
-    with torch.no_grad(), layers.capture({net.layer: net.feature_layer}, differentiable=True) as grabbed:
-        embeddings = net(images)
-        as_maps = partial(net.as_maps, images=images)
-        weights = weights_from_graph(embeddings, grabbed[net.layer], directions, method, as_maps=as_maps)
-    return np.asarray(weights.cpu())
 
 
 def _cluster_labels(cluster: NDArray[np.int64], centroids: NDArray[np.float32], metric: str) -> NDArray[np.int64]:

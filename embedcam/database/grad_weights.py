@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import layers
 from ..gradient.gradcam import channel_weights
+from ..nets.network import Network
 
 # Gradients of so many floats at most are held at once; 256 MiB.
 _BUDGET = 2**26
@@ -62,6 +66,40 @@ def grad_weights(
         leaf = maps.detach().requires_grad_()
         embeddings = embed(leaf)
     return weights_from_graph(embeddings, leaf, directions, method, sums=sums, cells=cells)
+
+
+class Weighed(NamedTuple):
+    """Channel weights of images, and what the pass that gave them saw.
+
+    Attributes:
+        weights: (B, K).
+        maps: The layer's maps (B, K, h, w).
+        embeddings: (B, D).
+    """
+
+    weights: Tensor
+    maps: Tensor
+    embeddings: Tensor
+
+
+def weigh(net: Network, layer: str, images: Tensor, directions: Tensor, method: str = "gradcam") -> Weighed:
+    """Work out the channel weights of images at any layer of a network, whatever its head.
+
+    Args:
+        net: The network, in evaluation mode.
+        layer: Dotted name.
+        images: (B, 3, H, W), normalised, on the network's device.
+        directions: (B, pairs, D), from `direction`.
+        method: "gradcam" or "gradcam++".
+
+    Returns:
+        Weights, maps and embeddings, without a graph.
+    """
+    with torch.no_grad(), layers.capture({layer: layers.resolve(net.body, layer)}, differentiable=True) as grabbed:
+        embeddings = net(images)
+        as_maps = partial(net.as_maps, images=images, layer=layer)
+        weights = weights_from_graph(embeddings, grabbed[layer], directions, method, as_maps=as_maps)
+        return Weighed(weights, as_maps(grabbed[layer].detach()), embeddings.detach())
 
 
 def weights_from_graph(

@@ -30,7 +30,19 @@ class Neighbors:
         Returns:
             Index (B,) and distance (B,): 1 - cosine, or Euclidean.
         """
-        scores, indices = self._index.search(np.ascontiguousarray(embeddings), 1)
-        best = scores[:, 0]
-        distance = 1 - best if self._cosine else np.sqrt(np.maximum(best, 0))
-        return indices[:, 0], np.maximum(distance, 0).astype(np.float32)
+        indices, distances = self.search(embeddings, 1)
+        return indices[:, 0], distances[:, 0]
+
+    def search(self, embeddings: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Find the nearest points of each embedding.
+
+        Args:
+            embeddings: (B, D) float32, finite.
+            count: How many; fewer where there are fewer points.
+
+        Returns:
+            Indices and distances (B, count), the nearest first.
+        """
+        scores, indices = self._index.search(np.ascontiguousarray(embeddings), min(count, self._index.ntotal))
+        distances = 1 - scores if self._cosine else np.sqrt(np.maximum(scores, 0))
+        return indices, np.maximum(distances, 0).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,25 @@ class Exemplars:
 
 
 @dataclass(frozen=True)
+class Fusion:
+    """What the default explainer adds to the published method: a second, finer layer, and a closer look.
+
+    Attributes:
+        layer: Dotted name of the finer layer.
+        geometry: Where its cells sit.
+        weights_mean: (C, K') float32: its mean channel weights, of a sample of each cluster's images.
+        input_size: (H, W) at which images are explained best.
+        distance_scale: How many times farther from their centroids images lie when looked at in that size.
+    """
+
+    layer: str
+    geometry: Geometry
+    weights_mean: NDArray[np.float32]
+    input_size: tuple[int, int]
+    distance_scale: float
+
+
+@dataclass(frozen=True)
 class WeightDatabase:
     """Per cluster of training images: the mean channel weights and the strongest channels.
 
@@ -121,6 +141,7 @@ class WeightDatabase:
         label_names: The classes' names, or None when the data had no labels.
         label_histogram: (C, L) int64, or None likewise.
         exemplars: The training images, or None when they were not kept.
+        fusion: What the default explainer uses beside all that, or None where the network has no finer layer.
         embedcam_version: Of the program that made it.
     """
 
@@ -141,6 +162,7 @@ class WeightDatabase:
     label_names: tuple[str, ...] | None = None
     label_histogram: NDArray[np.int64] | None = None
     exemplars: Exemplars | None = None
+    fusion: Fusion | None = None
     embedcam_version: str = ""
 
     def __post_init__(self) -> None:
@@ -218,11 +240,32 @@ class WeightDatabase:
             ("Feature layer", f"{net.layer}, {net.channels} channels"),
             ("Cells", f"every {stride} pixels, the first at ({center})"),
             ("Weights", f"{self.method} of the {target}, {self.pairs} pairs an image, top {self.top_k} channels"),
+            ("Fused with", _fused(self.fusion)),
             ("Clusters", f"{self.clusters}, of {images} images ({smallest} to {largest} each)"),
             ("Labels", "none" if self.label_names is None else f"{len(self.label_names)}"),
             ("Exemplars", "not kept" if self.exemplars is None else f"{len(self.exemplars)}"),
             ("Made", f"{self.created} by embedcam {self.embedcam_version}, seed {self.seed}"),
         ]
+
+    def distance_scale(self, size: tuple[int, int]) -> float:
+        """Say how many times farther from their centroids images lie when looked at in another size.
+
+        Measured at the size of `fusion`, and taken to grow evenly with the logarithm of the side between that size
+        and the one the network was trained at.
+
+        Args:
+            size: (H, W) in pixels.
+
+        Returns:
+            1 at the network's own input size.
+        """
+        if self.fusion is None:
+            return 1.0
+        own, fused, wanted = (
+            float(np.log(h * w)) for h, w in (self.network.preprocess.input_size, self.fusion.input_size, size)
+        )
+        share = (wanted - own) / (fused - own) if fused != own else 0.0
+        return float(self.fusion.distance_scale**share)
 
     def typicality(self, clusters: NDArray[np.int64], distances: NDArray[np.float32]) -> NDArray[np.float32]:
         """Say how usual images are for their clusters.
@@ -235,14 +278,50 @@ class WeightDatabase:
             (B,) in [0, 1]: the share of the cluster's training images that lie at least as far out, interpolated
             between the stored quantiles; 0 beyond the farthest.
         """
-        shares = np.array([1.0, *(1 - q for q in QUANTILES)])
-        rows = np.pad(self.distance_quantiles[clusters], ((0, 0), (1, 0)))
-        # At equal distances (a cluster of one image) the largest share holds, and rounding must not decide it.
         typical = [
-            1.0 if d <= row[1] * 1e-6 + 1e-6 else np.interp(d, row, shares) if d <= row[-1] else 0.0
-            for d, row in zip(distances.astype(float), rows.astype(float), strict=True)
+            _share_beyond(d, row)
+            for d, row in zip(distances.astype(float), self.distance_quantiles[clusters].astype(float), strict=True)
         ]
         return np.asarray(typical, dtype=np.float32)
+
+    def anomaly(self, distances: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Say how unlike all training images others are: the distance, in units of the outermost 1 % of those.
+
+        Clusters are small, and the farthest member of one says little; so all are taken together here.
+
+        Args:
+            distances: (B,) to the nearest centroids.
+
+        Returns:
+            (B,) not negative; above 1 an image is farther out than 99 % of the training images.
+        """
+        # Where they all lie in their centroids, rounding alone is no anomaly.
+        return np.asarray(distances / max(self._far_distance, 1e-6), dtype=np.float32)
+
+    @cached_property
+    def _far_distance(self) -> float:
+        """The distance beyond which 1 % of all training images lie from their centroids, from the stored quantiles."""
+        rows = self.distance_quantiles.astype(float)
+        steps = np.unique(rows)
+        beyond = [np.average([_share_beyond(d, row) for row in rows], weights=self.counts) for d in steps]
+        return float(np.interp(-0.01, -np.asarray(beyond), steps))
+
+
+def _share_beyond(distance: float, quantiles: NDArray[np.float64]) -> float:
+    """Interpolate the share of a cluster's images that lie at least so far out."""
+    row = np.concatenate([[0.0], quantiles])
+    # At equal distances (a cluster of one image) the largest share holds, and rounding must not decide it.
+    if distance <= row[1] * 1e-6 + 1e-6:
+        return 1.0
+    shares = np.array([1.0, *(1 - q for q in QUANTILES)])
+    return float(np.interp(distance, row, shares)) if distance <= row[-1] else 0.0
+
+
+def _fused(fusion: Fusion | None) -> str:
+    if fusion is None:
+        return "nothing: explained by the feature layer alone"
+    size = " x ".join(map(str, fusion.input_size))
+    return f"{fusion.layer}, {fusion.weights_mean.shape[1]} channels; explained at {size} pixels"
 
 
 def _pair(values: tuple[float, float], between: str) -> str:
@@ -279,6 +358,14 @@ def _validate(db: WeightDatabase) -> None:
             "/exemplars/label": (ex.label, (n,), "int64"),
         }
         _require(len(ex.path) == n, "/exemplars/path", f"{n} names", len(ex.path))
+    if (fusion := db.fusion) is not None:
+        channels = fusion.weights_mean.shape[-1]
+        shapes["/fusion/weights_mean"] = (fusion.weights_mean, (c, channels), "float32")
+        _require_geometry(fusion.geometry, "/fusion")
+        _require(min(fusion.input_size) >= 1, "/fusion input_size", "positive numbers", fusion.input_size)
+        _require(
+            0 < fusion.distance_scale < np.inf, "/fusion distance_scale", "a positive number", fusion.distance_scale
+        )
     for name, (array, shape, dtype) in shapes.items():
         found = array if array is not None else np.empty(0)
         _require(found.shape == shape, name, f"shape {shape}", found.shape)
@@ -319,19 +406,19 @@ def _validate(db: WeightDatabase) -> None:
         "rising numbers",
         "falling ones",
     )
-    _require(min(db.geometry.cell_stride) > 0, "/geometry cell_stride", "positive numbers", db.geometry.cell_stride)
-    _require(
-        bool(np.isfinite([*db.geometry.cell_stride, *db.geometry.first_cell_center]).all()),
-        "/geometry",
-        "finite numbers",
-        db.geometry,
-    )
+    _require_geometry(db.geometry, "/geometry")
     _require(db.network.metric in ("cosine", "euclidean"), "metric", "cosine or euclidean", db.network.metric)
 
 
 def _require(true: bool, item: str, expected: str, found: object) -> None:
     if not true:
         raise DatabaseError(f"{item}: expected {expected}, found {found}; the database is damaged, build it again")
+
+
+def _require_geometry(geometry: Geometry, item: str) -> None:
+    _require(min(geometry.cell_stride) > 0, f"{item} cell_stride", "positive numbers", geometry.cell_stride)
+    finite = bool(np.isfinite([*geometry.cell_stride, *geometry.first_cell_center]).all())
+    _require(finite, item, "finite numbers", geometry)
 
 
 def _require_range(indices: NDArray[Any], end: int, item: str) -> None:

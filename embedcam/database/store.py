@@ -16,7 +16,7 @@ from ..errors import DatabaseError
 from ..files import write_bytes
 from ..heatmap import Geometry
 from ..preprocess import Preprocess
-from .record import Exemplars, NetworkRecord, WeightDatabase
+from .record import Exemplars, Fusion, NetworkRecord, WeightDatabase
 
 ENCODING = "embedcam-weight-database"
 VERSION = "1.0.0"
@@ -83,9 +83,7 @@ def _fill(file: h5py.File, db: WeightDatabase) -> None:
         network.attrs[key] = getattr(db.network, key)
     for key in ("input_size", "mean", "std", "interpolation"):
         network.attrs[key] = getattr(db.network.preprocess, key)
-    geometry = _group(file, "geometry")
-    geometry.attrs["cell_stride"] = db.geometry.cell_stride
-    geometry.attrs["first_cell_center"] = db.geometry.first_cell_center
+    _geometry(_group(file, "geometry"), db.geometry)
 
     clusters = _group(file, "clusters")
     for key in _CLUSTERS:
@@ -99,6 +97,17 @@ def _fill(file: h5py.File, db: WeightDatabase) -> None:
         for key in _EXEMPLARS:
             _array(exemplars, key, getattr(db.exemplars, key))
         _strings(exemplars, "path", db.exemplars.path)
+    if db.fusion is not None:
+        fusion = _group(file, "fusion")
+        for key in ("layer", "input_size", "distance_scale"):
+            fusion.attrs[key] = getattr(db.fusion, key)
+        _geometry(fusion, db.fusion.geometry)
+        _array(fusion, "weights_mean", db.fusion.weights_mean)
+
+
+def _geometry(group: h5py.Group, geometry: Geometry) -> None:
+    group.attrs["cell_stride"] = geometry.cell_stride
+    group.attrs["first_cell_center"] = geometry.first_cell_center
 
 
 def _mark(item: h5py.HLObject, kind: str, version: str) -> None:
@@ -190,11 +199,10 @@ def _read(file: h5py.File) -> WeightDatabase:
         str(attrs["metric"]),
         preprocess,
     )
-    geometry = file["geometry"].attrs
-    labels, exemplars = file.get("labels"), file.get("exemplars")
+    labels, exemplars, fusion = file.get("labels"), file.get("exemplars"), file.get("fusion")
     return WeightDatabase(
         network=record,
-        geometry=Geometry(_pair(geometry["cell_stride"]), _pair(geometry["first_cell_center"])),
+        geometry=_load_geometry(file["geometry"]),
         method=str(attrs["method"]),
         target=str(attrs["target"]),
         pairs=int(attrs["pairs"]),
@@ -210,7 +218,23 @@ def _read(file: h5py.File) -> WeightDatabase:
             **{key: _load_array(file, f"exemplars/{key}") for key in _EXEMPLARS},
             path=_load_strings(file, "exemplars/path"),
         ),
+        fusion=None if fusion is None else _load_fusion(file, fusion),
     )
+
+
+def _load_fusion(file: h5py.File, group: h5py.Group) -> Fusion:
+    height, width = map(int, group.attrs["input_size"])
+    return Fusion(
+        layer=str(group.attrs["layer"]),
+        geometry=_load_geometry(group),
+        weights_mean=_load_array(file, "fusion/weights_mean"),
+        input_size=(height, width),
+        distance_scale=float(group.attrs["distance_scale"]),
+    )
+
+
+def _load_geometry(group: h5py.Group) -> Geometry:
+    return Geometry(_pair(group.attrs["cell_stride"]), _pair(group.attrs["first_cell_center"]))
 
 
 def _pair(values: NDArray[Any]) -> tuple[float, float]:

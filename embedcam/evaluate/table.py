@@ -2,63 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..data.samples import Samples
 from ..database.record import WeightDatabase
-from ..database.triplets import Partners
 from ..errors import DataError, EmbedcamError
 from ..explain import Explainer
-from ..explanation import Explanation
-from ..gradient import GradCAM, TripletMargin
 from ..nets.inference import embed, tensor_batches
 from ..nets.network import Network
+from ..preprocess import Preprocess
 from ..retrieval import retrieval
-from .localization import Localization
-
-SCORES = ("mean_ratio", "iou_50", "best_iou", "pointing", "pixel_ap", "box_50")
-
-
-@dataclass
-class Method:
-    """One row of the table.
-
-    Attributes:
-        name: As printed.
-        explain: From images (B, 3, H, W) and their indices in the data set to an explanation.
-        backprop: Whether it needs a backward pass.
-        default: Whether it is what `Explainer` does when nothing is said.
-    """
-
-    name: str
-    explain: Callable[[Tensor, NDArray[np.int64]], Explanation]
-    backprop: bool = False
-    default: bool = False
-    scores: Localization = field(default_factory=Localization)
-    seconds: float = 0.0
-    images: int = 0
-
-    def row(self) -> dict[str, Any]:
-        """Return the row as the JSON has it; scores are null where no image had a mask."""
-        known: dict[str, Any] = dict.fromkeys((*SCORES, "best_threshold"))
-        if self.scores.per_image()["mean_ratio"].size:
-            known |= {key: value for key, value in self.scores.result().items() if key in known}
-        ms = 1000 * self.seconds / max(self.images, 1)
-        return {
-            "method": self.name,
-            "default": self.default,
-            "backprop": self.backprop,
-            **known,
-            "ms_per_image": ms,
-        }
+from .compare import Gallery, of_explainer, of_gallery, published, transfers, with_backprop
+from .method import Method
 
 
 def evaluate(
@@ -68,6 +28,8 @@ def evaluate(
     gallery: Samples | None = None,
     *,
     compare: bool = False,
+    explain_size: int | None = None,
+    extra: Sequence[Method] = (),
     batch_size: int = 16,
     strict: bool = False,
     workers: int = 2,
@@ -80,7 +42,10 @@ def evaluate(
         test: The images to explain; those with masks are scored for localisation.
         gallery: Labelled images among which neighbours are looked for: the training images. None, or images of other
             classes: neighbours are looked for among the test images themselves.
-        compare: Also score explanations that need labels and a backward pass.
+        compare: Also score all other transfers, and explanations that need labels and a backward pass.
+        explain_size: Side in pixels to explain at; the database's own if None. The published method is always scored
+            at the network's own size, and neighbours are always looked for there.
+        extra: Further methods to score, at the same size.
         batch_size: Images a batch.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
         workers: Threads that read images ahead.
@@ -93,105 +58,81 @@ def evaluate(
         DataError: If an image or mask cannot be used.
         DatabaseError: If the database was made for another network.
     """
-    methods = _methods(net, database)
-    known_gallery = _embed_gallery(net, test, gallery, batch_size, strict, workers)
+    explainer = Explainer(net, database, explain_size=explain_size)
+    default = of_explainer(explainer)
+    known = _gallery(net, test, gallery, batch_size, strict, workers)
+    methods, natives = [default, *extra], [published(net, database)]
     if compare:
-        methods += _with_backprop(net, database, test, known_gallery)
-    embeddings: list[NDArray[np.float32]] = []
-    kept: list[NDArray[np.int64]] = []
-    masks = 0
-    for indices, images in tensor_batches(net, test, batch_size, "explaining", strict=strict, workers=workers):
-        scored, truth, ignore = _masks(net, test, indices)
-        masks += len(scored)
-        for method in methods:
-            explanation = _timed(method, images, indices)
-            if method.default and explanation.embeddings is not None:
-                embeddings.append(explanation.embeddings)
-            if len(scored):
-                method.scores.add(explanation.heatmaps[scored], truth, ignore)
-        kept.append(indices)
-    rows = [method.row() for method in methods]
-    read = np.concatenate(kept)
+        if known is None or test.labels is None:
+            raise DataError("--compare needs labels, and training images of the test images' classes; leave it out")
+        imitated, *others = with_backprop(net, database, known, test.labels)
+        methods += [*transfers(net, database), *of_gallery(net, database, known), imitated, *others]
+    pass_over = partial(
+        _pass, net, test, reference=imitated if compare else None, batch_size=batch_size, strict=strict, workers=workers
+    )
+    read, _, masks = pass_over(methods, explainer.preprocess, what="explaining")
+    _, embeddings, _ = pass_over(natives, net.preprocess, what="explaining at the network's size")
+    rows = [method.row() for method in [default, *natives, *methods[1:]]]
     return {
         "schema": 1,
         "rows": rows,
-        **_retrieval(np.concatenate(embeddings), test.subset(read), known_gallery),
+        **_retrieval(embeddings, test.subset(read), known),
+        "explain_size": list(explainer.preprocess.input_size),
         "images": len(read),
         "masks": masks,
         "skipped": len(test) - len(read),
     }
 
 
-def _methods(net: Network, database: WeightDatabase) -> list[Method]:
-    def method(name: str, default: bool = False, **options: str) -> Method:
-        explainer = Explainer(net, database, **options)  # type: ignore[arg-type]
-        return Method(name, lambda images, _: explainer(images), default=default)
+def _pass(
+    net: Network,
+    test: Samples,
+    methods: Sequence[Method],
+    preprocess: Preprocess,
+    *,
+    what: str,
+    reference: Method | None,
+    batch_size: int,
+    strict: bool,
+    workers: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float32], int]:
+    """Run methods over the images in one size; give the images that were read, their embeddings, and the masks' number.
 
-    found = [
-        method("cluster transfer", default=True),
-        method("cluster transfer, plain placing", placement="stretch"),
-    ]
-    if database.exemplars is not None:
-        found.append(method("nearest exemplar", transfer="nearest"))
-        found.append(method("nearest exemplar, plain placing", transfer="nearest", placement="stretch"))
-    return found
+    The reference is run beside, whether or not it is one of the methods, for each method's correlation with it.
+    """
+    kept: list[NDArray[np.int64]] = []
+    embeddings: list[NDArray[np.float32]] = []
+    masks = 0
+    loaded = tensor_batches(net, test, batch_size, what, preprocess=preprocess, strict=strict, workers=workers)
+    for indices, images in loaded:
+        scored, truth, ignore = _masks(preprocess, test, indices)
+        masks += len(scored)
+        imitated = None if reference is None else reference.explain(images, indices)
+        for method in methods:
+            explanation = method.run(images, indices)
+            if explanation.embeddings is not None and method is methods[0]:
+                embeddings.append(explanation.embeddings)
+            if imitated is not None:
+                method.correlate(explanation, imitated)
+            if len(scored):
+                method.scores.add(explanation.heatmaps[scored], truth, ignore)
+        kept.append(indices)
+    return np.concatenate(kept), np.concatenate(embeddings), masks
 
 
-@dataclass(frozen=True)
-class _Gallery:
-    embeddings: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    names: tuple[str, ...]
-
-
-def _embed_gallery(
+def _gallery(
     net: Network, test: Samples, gallery: Samples | None, batch_size: int, strict: bool, workers: int
-) -> _Gallery | None:
+) -> Gallery | None:
     if gallery is None or gallery.labels is None or test.labels is None:
         return None
     if not set(test.labels.tolist()) <= set(gallery.labels.tolist()):
         return None
     seen = embed(net, gallery, batch_size=batch_size, what="gallery", strict=strict, workers=workers)
-    return _Gallery(seen.embeddings, gallery.labels[seen.kept], tuple(gallery.names))
-
-
-def _with_backprop(net: Network, database: WeightDatabase, test: Samples, gallery: _Gallery | None) -> Iterator[Method]:
-    """Per-image Grad-CAM from triplets whose partners are training images: the map that the transfer imitates."""
-    if gallery is None or test.labels is None:
-        raise DataError("--compare needs labels, and training images of the test images' classes; leave it out")
-    known = torch.from_numpy(gallery.embeddings).to(net.device)
-    for pairs in (1, database.pairs):
-        partners = Partners(gallery.labels, gallery.names, pairs, database.seed)
-        drawn = [partners.draw_outside(label, index) for index, label in enumerate(test.labels.tolist())]
-        # Drawn beforehand: the time of the row is that of the explanation.
-        positives, negatives = (torch.stack([known[p].mean(dim=0) for p in side]) for side in zip(*drawn, strict=True))
-        for placement, said in (("receptive-field", ""), ("stretch", ", plain placing")):
-            cam = GradCAM(net, database.network.layer, placement=placement)
-
-            def explain(
-                images: Tensor,
-                indices: NDArray[np.int64],
-                cam: GradCAM = cam,
-                positives: Tensor = positives,
-                negatives: Tensor = negatives,
-            ) -> Explanation:
-                target = TripletMargin(positives[indices], negatives[indices], metric=net.metric)
-                explanation: Explanation = cam(images, target)
-                return explanation
-
-            yield Method(f"Grad-CAM, {pairs} triplet{'s' if pairs > 1 else ''}{said}", explain, backprop=True)
-
-
-def _timed(method: Method, images: Tensor, indices: NDArray[np.int64]) -> Explanation:
-    start = time.perf_counter()
-    explanation = method.explain(images, indices)  # ends on the host, so nothing is left running on a GPU
-    method.seconds += time.perf_counter() - start
-    method.images += len(images)
-    return explanation
+    return Gallery(seen, gallery.labels[seen.kept], tuple(gallery.names))
 
 
 def _masks(
-    net: Network, test: Samples, indices: NDArray[np.int64]
+    preprocess: Preprocess, test: Samples, indices: NDArray[np.int64]
 ) -> tuple[list[int], NDArray[np.bool_], NDArray[np.bool_]]:
     """Read the batch's masks at input size; images without one are left out."""
     scored, truth, ignored = [], [], []
@@ -200,8 +141,8 @@ def _masks(
         if mask is None:
             continue
         ignore = test.ignore(index)
-        seen = net.preprocess.mask(mask)
-        unseen = np.zeros_like(seen) if ignore is None else net.preprocess.mask(ignore)
+        seen = preprocess.mask(mask)
+        unseen = np.zeros_like(seen) if ignore is None else preprocess.mask(ignore)
         if not (seen & ~unseen).any():
             raise DataError(
                 f"the mask of {test.ids[index]} shows no object at {seen.shape[1]} x {seen.shape[0]} pixels; "
@@ -210,17 +151,17 @@ def _masks(
         scored.append(place)
         truth.append(seen)
         ignored.append(unseen)
-    size = net.preprocess.input_size
+    size = preprocess.input_size
     return scored, np.asarray(truth, bool).reshape(-1, *size), np.asarray(ignored, bool).reshape(-1, *size)
 
 
-def _retrieval(embeddings: NDArray[np.float32], test: Samples, gallery: _Gallery | None) -> dict[str, float | None]:
+def _retrieval(embeddings: NDArray[np.float32], test: Samples, gallery: Gallery | None) -> dict[str, float | None]:
     unknown: dict[str, float | None] = dict.fromkeys(("recall_at_1", "map_at_r", "nmi"))
     if test.labels is None or (gallery is None and len(test) < 2):
         return unknown
     if gallery is None:
         return {**unknown, **retrieval(embeddings, test.labels)}
-    return {**unknown, **retrieval(embeddings, test.labels, gallery.embeddings, gallery.labels)}
+    return {**unknown, **retrieval(embeddings, test.labels, gallery.seen.embeddings, gallery.labels)}
 
 
 def default_row(result: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,28 +12,39 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import layers
-from ..database.neighbors import Neighbors
 from ..database.record import NetworkRecord, WeightDatabase
 from ..errors import DatabaseError
 from ..explanation import Explanation
-from ..heatmap import PLACEMENTS, Geometry, combine, place
+from ..heatmap import PLACEMENTS, Geometry, combine, fuse, place
 from ..nets.network import Network
+from .transfer import Chosen, Transfer
 
-TRANSFERS = ("cluster", "nearest")
+PRESETS = ("default", "paper")
 
 
 class Explainer:
-    """Weight transfer: the channel weights of an image's cluster, or of its nearest exemplar, make its heat map.
+    """Weight transfer: channel weights stored of the training images near an image make its heat map.
+
+    By default, the weights are those of the nearest clusters, mixed by distance, less what all clusters have in common,
+    and the maps of two layers are multiplied. The preset "paper" is the published method: the nearest cluster's
+    weights, one layer, a plain resize. What is chosen besides a preset takes its place; naming a transfer gives one
+    layer's maps unless `fused` is asked for.
 
     Args:
         net: The network; its parameters are shared, its mode and feature layer are left as they are.
         database: Made for this network, or the path of its file.
-        transfer: "cluster" (mean weights of the nearest cluster) or "nearest" (weights of the nearest exemplar).
+        preset: "default" or "paper".
+        transfer: One of `TRANSFERS`, see `Transfer`.
+        fused: Multiply the maps of the feature layer with those of the finer layer that the database knows.
+        explain_size: Side in pixels of `preprocess`; if None, the one that the database knows to be best.
         placement: "receptive-field" puts every cell where the network looked; "stretch" is the plain bilinear resize.
         autocast: torch.bfloat16 or torch.float16 to run the network in that precision; None for its own.
 
+    Attributes:
+        preprocess: From a picture to an input of the size to explain it in. Inputs of any other size are explained too.
+
     Raises:
-        DatabaseError: If the database was made for another network, or holds no exemplars for "nearest".
+        DatabaseError: If the database was made for another network, or lacks what the transfer needs.
 
     Source:
         Chen et al. 2020, Adapting Grad-CAM for Embedding Networks (arXiv 2001.06538), section 4.
@@ -43,29 +55,32 @@ class Explainer:
         net: Network,
         database: WeightDatabase | str | Path,
         *,
-        transfer: str = "cluster",
-        placement: str = "receptive-field",
+        preset: str = "default",
+        transfer: str | None = None,
+        fused: bool | None = None,
+        placement: str | None = None,
+        explain_size: int | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         db = database if isinstance(database, WeightDatabase) else WeightDatabase.load(database)
-        if transfer not in TRANSFERS:
-            raise DatabaseError(f"unknown transfer {transfer!r}; use one of {', '.join(TRANSFERS)}")
+        if preset not in PRESETS:
+            raise DatabaseError(f"unknown preset {preset!r}; use one of {', '.join(PRESETS)}")
+        if fused is None:
+            fused = preset == "default" and transfer is None and db.fusion is not None
+        elif fused and db.fusion is None:
+            raise DatabaseError("this weight database knows no finer layer to fuse; build it again, with fusion")
+        paper = preset == "paper"
+        placement = placement or ("stretch" if paper else "receptive-field")
         if placement not in PLACEMENTS:
             raise DatabaseError(f"unknown placement {placement!r}; use one of {', '.join(PLACEMENTS)}")
-        if transfer == "nearest" and db.exemplars is None:
-            raise DatabaseError(
-                "this weight database holds no exemplars; use --transfer cluster, or build it with exemplars"
-            )
+        self.transfer = Transfer(db, transfer or ("cluster" if paper else "soft-contrast"))
         self.net = _at_layer(net, db)
-        self.database, self.transfer, self.placement = db, transfer, placement
+        self.database, self.placement = db, placement
+        self.fusion = db.fusion if fused else None
+        best = self.net.preprocess.input_size if self.fusion is None else self.fusion.input_size
+        size = best if explain_size is None else (explain_size, explain_size)
+        self.preprocess = replace(self.net.preprocess, input_size=size)
         self._autocast, self._modules = autocast, list(self.net.modules())
-        self._clusters = Neighbors(db.centroids, db.network.metric)
-        self._exemplars = Neighbors(db.exemplars.embeddings, db.network.metric) if db.exemplars is not None else None
-        source = db if transfer == "cluster" else db.exemplars
-        assert source is not None
-        device = net.device
-        self._channels = torch.from_numpy(source.top_channels.astype(np.int64)).to(device)
-        self._weights = torch.from_numpy(source.top_weights).to(device)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Explanation:
@@ -75,53 +90,75 @@ class Explainer:
             images: (B, 3, H, W), normalised; moved to the network's device.
 
         Returns:
-            Heat maps (B, H, W) in [0, 1], and each image's embedding, cluster, distance, typicality and notes.
+            Heat maps (B, H, W) in [0, 1], and each image's embedding, cluster, distance, typicality, anomaly and notes.
+
+        Raises:
+            DatabaseError: If the database's finer layer is not as wide as the network's.
         """
         images = images.to(self.net.device)
+        size = (int(images.shape[2]), int(images.shape[3]))
         precision = torch.autocast(images.device.type, self._autocast, enabled=self._autocast is not None)
         with layers.evaluating(self.net, self._modules), precision:
-            seen = self.net.activations(images)
+            seen = self.net.activations(images, None if self.fusion is None else self.fusion.layer)
         embeddings = seen.embeddings.float().cpu().numpy()
         finite = np.isfinite(embeddings).all(axis=1)
-        safe = embeddings if finite.all() else np.where(finite[:, None], embeddings, 0)
-        clusters, distances = self._clusters.nearest(safe)
-        neighbors = None
-        if self._exemplars is not None:
-            neighbors, _ = self._exemplars.nearest(safe)
-        chosen = torch.from_numpy(clusters if self.transfer == "cluster" or neighbors is None else neighbors).to(
-            images.device
-        )
-        maps = combine(seen.maps.float(), self._weights[chosen], self._channels[chosen])
-        size = (int(images.shape[2]), int(images.shape[3]))
-        raw = place(maps, self._geometry(size, maps), size).cpu().numpy()
+        found = self.transfer.find(embeddings if finite.all() else np.where(finite[:, None], embeddings, 0))
+        scale = self.database.distance_scale(size)
+        maps = _combined(seen.maps, self.transfer.choose(found, scale))
+        geometry = self._geometry(self.database.geometry, maps, size)
+        if self.fusion is not None and seen.fine is not None:
+            self._require_channels(seen.fine)
+            fine = _combined(seen.fine, self.transfer.choose(found, scale, layer=1))
+            fine_geometry = self._geometry(self.fusion.geometry, fine, size)
+            maps, geometry = fuse(maps, geometry, fine, fine_geometry), fine_geometry
+        raw = place(maps, geometry, size).cpu().numpy()
         if not finite.all():
             raw[~finite] = np.nan
+        clusters, distances = found.clusters[:, 0], found.distances[:, 0]
+        anomaly = self.database.anomaly(distances / scale)
         return Explanation.of(
             raw,
-            notes=self._notes(clusters, distances, finite),
+            notes=_notes(distances, anomaly, finite),
             embeddings=embeddings,
             clusters=clusters,
             distances=distances,
-            typicality=self.database.typicality(clusters, distances),
-            neighbors=neighbors,
+            typicality=self.database.typicality(clusters, distances / scale),
+            anomaly=anomaly,
+            neighbors=None if found.exemplars is None else found.exemplars[:, 0],
             preprocess=self.net.preprocess,
         )
 
-    def _geometry(self, size: tuple[int, int], maps: Tensor) -> Geometry:
+    def _geometry(self, known: Geometry, maps: Tensor, size: tuple[int, int]) -> Geometry:
         if self.placement == "stretch":
             return Geometry.stretch((int(maps.shape[1]), int(maps.shape[2])), size)
-        return self.database.geometry
+        return known
 
-    def _notes(
-        self, clusters: NDArray[np.int64], distances: NDArray[np.float32], finite: NDArray[np.bool_]
-    ) -> list[list[str]]:
-        farthest = self.database.distance_quantiles[clusters, -1]
-        return [
-            [f"unlike the training images: {d:.3f} from its cluster's centre, whose farthest image is at {far:.3f}"]
-            if ok and d > far
-            else []
-            for d, far, ok in zip(distances, farthest, finite, strict=True)
+    def _require_channels(self, fine: Tensor) -> None:
+        assert self.fusion is not None
+        stored = self.fusion.weights_mean.shape[1]
+        if fine.shape[1] != stored:
+            raise DatabaseError(
+                f"layer {self.fusion.layer!r} has {fine.shape[1]} channels, the weight database {stored}; "
+                "build it again"
+            )
+
+
+def _combined(maps: Tensor, chosen: Chosen) -> Tensor:
+    channels, weights = (torch.from_numpy(array).to(maps.device) for array in chosen)
+    combined: Tensor = combine(maps.float(), weights, channels)
+    return combined
+
+
+def _notes(distances: NDArray[np.float32], anomaly: NDArray[np.float32], finite: NDArray[np.bool_]) -> list[list[str]]:
+    return [
+        [
+            f"unlike the training images: {distance:.3f} from the nearest cluster's centre, {times:.1f} times as far "
+            "as 99 % of them at most"
         ]
+        if ok and times > 1
+        else []
+        for distance, times, ok in zip(distances, anomaly, finite, strict=True)
+    ]
 
 
 def _at_layer(net: Network, db: WeightDatabase) -> Network:

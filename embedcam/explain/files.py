@@ -113,8 +113,9 @@ def explain_files(
 ) -> list[dict[str, Any]]:
     """Explain images and write what is seen.
 
-    Writes `overlays/<id>.png`, `maps/<id>.npz` ("heatmap" and "raw", at the network's input size), `contact_sheet.png`
-    of the first images, and `explanations.jsonl`, a line an image, whose boxes are in pixels of the overlay.
+    Writes `overlays/<id>.png`, `maps/<id>.npz` ("heatmap" and "raw", at the explainer's input size),
+    `contact_sheet.png` of the first images, and `explanations.jsonl`, a line an image, whose boxes are in pixels of
+    the overlay.
 
     Args:
         explainer: What explains.
@@ -137,7 +138,7 @@ def explain_files(
     require_writable(out / "explanations.jsonl")
     lines: list[dict[str, Any]] = []
     sheet: list[_Pair] = []
-    loaded = batches(samples, explainer.net.preprocess, batch_size, strict=strict, workers=workers)
+    loaded = batches(samples, explainer.preprocess, batch_size, strict=strict, workers=workers)
     for indices, images in track(loaded, "explaining", len(samples), unit=batch_size):
         explanation = explainer(torch.from_numpy(images))
         for place, index in enumerate(indices.tolist()):
@@ -184,6 +185,7 @@ def _line(db: WeightDatabase, file: Path, explanation: Explanation, place: int) 
     assert explanation.clusters is not None
     assert explanation.distances is not None
     assert explanation.typicality is not None
+    assert explanation.anomaly is not None
     cluster = int(explanation.clusters[place])
     line: dict[str, Any] = {
         "image": str(file),
@@ -191,6 +193,8 @@ def _line(db: WeightDatabase, file: Path, explanation: Explanation, place: int) 
         "cluster_labels": dict(db.labels_of(cluster)),
         "distance": float(explanation.distances[place]),
         "typicality": float(explanation.typicality[place]),
+        "typicality_in_words": explanation.typicality_in_words(place),
+        "anomaly": float(explanation.anomaly[place]),
         "notes": explanation.notes[place],
     }
     if db.exemplars is not None and explanation.neighbors is not None:
@@ -219,10 +223,11 @@ class _Pair(NamedTuple):
 
 def _captions(name: str, line: dict[str, Any]) -> tuple[str, str]:
     """Say under the picture which one it is and what to mind, under its overlay where the weights come from."""
-    notes = "; ".join(note.partition(":")[0] for note in line["notes"])
+    usual = line["typicality_in_words"]
+    notes = [said for note in line["notes"] if (said := note.partition(":")[0]) != usual]
     label = next(iter(line["cluster_labels"]), None)
-    about = f"cluster {line['cluster']}, distance {line['distance']:.2f}"
-    return f"{Path(name).name}\n{notes}", f"{about}\nof {label}" if label else about
+    about = f"cluster {line['cluster']}{f' of {label}' if label else ''}"
+    return "\n".join([Path(name).name, *notes]), f"{about}\n{usual}"
 
 
 def _contact_sheet(sheet: list[_Pair]) -> Image.Image:

@@ -14,6 +14,7 @@ from .. import layers
 from ..data.loading import batches
 from ..data.samples import Samples
 from ..errors import DataError
+from ..preprocess import Preprocess
 from ..progress import track
 from .network import Network
 
@@ -34,15 +35,23 @@ class Embedded:
 
 
 def tensor_batches(
-    net: Network, samples: Samples, batch_size: int, what: str, *, strict: bool = False, workers: int = 2
+    net: Network,
+    samples: Samples,
+    batch_size: int,
+    what: str,
+    *,
+    preprocess: Preprocess | None = None,
+    strict: bool = False,
+    workers: int = 2,
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     """Go through a data set in batches on the network's device, with progress; unreadable images are left out.
 
     Args:
-        net: Its preprocessing and device are used.
+        net: Its device and, unless another is given, its preprocessing are used.
         samples: The data set.
         batch_size: Images a batch.
         what: What is being done, for the progress.
+        preprocess: Instead of the network's, to look at another size.
         strict: Raise instead of leaving an unreadable image out.
         workers: Threads that read ahead.
 
@@ -52,7 +61,7 @@ def tensor_batches(
     Raises:
         DataError: If an image is unreadable and `strict` is set.
     """
-    loaded = batches(samples, net.preprocess, batch_size, strict=strict, workers=workers)
+    loaded = batches(samples, preprocess or net.preprocess, batch_size, strict=strict, workers=workers)
     for indices, images in track(loaded, what, len(samples), unit=batch_size):
         yield indices, torch.from_numpy(images).to(net.device, non_blocking=True)
 

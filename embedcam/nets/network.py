@@ -23,11 +23,13 @@ class Activations(NamedTuple):
         maps: Feature maps (B, K, h, w), a copy.
         embeddings: (B, D), of length 1 when the network is cosine.
         vector: What enters the head (B, F), or None where the network has no head of its own.
+        fine: Maps of a second layer (B, K', h', w'), a copy, where one was asked for.
     """
 
     maps: Tensor
     embeddings: Tensor
     vector: Tensor | None
+    fine: Tensor | None = None
 
 
 class Network(nn.Module, ABC):
@@ -49,6 +51,7 @@ class Network(nn.Module, ABC):
             raise NetworkError(f"unknown metric {metric!r}; use one of {', '.join(METRICS)}")
         self.architecture, self.metric, self.preprocess = architecture, metric, preprocess
         self._layer = ""
+        self._channels_last: dict[str, bool] = {}
         self._shape: tuple[int, int, int, int] | None = None
 
     @property
@@ -92,36 +95,44 @@ class Network(nn.Module, ABC):
         """The module named by `layer`."""
         return layers.resolve(self.body, self._layer)
 
-    def activations(self, images: Tensor) -> Activations:
+    def activations(self, images: Tensor, fine: str | None = None) -> Activations:
         """Run one forward pass and keep the feature maps.
 
         Args:
             images: (B, 3, H, W), normalised, on the network's device.
+            fine: Dotted name of a second layer to keep.
 
         Returns:
             Feature maps, embeddings, and what enters the head.
 
         Raises:
-            LayerError: If the feature layer does not run, or has no spatial output.
+            LayerError: If a layer does not exist, does not run, or has no spatial output.
         """
-        with layers.capture({self._layer: self.feature_layer}) as grabbed:
+        wanted = {name: layers.resolve(self.body, name) for name in (self._layer, fine) if name is not None}
+        with layers.capture(wanted) as grabbed:
             embeddings, vector = self.embed(images)
-        if self._layer not in grabbed:
-            raise layers.LayerError(f"layer {self._layer!r} did not run; choose one on the way to the embedding")
-        return Activations(self.as_maps(grabbed[self._layer], images), embeddings, vector)
+        for name in wanted:
+            if name not in grabbed:
+                raise layers.LayerError(f"layer {name!r} did not run; choose one on the way to the embedding")
+        maps = {name: self.as_maps(output, images, name) for name, output in grabbed.items()}
+        return Activations(maps[self._layer], embeddings, vector, maps[fine] if fine is not None else None)
 
-    def as_maps(self, output: Tensor, images: Tensor) -> Tensor:
-        """Show the feature layer's output as feature maps.
+    def as_maps(self, output: Tensor, images: Tensor, layer: str | None = None) -> Tensor:
+        """Show a layer's output as feature maps.
 
         Args:
             output: What the layer put out.
             images: For which images (B, 3, H, W).
+            layer: Its dotted name; the feature layer's if None.
 
         Returns:
             (B, K, h, w).
         """
+        name = self._layer if layer is None else layer
+        if name not in self._channels_last:  # kept, as finding out takes longer than a heat map
+            self._channels_last[name] = layers.channels_last(self.body, name)
         size = (int(images.shape[2]), int(images.shape[3]))
-        return layers.as_maps(output, size, channels_last=layers.channels_last(self.body, self._layer))
+        return layers.as_maps(output, size, channels_last=self._channels_last[name])
 
     def _measure(self) -> tuple[int, int, int, int]:
         """Return K, h, w and D, seen in one forward pass on a black image."""

@@ -4,12 +4,12 @@ import h5py
 import numpy as np
 import pytest
 
-from embedcam.database import Exemplars, NetworkRecord, WeightDatabase
+from embedcam.database import Exemplars, Fusion, NetworkRecord, WeightDatabase
 from embedcam.errors import DatabaseError, OutputError
 from embedcam.heatmap import Geometry
 from embedcam.preprocess import Preprocess
 
-C, K, D, T, N, L = 3, 10, 4, 5, 8, 2
+C, K, D, T, N, L, FINE = 3, 10, 4, 5, 8, 2, 6
 
 
 def database() -> WeightDatabase:
@@ -43,6 +43,9 @@ def database() -> WeightDatabase:
             np.array([0, 0, 0, 1, 1, 1, 1, -1]),
             tuple(f"class/{i}.jpg" for i in range(N)),
         ),
+        fusion=Fusion(
+            "layer3", Geometry((16.0, 8.0), (0.5, 4.0)), rng.random((C, FINE)).astype(np.float32), (64, 96), 2.5
+        ),
         embedcam_version="0.1.0",
     )
 
@@ -50,7 +53,7 @@ def database() -> WeightDatabase:
 def assert_same(a: WeightDatabase, b: WeightDatabase) -> None:
     for name, value in vars(a).items():
         other = getattr(b, name)
-        if isinstance(value, Exemplars):
+        if isinstance(value, Exemplars | Fusion):
             for key, array in vars(value).items():
                 np.testing.assert_array_equal(array, getattr(other, key))
         elif isinstance(value, np.ndarray):
@@ -85,8 +88,8 @@ def test_a_database_comes_back_as_it_was(path):
     assert_same(WeightDatabase.load(path), database())
 
 
-def test_labels_and_exemplars_are_optional(tmp_path):
-    bare = replace(database(), label_names=None, label_histogram=None, exemplars=None)
+def test_labels_exemplars_and_fusion_are_optional(tmp_path):
+    bare = replace(database(), label_names=None, label_histogram=None, exemplars=None, fusion=None)
     bare.save(tmp_path / "bare.h5")
     assert_same(WeightDatabase.load(tmp_path / "bare.h5"), bare)
 
@@ -133,6 +136,7 @@ def test_the_file_is_format_1(path):
         "exemplars/top_weights": ((N, T), "float32"),
         "exemplars/cluster": ((N,), "int64"),
         "exemplars/label": ((N,), "int64"),
+        "fusion/weights_mean": ((C, FINE), "float32"),
     }
 
 
@@ -205,6 +209,10 @@ def test_a_missing_file_is_refused(tmp_path):
         (replace_item("exemplars/label", np.full(N, L)), "/exemplars/label"),
         (lambda f: f.__delitem__("clusters/weights_std"), "/clusters/weights_std: expected a dataset, found nothing"),
         (lambda f: f["geometry"].attrs.modify("cell_stride", [0.0, 1.0]), "/geometry cell_stride"),
+        (replace_item("fusion/weights_mean", np.zeros((C + 1, FINE), "f4")), r"/fusion/weights_mean: expected shape \(3"),
+        (lambda f: f["fusion"].attrs.modify("cell_stride", [16.0, np.nan]), "/fusion: expected finite numbers"),
+        (lambda f: f["fusion"].attrs.modify("input_size", [0, 96]), "/fusion input_size: expected positive"),
+        (lambda f: f["fusion"].attrs.modify("distance_scale", np.inf), "/fusion distance_scale: expected a positive"),
         (lambda f: f.attrs.modify("metric", "manhattan"), "metric: expected cosine or euclidean"),
         (lambda f: f.__setitem__("clusters/extra", h5py.ExternalLink("/etc/passwd", "/")), "found a link"),
         (lambda f: f.__setitem__("clusters/extra", h5py.SoftLink("/clusters")), "found a link"),
@@ -246,6 +254,28 @@ def test_typicality_by_hand():
     found = db.typicality(np.zeros(7, dtype=np.int64), distances)
 
     np.testing.assert_allclose(found, [1, 0.75, 0.5, 0.3, 0.1, 0, 0], atol=1e-6)
+
+
+def test_anomaly_is_the_distance_in_units_of_the_outermost_percent():
+    quantiles = np.tile(np.array([1, 2, 3, 4, 5], "f4"), (C, 1))
+    # Alike in all clusters: one image in a hundred lies beyond 4.
+    db = replace(database(), distance_quantiles=quantiles)
+    np.testing.assert_allclose(db.anomaly(np.array([0, 2, 4, 6], "f4")), [0, 0.5, 1, 1.5], atol=1e-6)
+    # 2, 3 and 3 images: of the first cluster, twice as wide, 4 % must lie beyond for 1 % of all: at its 0.96, 6.5.
+    wide = replace(db, distance_quantiles=quantiles * np.array([[2], [1], [1]], "f4"))
+    np.testing.assert_allclose(wide.anomaly(np.array([6.5], "f4")), 1, atol=1e-6)
+    flat = replace(db, distance_quantiles=np.zeros((C, 5), "f4"))
+    np.testing.assert_array_less(flat.anomaly(np.array([0, 1e-7], "f4")), 1)
+
+
+def test_distances_grow_with_the_size_that_is_looked_at():
+    db = database()  # 32 x 48, explained at 64 x 96, where they are 2.5 times as large
+    assert db.distance_scale((32, 48)) == 1
+    assert db.distance_scale((64, 96)) == pytest.approx(2.5)
+    assert db.distance_scale((128, 192)) == pytest.approx(2.5**2)
+    assert replace(db, fusion=None).distance_scale((64, 96)) == 1
+    same = replace(db, fusion=replace(db.fusion, input_size=(32, 48)))
+    assert same.distance_scale((64, 96)) == 1
 
 
 def test_another_network_is_refused_and_all_differences_are_named():

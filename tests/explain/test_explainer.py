@@ -72,7 +72,7 @@ def test_no_gradient_is_made_and_the_mode_is_put_back(pair):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_gives_nearly_the_same_maps(pair, dtype):
-    exact, rough = (embedcam.Explainer(*pair, autocast=cast)(IMAGES) for cast in (None, dtype))
+    exact, rough = (embedcam.Explainer(*pair, transfer="cluster", autocast=cast)(IMAGES) for cast in (None, dtype))
     assert rough.heatmaps.dtype == np.float32
     assert np.corrcoef(exact.heatmaps.ravel(), rough.heatmaps.ravel())[0, 1] > 0.98
 
@@ -95,7 +95,7 @@ def test_a_map_without_positive_weights_is_flat_and_noted(pair):
     net, db = pair
     negative = -np.abs(db.top_weights)
     db = replace(db, top_weights=np.sort(negative, axis=1)[:, ::-1].copy(), exemplars=None)
-    found = embedcam.Explainer(net, db)(IMAGES)
+    found = embedcam.Explainer(net, db, transfer="cluster")(IMAGES)
     assert not found.heatmaps.any()
     assert all(FLAT in notes for notes in found.notes)
 
@@ -141,8 +141,98 @@ def test_options_that_cannot_be_used_are_named(pair):
         embedcam.Explainer(net, db, transfer="best")
     with pytest.raises(DatabaseError, match="unknown placement 'middle'"):
         embedcam.Explainer(net, db, placement="middle")
+    with pytest.raises(DatabaseError, match="unknown preset 'best'; use one of default, paper"):
+        embedcam.Explainer(net, db, preset="best")
+    with pytest.raises(DatabaseError, match="knows no finer layer to fuse"):
+        embedcam.Explainer(net, db, fused=True)
 
 
 def test_a_path_is_as_good_as_a_database(trained):
     explainer = embedcam.Explainer(EmbeddingNet.load(trained / "net.safetensors"), trained / "weights.h5")
     assert explainer(IMAGES).heatmaps.shape == (3, 32, 32)
+
+
+def test_by_default_two_layers_are_fused(fused):
+    net, db = fused
+    images = torch.rand(3, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    found = embedcam.Explainer(net, db)(images)
+
+    kept = {}
+    handles = [
+        net.get_submodule(f"backbone.{name}").register_forward_hook(
+            lambda _, __, out, name=name: kept.update({name: out.numpy().copy()})
+        )
+        for name in ("layer3", "layer4")
+    ]
+    with torch.no_grad():
+        z = net(images).numpy()
+    for handle in handles:
+        handle.remove()
+    distance = 1 - z @ db.centroids.T
+    scale = db.distance_scale((96, 96))
+    spread = np.median(np.repeat(db.distance_quantiles[:, 0], db.counts))
+    for i in range(3):
+        share = np.exp(-distance[i] / scale / spread)
+        share /= share.sum()
+        maps = []
+        for layer, mean in (("layer4", db.weights_mean), ("layer3", db.fusion.weights_mean)):
+            weights = share @ mean - mean.mean(axis=0)
+            strongest = np.argsort(-weights)[:12]
+            maps.append(np.maximum(np.tensordot(weights[strongest], kept[layer][i, strongest], 1), 0))
+        coarse, fine = maps
+        # Cell i of layer3 (6 x 6, every 16 pixels from 0.5 on) lies at cell i / 2 of layer4 (3 x 3, every 32).
+        at = np.minimum(np.arange(6) / 2, 2)
+        lower = np.minimum(at.astype(int), 1)
+        mix = np.zeros((6, 3))
+        mix[np.arange(6), lower], mix[np.arange(6), lower + 1] = 1 - (at - lower), at - lower
+        product = fine * (mix @ coarse @ mix.T)
+        # 3 % of 36 cells round to the strongest one: nothing is levelled.
+        pixel = np.clip((np.arange(96) + 0.5 - 0.5) / 16, 0, 5)
+        near = np.minimum(pixel.astype(int), 4)
+        out = np.zeros((96, 6))
+        out[np.arange(96), near], out[np.arange(96), near + 1] = 1 - (pixel - near), pixel - near
+        expected = out @ product @ out.T
+        np.testing.assert_allclose(found.raw[i], expected, rtol=1e-3, atol=1e-5 * expected.max())
+
+
+def test_naming_a_transfer_gives_one_layer_unless_two_are_asked_for(fused):
+    net, db = fused
+    assert db.fusion.layer == "layer3"
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    maps = {
+        name: embedcam.Explainer(net, db, **options)(images).raw
+        for name, options in {
+            "default": {},
+            "named": {"transfer": "soft-contrast"},
+            "both": {"transfer": "soft-contrast", "fused": True},
+            "paper": {"preset": "paper"},
+            "cluster": {"transfer": "cluster", "placement": "stretch"},
+        }.items()
+    }
+    np.testing.assert_array_equal(maps["default"], maps["both"])
+    np.testing.assert_array_equal(maps["paper"], maps["cluster"])
+    assert not np.allclose(maps["default"], maps["named"])
+
+
+def test_images_are_prepared_for_the_size_that_explains_best(fused):
+    net, db = fused
+    assert net.preprocess.input_size == (64, 64)
+    assert embedcam.Explainer(net, db).preprocess.input_size == db.fusion.input_size == (128, 128)
+    assert embedcam.Explainer(net, db, preset="paper").preprocess.input_size == (64, 64)
+    assert embedcam.Explainer(net, db, explain_size=96).preprocess.input_size == (96, 96)
+
+
+def test_typicality_allows_for_the_size_that_was_looked_at(fused):
+    net, db = fused
+    images = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    found = embedcam.Explainer(net, db)(images)
+    allowed = found.distances / db.fusion.distance_scale
+    np.testing.assert_allclose(found.typicality, db.typicality(found.clusters, allowed), atol=1e-4)
+    np.testing.assert_allclose(found.anomaly, db.anomaly(allowed), rtol=1e-4)
+
+
+def test_a_finer_layer_of_another_width_is_refused(fused):
+    net, db = fused
+    narrow = replace(db.fusion, weights_mean=db.fusion.weights_mean[:, :100].copy())
+    with pytest.raises(DatabaseError, match="layer 'layer3' has 256 channels, the weight database 100"):
+        embedcam.Explainer(net, replace(db, fusion=narrow))(torch.zeros(1, 3, 64, 64))

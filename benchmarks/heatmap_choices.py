@@ -1,0 +1,83 @@
+"""Choose the explainer's settings by cross-validation on training images; test images are never touched.
+
+Example: python benchmarks/heatmap_choices.py --net b.safetensors --data folder:butterflies --sizes 224 320 384 448
+
+Each fold of the training images is explained from a database that was built of the other folds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import embedcam
+from embedcam.data import load
+from embedcam.data.loading import batches
+from embedcam.data.samples import Samples
+from embedcam.database import WeightDatabase
+from embedcam.evaluate.localization import Localization
+from embedcam.explain import Explainer
+from embedcam.explain.transfer import TRANSFERS
+from embedcam.files import write_text
+
+SCORES = ("mean_ratio", "pointing", "best_iou", "best_threshold", "iou_50")
+
+
+def settings(db: WeightDatabase) -> dict[str, dict[str, Any]]:
+    """Name the explainers to be compared."""
+    found: dict[str, dict[str, Any]] = {"paper": {"preset": "paper"}}
+    for transfer in TRANSFERS:
+        found[transfer] = {"transfer": transfer}
+    if db.fusion is not None:
+        for transfer in TRANSFERS[:4]:
+            found[f"{transfer}, fused"] = {"transfer": transfer, "fused": True}
+    return found
+
+
+def score(net: embedcam.EmbeddingNet, db: WeightDatabase, held: Samples, size: int, into: dict[str, Localization]) -> None:
+    """Explain the images of one fold in one size with every explainer."""
+    explainers = {name: Explainer(net, db, **options) for name, options in settings(db).items()}
+    preprocess = replace(net.preprocess, input_size=(size, size))
+    for indices, images in batches(held, preprocess, 16):
+        masks = np.stack([preprocess.mask(held.mask(i)) for i in indices.tolist()])
+        for name, explainer in explainers.items():
+            into.setdefault(name, Localization()).add(explainer(torch.from_numpy(images)).heatmaps, masks)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", required=True, help="network file")
+    parser.add_argument("--data", required=True, help="SPEC whose training images have masks")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[224, 384], help="sides to explain at, in pixels")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the scores here")
+    given = parser.parse_args()
+
+    net = embedcam.EmbeddingNet.load(given.net)
+    training = load(given.data, "train")
+    folds = np.array_split(np.random.default_rng(0).permutation(len(training)), given.folds)
+    scores: dict[int, dict[str, Localization]] = {size: {} for size in given.sizes}
+    for held in folds:
+        rest = np.setdiff1d(np.arange(len(training)), held)
+        db = embedcam.build_database(net, training.subset(rest))
+        for size in given.sizes:
+            score(net, db, training.subset(held), size, scores[size])
+    rows = []
+    print("| size | transfer | " + " | ".join(SCORES) + " |\n|---|---|" + "---|" * len(SCORES))
+    for size, found in scores.items():
+        for name, localization in found.items():
+            result = localization.result()
+            rows.append({"size": size, "method": name, **result})
+            print(f"| {size} | {name} | " + " | ".join(f"{result[key]:.3f}" for key in SCORES) + " |")
+    if given.json is not None:
+        write_text(given.json, json.dumps({"data": given.data, "folds": given.folds, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

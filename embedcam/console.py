@@ -1,0 +1,181 @@
+"""What the command line prints, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from . import progress
+from .errors import EmbedcamError
+
+if TYPE_CHECKING:
+    import torch
+
+    from .database import WeightDatabase
+
+
+def print_database(database: WeightDatabase, top: int) -> None:
+    """Print what a weight database holds.
+
+    Args:
+        database: The database.
+        top: Labels and channels shown of each cluster.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    for name, value in database.facts():
+        console.print(f"{name:<14}{value}", markup=False)
+    table = Table(
+        "cluster",
+        "images",
+        "labels",
+        "median distance",
+        "farthest",
+        "strongest channels",
+        box=None,
+        pad_edge=False,
+    )
+    for column in (0, 1, 3, 4):
+        table.columns[column].justify = "right"
+    for cluster in sorted(range(database.clusters), key=lambda c: -int(database.counts[c])):
+        labels = ", ".join(f"{name} ({count})" for name, count in database.labels_of(cluster, top))
+        channels = ", ".join(map(str, database.top_channels[cluster, :top].tolist()))
+        median, farthest = database.distance_quantiles[cluster, [0, -1]]
+        row = (
+            str(cluster),
+            str(database.counts[cluster]),
+            labels,
+            f"{median:.3f}",
+            f"{farthest:.3f}",
+            channels,
+        )
+        table.add_row(*(Text(text) for text in row))
+    console.print()
+    console.print(table)
+
+
+def print_scores(result: dict[str, Any]) -> None:
+    """Print the table that `evaluate` made.
+
+    Args:
+        result: Of `evaluate`.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    columns = ("mean_ratio", "iou_50", "best_iou", "pointing", "pixel_ap", "box_50", "ms_per_image", "correlation")
+    for name in ("method", "backprop", *columns):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in result["rows"]:
+        name = f"{row['method']} (default)" if row["default"] else row["method"]
+        cells = ["-" if row[key] is None else f"{row[key]:.{1 if key == 'ms_per_image' else 3}f}" for key in columns]
+        table.add_row(name, "yes" if row["backprop"] else "no", *cells)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    known = {"Recall@1": "recall_at_1", "MAP@R": "map_at_r", "NMI": "nmi"}
+    scores = ", ".join(f"{name} {result[key]:.4f}" for name, key in known.items() if result[key] is not None)
+    read = f"{result['images']} images, {result['masks']} with a mask{left_out(result['skipped'])}"
+    console.print(f"\n{scores + '; ' if scores else ''}{read}")
+
+
+def left_out(count: int) -> str:
+    """Say how many images could not be read.
+
+    Args:
+        count: Of them.
+
+    Returns:
+        The end of a sentence; nothing for 0.
+    """
+    return f", {count} unreadable left out" if count else ""
+
+
+def device(name: str) -> torch.device:
+    """Find the device to compute on.
+
+    Args:
+        name: As torch has it, or "auto" for a GPU if there is one.
+
+    Returns:
+        The device.
+
+    Raises:
+        EmbedcamError: If it cannot be used.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise EmbedcamError(f"device {name!r} cannot be used: {reason}; use --device cpu or auto") from error
+
+
+_INTERRUPTED = 130
+
+
+class _Warnings(logging.Handler):
+    """Prints each warning as one line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"embedcam: warning: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def run(command: Callable[..., Any], *, debug: bool) -> int:
+    """Run a command, with warnings, errors and interruptions as one line each.
+
+    Args:
+        command: Of typer.
+        debug: Let errors of embedcam through, with their traceback.
+
+    Returns:
+        The exit code: 0 done, 1 an error, 2 wrong usage, 130 interrupted.
+    """
+    progress.show()
+    logger = logging.getLogger("embedcam")
+    logger.addHandler(_Warnings())
+    logger.propagate = False
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = int(command(standalone_mode=False) or 0)
+    except EmbedcamError as error:
+        if debug:
+            raise
+        print(f"embedcam: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except typer.Exit as error:
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    except Exception as error:
+        usage = getattr(error, "show", None)  # click's errors of usage show themselves
+        if usage is None:
+            raise
+        usage()
+        return int(getattr(error, "exit_code", 2))
+    if code == _INTERRUPTED:  # some versions of typer turn Ctrl-C into this code, without a word
+        _say_interrupted()
+    return code
+
+
+def _say_interrupted() -> None:
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    training = "finished epochs are kept: add --resume to go on"
+    hint = training if verb == "train" else "nothing was left half-written"
+    after_sign = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
+    print(f"{after_sign}embedcam: interrupted; {hint}", file=sys.stderr)

@@ -1,0 +1,126 @@
+"""Every transfer against the same weights put together image by image."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from embedcam.database import Exemplars, Fusion, NetworkRecord, WeightDatabase
+from embedcam.database.clusters import top_channels
+from embedcam.errors import DatabaseError
+from embedcam.explain.transfer import TRANSFERS, Transfer
+from embedcam.heatmap import Geometry
+from embedcam.preprocess import Preprocess
+
+C, K, FINE, D, T, N = 12, 20, 9, 4, 5, 30
+
+
+def unit(points):
+    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+
+
+def database(metric="cosine"):
+    rng = np.random.default_rng(0)
+    mean, own = (rng.standard_normal((rows, K)).astype(np.float32) for rows in (C, N))
+    channels, weights = top_channels(mean, T)
+    own_channels, own_weights = top_channels(own, T)
+    centroids, embeddings = (rng.standard_normal((rows, D)).astype(np.float32) for rows in (C, N))
+    if metric == "cosine":
+        centroids, embeddings = unit(centroids), unit(embeddings)
+    fine = rng.standard_normal((C, FINE)).astype(np.float32)
+    return WeightDatabase(
+        network=NetworkRecord("ab" * 32, "resnet18", "layer4", K, D, metric, Preprocess((32, 32))),
+        geometry=Geometry((32, 32), (0.5, 0.5)),
+        method="gradcam",
+        target="triplet_margin",
+        pairs=5,
+        seed=0,
+        created="",
+        centroids=centroids,
+        counts=np.arange(1, C + 1),
+        weights_mean=mean,
+        weights_std=np.abs(mean),
+        top_channels=channels,
+        top_weights=weights,
+        distance_quantiles=np.sort(rng.random((C, 5)).astype(np.float32), axis=1),
+        exemplars=Exemplars(
+            embeddings, own_channels, own_weights, np.zeros(N, np.int64), np.full(N, -1), tuple(map(str, range(N)))
+        ),
+        fusion=Fusion("layer3", Geometry((16, 16), (0.5, 0.5)), fine, (64, 64), 2.0),
+    )
+
+
+def dense(channels, weights, width):
+    full = np.zeros(width)
+    full[channels] = weights
+    return full
+
+
+def strongest(weights):
+    channels = np.argsort(-weights, kind="stable")[:T]
+    return dense(channels, weights[channels], len(weights))
+
+
+def by_hand(db, transfer, z, layer, scale):
+    """Put the weights of one image together."""
+    mean = (db.weights_mean, db.fusion.weights_mean)[layer].astype(float)
+    euclidean = db.network.metric == "euclidean"
+
+    def distance(points):
+        return np.linalg.norm(points - z, axis=1) if euclidean else 1 - points @ z
+
+    far = distance(db.centroids)
+    if layer == 0 and transfer in ("nearest", "neighbors"):
+        rows = np.argsort(distance(db.exemplars.embeddings))[: 1 if transfer == "nearest" else 10]
+        ex = db.exemplars
+        return strongest(np.mean([dense(ex.top_channels[r], ex.top_weights[r], K) for r in rows], axis=0))
+    weights = mean[far.argmin()]
+    if transfer.startswith("soft"):
+        medians = np.repeat(db.distance_quantiles[:, 0], db.counts).astype(float)
+        exponent, unit = (far / scale, medians) if not euclidean else ((far / scale) ** 2 / 2, medians**2 / 2)
+        share = np.exp(-exponent / np.median(unit))
+        share[np.argsort(far)[10:]] = 0  # the ten nearest clusters count
+        weights = share / share.sum() @ mean
+    if transfer.endswith("contrast"):
+        weights = weights - mean.mean(axis=0)
+    return strongest(weights)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("transfer", TRANSFERS)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_weights_are_those_put_together_by_hand(transfer, metric, layer):
+    db = database(metric)
+    embeddings = unit(np.random.default_rng(1).standard_normal((6, D)))
+    looked_up = Transfer(db, transfer)
+    chosen = looked_up.choose(looked_up.find(embeddings), scale=1.5, layer=layer)
+
+    assert chosen.channels.shape == chosen.weights.shape == (6, T)
+    for z, channels, weights in zip(embeddings, *chosen, strict=True):
+        found = dense(channels, weights, FINE if layer else K)
+        np.testing.assert_allclose(found, by_hand(db, transfer, z, layer, 1.5), atol=1e-5)
+
+
+def test_a_single_cluster_has_nothing_to_be_contrasted_with():
+    db = database()
+    one = replace(
+        db,
+        **{
+            name: getattr(db, name)[:1]
+            for name in (
+                "centroids counts weights_mean weights_std top_channels top_weights distance_quantiles".split()
+            )
+        },
+        fusion=replace(db.fusion, weights_mean=db.fusion.weights_mean[:1]),
+    )
+    looked_up = Transfer(one, "soft-contrast")
+    chosen = looked_up.choose(looked_up.find(unit(np.ones((1, D)))))
+    np.testing.assert_allclose(chosen.weights, one.top_weights, rtol=1e-6)
+
+
+def test_what_a_transfer_lacks_is_named():
+    with pytest.raises(DatabaseError, match="unknown transfer 'best'; use one of soft-contrast"):
+        Transfer(database(), "best")
+    for transfer in ("nearest", "neighbors"):
+        with pytest.raises(DatabaseError, match=f"no exemplars, which transfer '{transfer}' needs"):
+            Transfer(replace(database(), exemplars=None), transfer)
