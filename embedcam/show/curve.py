@@ -1,13 +1,18 @@
-"""The training curve: loss and retrieval scores over the epochs."""
+"""Curves as PNG files: training over the epochs, faithfulness, and the randomisation check."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import EmbedcamError, MissingDependencyError
 from ..files import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers help in print.
 _SCORES = (
@@ -15,7 +20,16 @@ _SCORES = (
     ("map_at_r", "MAP@R", "#d55e00", "s"),
     ("nmi", "NMI", "#009e73", "^"),
 )
-_LOSS_COLOR = "#5b626b"
+_LOSS_COLOR = _GREY = "#5b626b"
+_METHODS = (
+    ("#0072b2", "o"),
+    ("#d55e00", "s"),
+    ("#009e73", "^"),
+    ("#cc79a7", "D"),
+    ("#e69f00", "v"),
+    ("#56b4e9", "P"),
+)
+_KINDS = {"deletion": "hidden", "insertion": "shown"}
 
 
 def training_curve(history: Sequence[Mapping[str, float | None]], path: str | Path) -> None:
@@ -34,18 +48,9 @@ def training_curve(history: Sequence[Mapping[str, float | None]], path: str | Pa
     all_epochs, _ = _points(history, "epoch")
     if not all_epochs:
         raise EmbedcamError("a training curve needs at least one epoch, got none; train first")
-    try:
-        # The object-oriented interface: pyplot would choose a backend and keep state for the whole process.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise MissingDependencyError(
-            'drawing a training curve needs matplotlib; pip install "embedcam[train]"'
-        ) from error
+    figure = _figure(8, 4.5)
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     score_axis = figure.add_subplot()
     loss_axis = score_axis.twinx()
     lines = []
@@ -71,16 +76,11 @@ def training_curve(history: Sequence[Mapping[str, float | None]], path: str | Pa
     score_axis.set_ylabel("retrieval scores")
     score_axis.yaxis.set_label_position("right")
     score_axis.yaxis.tick_right()
-    score_axis.grid(axis="y", color="#e4e6e9", linewidth=0.8)
-    for axis in (loss_axis, score_axis):
-        axis.spines["top"].set_visible(False)
-        axis.set_axisbelow(True)
+    _tidy(loss_axis, "top")
+    _tidy(score_axis, "top", grid=True)
     if lines:
         figure.legend(handles=lines, loc="outside upper center", ncols=len(lines), frameon=False)
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes(path, buffer.getvalue())
+    _write(figure, path)
 
 
 def _points(history: Sequence[Mapping[str, float | None]], key: str) -> tuple[list[float], list[float]]:
@@ -93,3 +93,98 @@ def _points(history: Sequence[Mapping[str, float | None]], key: str) -> tuple[li
             epochs.append(epoch)
             values.append(value)
     return epochs, values
+
+
+def draw_faithfulness(result: Mapping[str, Any], path: str | Path) -> None:
+    """Draw deletion (left) and insertion (right), similarity above the rank, into a PNG file.
+
+    Args:
+        result: What `evaluate.faithfulness` returns; its last row, the baseline, is drawn dashed and grey.
+        path: Where the PNG belongs.
+
+    Raises:
+        MissingDependencyError: If matplotlib is not installed.
+        OutputError: If the file cannot be written.
+    """
+    figure = _figure(9, 7.2)
+    axes = figure.subplots(2, 2, sharex=True, sharey="row")
+    lines = []
+    for number, row in enumerate(result["rows"]):
+        baseline = number == len(result["rows"]) - 1
+        color, marker = (_GREY, "") if baseline else _METHODS[number % len(_METHODS)]
+        areas = ", ".join(f"{kind} {row[kind]['similarity_area']:.3f}" for kind in _KINDS)
+        for column, kind in zip(axes.T, _KINDS, strict=True):
+            for axis, key in zip(column, ("similarity", "rank"), strict=True):
+                style = {"color": color, "marker": marker, "markersize": 4, "linestyle": "--" if baseline else "-"}
+                drawn = axis.plot(result["share"], row[kind][key], label=f"{row['method']} (area: {areas})", **style)
+        lines += drawn
+    for column, (kind, done) in zip(axes.T, _KINDS.items(), strict=True):
+        better = ("lower", "higher") if kind == "deletion" else ("higher", "lower")
+        for axis, word in zip(column, better, strict=True):
+            axis.set_title(f"{kind}: {word} is better", fontsize="medium")
+            _tidy(axis, "top", "right", grid=True)
+        column[1].set_xlabel(f"share of pixels {done}, the strongest first")
+    similarity = "cosine" if result["metric"] == "cosine" else "1 - relative distance"
+    axes[0, 0].set_ylabel(f"similarity to the whole image ({similarity})")
+    axes[1, 0].set_ylabel(f"mean rank of the image among {result['candidates']}")
+    axes[1, 0].set_ylim(bottom=0)
+    figure.legend(handles=lines, loc="outside upper center", frameon=False)
+    _write(figure, path)
+
+
+def draw_randomisation(result: Mapping[str, Any], path: str | Path) -> None:
+    """Draw how much maps still resemble the originals as layer after layer is re-initialised, into a PNG file.
+
+    Args:
+        result: What `evaluate.randomisation` returns.
+        path: Where the PNG belongs.
+
+    Raises:
+        MissingDependencyError: If matplotlib is not installed.
+        OutputError: If the file cannot be written.
+    """
+    figure = _figure(8, 5)
+    axis = figure.add_subplot()
+    rows = result["rows"]
+    (color, marker), (other, _) = _METHODS[:2]
+    signed, sizes = ([row[key] for row in rows] for key in ("spearman", "spearman_abs"))
+    lines = axis.plot(signed, color=color, marker=marker, markersize=4, label="Spearman's correlation")
+    lines += axis.plot(sizes, color=other, linestyle="--", label="its absolute value")
+    between = result["between_images"]["spearman"]
+    if between is not None:
+        lines.append(axis.axhline(between, color=_GREY, linestyle=":", label="original maps of different images"))
+    axis.axhline(0, color=_GREY, linewidth=0.8)
+    axis.set_ylim(min(-0.1, *(value - 0.1 for value in signed)), 1.02)
+    names = [row["layer"] or "nothing" for row in rows]
+    axis.set_xticks(range(len(rows)), names, rotation=35, ha="right", fontsize="small")
+    axis.set_xlabel("re-initialised: this layer and all after it")
+    axis.set_ylabel("rank correlation with the original map")
+    _tidy(axis, "top", "right", grid=True)
+    figure.legend(handles=lines, loc="outside upper center", ncols=len(lines), frameon=False)
+    _write(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        # The object-oriented interface: pyplot would choose a backend and keep state for the whole process.
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError('drawing curves needs matplotlib; pip install "embedcam[train]"') from error
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _tidy(axis: Axes, *hidden: str, grid: bool = False) -> None:
+    for side in hidden:
+        axis.spines[side].set_visible(False)
+    axis.set_axisbelow(True)
+    if grid:
+        axis.grid(axis="y", color="#e4e6e9", linewidth=0.8)
+
+
+def _write(figure: Figure, path: str | Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes(path, buffer.getvalue())

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from embedcam.errors import EmbedcamError, MissingDependencyError
-from embedcam.show.curve import training_curve
+from embedcam.show.curve import draw_faithfulness, draw_randomisation, training_curve
 
 HISTORY = [
     {"epoch": 0, "recall_at_1": 0.4, "map_at_r": 0.2, "nmi": 0.3},
@@ -61,3 +61,51 @@ def test_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingDependencyError, match=r'pip install "embedcam\[train\]"'):
         training_curve(HISTORY, tmp_path / "curve.png")
+
+
+def faithfulness_result(methods=2):
+    names = [f"method {number}" for number in range(methods)] + ["random order"]
+    curve = {"similarity": [1.0, 0.4, 0.1], "rank": [1.0, 2.0, 3.0], "similarity_area": 0.475, "rank_area": 2.0}
+    rows = [{"method": name, "deletion": curve, "insertion": curve} for name in names]
+    return {"share": [0.0, 0.5, 1.0], "candidates": 5, "metric": "cosine", "rows": rows}
+
+
+def randomisation_result(between):
+    rows = [
+        {"layer": None, "spearman": 1.0, "spearman_abs": 1.0},
+        {"layer": "head", "spearman": -0.6, "spearman_abs": 0.6},
+    ]
+    return {"rows": rows, "between_images": {"spearman": between, "spearman_abs": between}}
+
+
+def test_faithfulness_shows_every_method_and_the_baseline(tmp_path):
+    result = faithfulness_result()
+    # One below the other, else the baseline, drawn last, hides the rest.
+    for number, row in enumerate(result["rows"]):
+        row["deletion"] = {**row["deletion"], "similarity": [1.0, 0.3 * number, 0.0]}
+    draw_faithfulness(result, tmp_path / "curve.png")
+    picture = pixels(tmp_path / "curve.png")
+    assert (picture[0, 0] == 255).all()
+    for color in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x5B, 0x62, 0x6B)):
+        assert shows(picture, color)
+
+
+def test_any_number_of_methods_is_drawn(tmp_path):
+    draw_faithfulness(faithfulness_result(9) | {"metric": "euclidean"}, tmp_path / "curve.png")
+    assert pixels(tmp_path / "curve.png").std() > 0
+
+
+def test_randomisation_shows_the_correlation_also_below_zero_and_without_a_scale(tmp_path):
+    for between in (0.4, None):
+        draw_randomisation(randomisation_result(between), tmp_path / "curve.png")
+        picture = pixels(tmp_path / "curve.png")
+        assert (picture[0, 0] == 255).all()
+        assert shows(picture, (0x00, 0x72, 0xB2))
+        assert shows(picture, (0xD5, 0x5E, 0x00))
+
+
+def test_missing_matplotlib_names_the_extra_for_all_curves(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    for draw, result in ((draw_faithfulness, faithfulness_result()), (draw_randomisation, randomisation_result(0.4))):
+        with pytest.raises(MissingDependencyError, match=r'pip install "embedcam\[train\]"'):
+            draw(result, tmp_path / "curve.png")
