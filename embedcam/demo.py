@@ -60,14 +60,15 @@ def demo(out: str | Path, seed: int = 0) -> dict[str, Any]:
     database.save(out / "weights.h5")
 
     say("3/4  explaining and scoring the test images")
-    result = evaluate(net, database, test, training, compare=True)
+    result = evaluate(net, database, test, training, compare=True, brief=True)
     result |= {"data": _DATA, "network_sha256": database.network.sha256}
     write_text(out / "scores.json", json.dumps(result, indent=2) + "\n")
 
     say("4/4  drawing")
     chosen = _sample(test, max(_GALLERY_IMAGES, _REPORT_EXAMPLES), seed)
-    explanation = Explainer(net, database)(
-        torch.from_numpy(np.stack([net.preprocess(chosen.image(i)) for i in range(len(chosen))]))
+    explainer = Explainer(net, database)
+    explanation = explainer(
+        torch.from_numpy(np.stack([explainer.preprocess(chosen.image(i)) for i in range(len(chosen))]))
     )
     examples = example_cards(chosen, explanation, database)
     save_png(_gallery(examples[:_GALLERY_IMAGES]), out / "gallery.png")

@@ -28,6 +28,7 @@ def evaluate(
     gallery: Samples | None = None,
     *,
     compare: bool = False,
+    brief: bool = False,
     explain_size: int | None = None,
     extra: Sequence[Method] = (),
     batch_size: int = 16,
@@ -43,6 +44,7 @@ def evaluate(
         gallery: Labelled images among which neighbours are looked for: the training images. None, or images of other
             classes: neighbours are looked for among the test images themselves.
         compare: Also score all other transfers, and explanations that need labels and a backward pass.
+        brief: Of those, only score per-image Grad-CAM from triplets, the maps that transfers imitate.
         explain_size: Side in pixels to explain at; the database's own if None. The published method is always scored
             at the network's own size, and neighbours are always looked for there.
         extra: Further methods to score, at the same size.
@@ -66,7 +68,10 @@ def evaluate(
         if known is None or test.labels is None:
             raise DataError("--compare needs labels, and training images of the test images' classes; leave it out")
         imitated, *others = with_backprop(net, database, known, test.labels)
-        methods += [*transfers(net, database), *of_gallery(net, database, known), imitated, *others]
+        if brief:
+            methods.append(imitated)
+        else:
+            methods += [*transfers(net, database), *of_gallery(net, database, known), imitated, *others]
     pass_over = partial(
         _pass, net, test, reference=imitated if compare else None, batch_size=batch_size, strict=strict, workers=workers
     )

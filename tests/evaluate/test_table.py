@@ -43,25 +43,42 @@ def test_scores_are_those_of_the_explainer_image_by_image(pair, test_images, tra
     net, db = pair
     result = evaluate(net, db, test_images, training, batch_size=5)
 
-    options = {
-        "cluster transfer": {},
-        "cluster transfer, plain placing": {"placement": "stretch"},
-        "nearest exemplar": {"transfer": "nearest"},
-        "nearest exemplar, plain placing": {"transfer": "nearest", "placement": "stretch"},
-    }
     rows = rows_by_name(result)
+    options = {"embedcam": {}, "cluster transfer (paper)": {"preset": "paper"}}
     assert list(rows) == list(options)
-    truth = [net.preprocess.mask(test_images.mask(i)) for i in range(len(test_images))]
     for name, chosen in options.items():
-        heatmaps = Explainer(net, db, **chosen)(images_of(net, test_images)).heatmaps
-        ratios = [heat[mask].sum() / heat.sum() for heat, mask in zip(heatmaps, truth, strict=True)]
-        ious = [((heat >= 0.5) & m).sum() / ((heat >= 0.5) | m).sum() for heat, m in zip(heatmaps, truth, strict=True)]
-        assert rows[name]["mean_ratio"] == pytest.approx(np.mean(ratios), abs=1e-4)
-        assert rows[name]["iou_50"] == pytest.approx(np.mean(ious), abs=1e-2)
-        assert rows[name]["ms_per_image"] > 0
+        assert_row(rows[name], Explainer(net, db, **chosen), test_images)
         assert not rows[name]["backprop"]
-    assert default_row(result) is rows["cluster transfer"]
+        assert rows[name]["correlation"] is None
+    assert default_row(result) is rows["embedcam"]
     assert (result["schema"], result["images"], result["masks"], result["skipped"]) == (1, 12, 12, 0)
+
+
+def assert_row(row, explainer, samples):
+    preprocess = explainer.preprocess
+    images = torch.from_numpy(np.stack([preprocess(samples.image(i)) for i in range(len(samples))]))
+    truth = [preprocess.mask(samples.mask(i)) for i in range(len(samples))]
+    heatmaps = explainer(images).heatmaps
+    ratios = [heat[mask].sum() / heat.sum() for heat, mask in zip(heatmaps, truth, strict=True)]
+    ious = [((heat >= 0.5) & m).sum() / ((heat >= 0.5) | m).sum() for heat, m in zip(heatmaps, truth, strict=True)]
+    assert row["mean_ratio"] == pytest.approx(np.mean(ratios), abs=1e-4)
+    assert row["iou_50"] == pytest.approx(np.mean(ious), abs=1e-2)
+    assert row["ms_per_image"] > 0
+    low, high = row["interval"]["mean_ratio"]
+    assert low <= row["mean_ratio"] <= high
+
+
+def test_the_default_is_scored_at_the_size_that_explains_best(fused, test_images, training):
+    net, db = fused
+    result = evaluate(net, db, test_images, training)
+    rows = rows_by_name(result)
+    assert result["explain_size"] == [128, 128]
+    assert_row(rows["embedcam"], Explainer(net, db), test_images)
+    assert_row(rows["cluster transfer (paper)"], Explainer(net, db, preset="paper"), test_images)
+    other = evaluate(net, db, test_images, training, explain_size=64)
+    assert_row(rows_by_name(other)["embedcam"], Explainer(net, db, explain_size=64), test_images)
+    # Neighbours are looked for at the size that the network was trained at, whatever is explained.
+    assert result["recall_at_1"] == other["recall_at_1"]
 
 
 def test_recall_is_of_the_nearest_training_image(pair, test_images, training):
@@ -85,26 +102,31 @@ def test_classes_that_training_lacks_are_looked_for_among_the_test_images(pair, 
     assert result["recall_at_1"] == pytest.approx(expected)
 
 
-def test_compare_adds_methods_with_backprop(pair, test_images, training):
-    net, db = pair
+def test_compare_adds_all_transfers_and_methods_with_backprop(fused, test_images, training):
+    net, db = fused
     result = evaluate(net, db, test_images, training, compare=True)
-    backprop = [row["method"] for row in result["rows"] if row["backprop"]]
-    assert backprop == [
-        "Grad-CAM, 1 triplet",
-        "Grad-CAM, 1 triplet, plain placing",
+    rows = rows_by_name(result)
+    assert [name for name, row in rows.items() if row["backprop"]] == [
         "Grad-CAM, 5 triplets",
-        "Grad-CAM, 5 triplets, plain placing",
+        "Grad-CAM, 5 triplets, two layers",
+        "Grad-CAM, 5 triplets, top 12",
+        "Grad-CAM, 1 triplet",
+        "Grad-CAM++, 5 triplets",
+        "Grad-CAM++, 5 triplets, top 12",
+        "Grad-CAM++, 1 triplet",
+        "EmbeddingCAM (nearest class's proxy)",
     ]
+    assert rows["Grad-CAM, 5 triplets"]["correlation"] == pytest.approx(1)
+    assert all(-1 <= row["correlation"] <= 1 for row in rows.values())
     assert [row["default"] for row in result["rows"]].count(True) == 1
     assert all(parameter.grad is None for parameter in net.parameters())
     with pytest.raises(DataError, match="--compare needs labels, and training images"):
         evaluate(net, db, test_images, None, compare=True)
 
 
-def test_without_exemplars_there_is_no_nearest_row(pair, test_images):
-    net, db = pair
-    result = evaluate(net, replace(db, exemplars=None), test_images)
-    assert list(rows_by_name(result)) == ["cluster transfer", "cluster transfer, plain placing"]
+def test_compare_in_brief_adds_what_transfers_imitate(fused, test_images, training):
+    result = evaluate(*fused, test_images, training, compare=True, brief=True)
+    assert list(rows_by_name(result)) == ["embedcam", "cluster transfer (paper)", "Grad-CAM, 5 triplets"]
 
 
 def test_without_labels_and_masks_the_scores_are_null(pair, folder):

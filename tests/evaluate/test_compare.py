@@ -1,0 +1,139 @@
+"""The methods that are compared, against the same maps put together otherwise."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from embedcam.data import load
+from embedcam.database.triplets import Partners
+from embedcam.evaluate.compare import Gallery, of_gallery, transfers, with_backprop
+from embedcam.evaluate.localization import THRESHOLDS
+from embedcam.evaluate.method import Method, _bootstrap
+from embedcam.explain import Explainer
+from embedcam.explanation import Explanation
+from embedcam.gradient import GradCAM, Proxy, TripletMargin
+from embedcam.heatmap import PIXELS, fuse, place
+from embedcam.nets.inference import embed
+
+SIZE = 64
+INDICES = np.array([1, 3])
+
+
+@pytest.fixture(scope="module")
+def setting(fused, folder):
+    net, db = fused
+    training, test = (load(f"folder:{folder}", split) for split in ("train", "test"))
+    seen = embed(net, training)
+    gallery = Gallery(seen, training.labels, tuple(training.names))
+    images = torch.from_numpy(np.stack([net.preprocess(test.image(i)) for i in INDICES.tolist()]))
+    return net, db, gallery, test.labels, images
+
+
+def partners_of(setting, count):
+    _, db, gallery, labels, _ = setting
+    partners = Partners(gallery.labels, gallery.names, count, db.seed)
+    known = torch.from_numpy(gallery.seen.embeddings)
+    drawn = [partners.draw_outside(int(labels[i]), int(i)) for i in INDICES]
+    return [torch.stack([known[side[k]] for side in drawn]) for k in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def methods(setting):
+    net, db, gallery, labels, _ = setting
+    return {method.name: method for method in with_backprop(net, db, gallery, labels)}
+
+
+def test_per_image_gradcam_is_that_of_the_mean_partners(setting, methods):
+    net, _, _, _, images = setting
+    positives, negatives = (side.mean(dim=1) for side in partners_of(setting, 5))
+    target = TripletMargin(positives, negatives)
+    expected = GradCAM(net)(images, target)
+    np.testing.assert_allclose(
+        methods["Grad-CAM, 5 triplets"].explain(images, INDICES).heatmaps, expected.heatmaps, atol=1e-4
+    )
+    both = GradCAM(net, ["layer4", "layer3"])(images, target)
+    fused = fuse(both["layer4"].raw, PIXELS, both["layer3"].raw, PIXELS)
+    found = methods["Grad-CAM, 5 triplets, two layers"].explain(images, INDICES)
+    np.testing.assert_allclose(found.heatmaps, Explanation.of(fused).heatmaps, atol=1e-4)
+
+
+def test_per_image_gradcam_plus_plus_averages_the_weights_of_single_triplets(setting, methods):
+    net, db, _, _, images = setting
+    positives, negatives = partners_of(setting, 5)
+    kept = {}
+    handle = net.backbone.layer4.register_forward_hook(lambda _, __, out: kept.update(maps=out))
+    embeddings = net(images)
+    handle.remove()
+    maps, weights = kept["maps"], 0
+    for pair in range(5):
+        margin = (embeddings * (positives[:, pair] - negatives[:, pair])).sum()
+        (g,) = torch.autograd.grad(margin, maps, retain_graph=True)
+        alpha = 1 / (2 + g * maps.sum(dim=(2, 3), keepdim=True))
+        weights = weights + (alpha * g.clamp(min=0)).sum(dim=(2, 3)).detach() / 5
+    for name, kept_channels in (("Grad-CAM++, 5 triplets", 512), ("Grad-CAM++, 5 triplets, top 12", 12)):
+        strongest = torch.zeros_like(weights).scatter(1, weights.topk(kept_channels).indices, 1) * weights
+        raw = (strongest[:, :, None, None] * maps.detach()).sum(dim=1).clamp(min=0)
+        expected = Explanation.of(place(raw, db.geometry, (SIZE, SIZE)).numpy())
+        np.testing.assert_allclose(methods[name].explain(images, INDICES).heatmaps, expected.heatmaps, atol=1e-3)
+
+
+def test_the_proxy_is_that_of_the_nearest_class(setting, methods):
+    net, _, gallery, _, images = setting
+    proxies = np.stack([gallery.seen.embeddings[gallery.labels == c].mean(axis=0) for c in range(3)])
+    with torch.no_grad():
+        z = net(images).numpy()
+    nearest = np.linalg.norm(z[:, None] - proxies[None], axis=2).argmin(axis=1)
+    expected = GradCAM(net)(images, Proxy(torch.from_numpy(proxies[nearest])))
+    found = methods["EmbeddingCAM (nearest class's proxy)"].explain(images, INDICES)
+    np.testing.assert_allclose(found.heatmaps, expected.heatmaps, atol=1e-5)
+
+
+def test_channelwise_similarity_sums_to_the_cosine_of_the_pooled_maps(setting):
+    net, db, gallery, _, images = setting
+    (method,) = of_gallery(net, db, gallery)
+    with torch.no_grad():
+        seen = net.activations(images)
+    nearest = (seen.embeddings.numpy() @ gallery.seen.embeddings.T).argmax(axis=1)
+    other = torch.from_numpy(gallery.seen.pooled[nearest])
+    mine = seen.maps.mean(dim=(2, 3))
+    weights = mine * other / (mine.norm(dim=1) * other.norm(dim=1))[:, None]
+    np.testing.assert_allclose(weights.sum(dim=1), functional.cosine_similarity(mine, other), rtol=1e-5)
+    raw = (weights[:, :, None, None] * seen.maps).sum(dim=1).clamp(min=0)
+    expected = Explanation.of(place(raw, db.geometry, (SIZE, SIZE)).numpy())
+    np.testing.assert_allclose(method.explain(images, INDICES).heatmaps, expected.heatmaps, atol=1e-4)
+
+
+def test_fewer_and_more_channels_are_those_of_a_database_built_with_them(setting, folder):
+    net, db, _, _, images = setting
+    found = {method.name: method for method in transfers(net, db)}
+    from embedcam.database.build import build_database
+
+    for count, name in ((25, "cluster, top 25 channels"), (512, "cluster, all 512 channels")):
+        built = build_database(net, f"folder:{folder}", clusters=4, top_k=count, pairs=5, fusion=False)
+        expected = Explainer(net, built, transfer="cluster")(images)
+        np.testing.assert_allclose(found[name].explain(images, INDICES).heatmaps, expected.heatmaps, atol=1e-5)
+
+
+def test_correlation_by_hand():
+    def explanation(*rows):
+        maps = np.array(rows, dtype=np.float32)[:, None]
+        return Explanation(maps, maps, [[] for _ in rows])
+
+    method = Method("", lambda images, indices: explanation())
+    method.correlate(explanation([0, 0.5, 1], [1, 0, 0], [0, 0, 0]), explanation([0, 1, 2], [0, 1, 1], [0, 1, 2]))
+    assert method.correlations == pytest.approx([1, -1, 0])
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(60):
+        values = rng.random(80)
+        iou = np.tile(values[:, None], (1, len(THRESHOLDS)))
+        scores = {"mean_ratio": values, "pointing": (values > 0.5) * 1.0, "iou": iou, "box_iou": iou}
+        low, high = _bootstrap(scores, seed)["mean_ratio"]
+        covered += low <= 0.5 <= high
+        # The normal approximation of the same interval.
+        assert high - low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(80), rel=0.15)
+    assert 52 <= covered <= 60
