@@ -20,7 +20,8 @@ from ..nets.network import Network
 Explain = Callable[[Tensor], Explanation]
 RANDOM = "random order"
 # Shares of the image's side. Blurred by 1/8, butterflies at 224 pixels are as near to themselves as to any other image
-# (mean cosine 0.00; 0.37 if blurred by 1/64). Noise of 1/16 has spots as wide as the cells of a 7 x 7 map: a baseline of single pixels would break every texture, and lose for that alone.
+# (mean cosine 0.00; 0.37 if blurred by 1/64). Noise of 1/16 has spots as wide as the cells of a 7 x 7 map: a baseline
+# of single pixels would break every texture, and lose for that alone.
 _BLUR, _SPOT = 1 / 8, 1 / 16
 # Rounding leaves equal heats some last digits apart, and not at random: these levels make them equal again.
 _LEVELS = 2**16 - 1
