@@ -40,7 +40,9 @@ def settings(db: WeightDatabase) -> dict[str, dict[str, Any]]:
     return found
 
 
-def score(net: embedcam.EmbeddingNet, db: WeightDatabase, held: Samples, size: int, into: dict[str, Localization]) -> None:
+def score(
+    net: embedcam.EmbeddingNet, db: WeightDatabase, held: Samples, size: int, into: dict[str, Localization]
+) -> None:
     """Explain the images of one fold in one size with every explainer."""
     explainers = {name: Explainer(net, db, **options) for name, options in settings(db).items()}
     preprocess = replace(net.preprocess, input_size=(size, size))

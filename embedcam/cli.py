@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -288,6 +288,15 @@ def evaluate(
         bool,
         typer.Option("--compare", help="Also score all other transfers, and per-image methods with gradients."),
     ] = False,
+    faithfulness: Annotated[
+        bool, typer.Option("--faithfulness", help="Also hide and show what the maps point at, and embed what is left.")
+    ] = False,
+    randomisation: Annotated[
+        bool, typer.Option("--randomisation", help="Also explain with networks whose layers are random.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the curves of these two.", metavar="DIR")] = Path(
+        "runs/evaluate"
+    ),
     explain_size: ExplainSizeOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.", metavar="FILE")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
@@ -303,25 +312,29 @@ def evaluate(
     """
     from .data import load, load_gallery
     from .database import WeightDatabase
+    from .evaluate.checks import check_faithfulness, check_randomisation
     from .evaluate.table import evaluate as run
     from .files import require_writable, write_text
     from .nets import EmbeddingNet
+    from .show.curve import draw_faithfulness, draw_randomisation
 
     if json_file is not None:
         require_writable(json_file)
-    network = EmbeddingNet.load(net).to(console.device(device))
-    result = run(
-        network,
-        WeightDatabase.load(db),
-        load(data, "test"),
-        load_gallery(data),
-        compare=compare,
-        explain_size=explain_size,
-        batch_size=batch_size,
-        strict=strict,
-        workers=workers,
-    )
+    network, database = EmbeddingNet.load(net).to(console.device(device)), WeightDatabase.load(db)
+    test = load(data, "test")
+    reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
+    result = run(network, database, test, load_gallery(data), compare=compare, explain_size=explain_size, **reading)
     console.print_scores(result)
+    if faithfulness:
+        result["faithfulness"] = check_faithfulness(network, database, test, **reading)
+        console.print_faithfulness(result["faithfulness"])
+        draw_faithfulness(result["faithfulness"], out / "faithfulness.png")
+        typer.echo(f"wrote {out / 'faithfulness.png'}")
+    if randomisation:
+        result["randomisation"] = check_randomisation(network, database, test, **reading)
+        console.print_randomisation(result["randomisation"])
+        draw_randomisation(result["randomisation"], out / "randomisation.png")
+        typer.echo(f"wrote {out / 'randomisation.png'}")
     if json_file is not None:
         write_text(json_file, json.dumps({**result, "data": data}, indent=2) + "\n")
         typer.echo(f"wrote {json_file}")

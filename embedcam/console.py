@@ -87,6 +87,45 @@ def print_scores(result: dict[str, Any]) -> None:
     console.print(f"\n{scores + '; ' if scores else ''}{read}")
 
 
+def print_faithfulness(result: dict[str, Any]) -> None:
+    """Print the areas under the curves of deletion and insertion.
+
+    Args:
+        result: Of `faithfulness`.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("method", box=None, pad_edge=False, title=f"faithfulness, {result['images']} images")
+    for name in ("deletion (lower is better)", "insertion (higher is better)", "rank, deletion", "rank, insertion"):
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        areas = [row[kind][key] for key in ("similarity_area", "rank_area") for kind in ("deletion", "insertion")]
+        table.add_row(row["method"], *(f"{area:.3f}" for area in areas))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def print_randomisation(result: dict[str, Any]) -> None:
+    """Print how alike the maps stay while more and more layers become random.
+
+    Args:
+        result: Of `randomisation`.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, title=f"randomisation, {result['images']} images")
+    table.add_column("random from")
+    for name in ("layers", "rank correlation with the original"):
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        table.add_row(row["layer"] or "none", str(row["layers"]), f"{row['spearman']:.3f}")
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    if result["between_images"]["spearman"] is not None:
+        console.print(f"between the original maps of different images: {result['between_images']['spearman']:.3f}")
+
+
 def left_out(count: int) -> str:
     """Say how many images could not be read.
 

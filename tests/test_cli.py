@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedcam import cli
+from embedcam import cli, console
 from embedcam.nets import EmbeddingNet
 
 TRAIN = ("--backbone", "tiny", "--dim", 8, "--image-size", 32, "--batch-size", 12)
@@ -26,12 +26,12 @@ MAIN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);
 @pytest.fixture
 def run(capsys, monkeypatch):
     """Run one command line; give its exit code, stdout and stderr."""
-    monkeypatch.setattr(cli.progress, "_shown", False)  # put back after the test
+    monkeypatch.setattr(console.progress, "_shown", False)  # put back after the test
 
     def run(*arguments):
         before = signal.getsignal(signal.SIGTERM)
         try:
-            code = cli._run(functools.partial(cli.app, [str(a) for a in arguments]), debug=False)
+            code = console.run(functools.partial(cli.app, [str(a) for a in arguments]), debug=False)
         finally:
             signal.signal(signal.SIGTERM, before)
             logging.getLogger("embedcam").handlers.clear()  # as a process that ends
@@ -109,7 +109,7 @@ def test_the_whole_pipeline_on_a_folder(run, folder, tmp_path):
 
     code, said, err = run("evaluate", "--net", net, "--db", db, *data, "--compare", "--json", scores)
     assert code == 0, err
-    assert "cluster transfer (default)" in said
+    assert "embedcam (default)" in said
     assert "12 images, 12 with a mask" in said
     result = json.loads(scores.read_text())
     assert result["schema"] == 1
@@ -118,6 +118,47 @@ def test_the_whole_pipeline_on_a_folder(run, folder, tmp_path):
     assert all(keys <= row.keys() for row in result["rows"])
     assert {row["backprop"] for row in result["rows"]} == {True, False}
     assert 0 <= result["recall_at_1"] <= 1
+
+
+def test_explaining_in_another_size_and_the_published_way(run, fused, folder, tmp_path):
+    net, db = fused
+    net.save(tmp_path / "net.safetensors")
+    db.save(tmp_path / "weights.h5")
+    files = ("--net", tmp_path / "net.safetensors", "--db", tmp_path / "weights.h5")
+    picture = folder / "images" / "class0" / "00.png"
+    sizes = {}
+    for name, options in {"default": (), "paper": ("--preset", "paper"), "asked": ("--explain-size", 96)}.items():
+        assert run("explain", picture, *files, *options, "--out", tmp_path / name)[0] == 0
+        sizes[name] = np.load(tmp_path / name / "maps" / "00.png.npz")["heatmap"].shape
+    assert sizes == {"default": (128, 128), "paper": (64, 64), "asked": (96, 96)}
+
+
+def test_anomalies_are_listed_the_most_unlike_first(run, trained, folder, tmp_path):
+    files = ("--net", trained / "net.safetensors", "--db", trained / "weights.h5")
+    code, said, err = run("explain", folder / "images", *files, "--anomaly", "--out", tmp_path / "out")
+    assert code == 0, err
+    listed = [float(line.split("anomaly ")[1].split(";")[0]) for line in said.splitlines() if "anomaly " in line]
+    assert len(listed) == 20
+    assert listed == sorted(listed, reverse=True)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "explanations.jsonl").read_text().splitlines()]
+    assert max(line["anomaly"] for line in lines) == pytest.approx(listed[0], abs=0.01)
+    flagged = [line for line in lines if line["anomaly"] > 1]
+    assert all(line["typicality_in_words"] == "unlike the training images" for line in flagged)
+    assert all(line["notes"][0].startswith("unlike the training images: ") for line in flagged)
+
+
+def test_faithfulness_and_randomisation_are_printed_drawn_and_written(run, trained, folder, tmp_path):
+    files = ("--net", trained / "net.safetensors", "--db", trained / "weights.h5", "--data", f"folder:{folder}")
+    out, scores = tmp_path / "out", tmp_path / "scores.json"
+    options = ("--faithfulness", "--randomisation", "--out", out, "--json", scores)
+    code, said, err = run("evaluate", *files, *options)
+    assert code == 0, err
+    assert "random order" in said
+    assert "between the original maps of different images" in said
+    assert left_in(out) == ["faithfulness.png", "randomisation.png"]
+    result = json.loads(scores.read_text())
+    assert [row["method"] for row in result["faithfulness"]["rows"]][:2] == ["embedcam", "cluster transfer (paper)"]
+    assert result["randomisation"]["rows"][0]["spearman"] == pytest.approx(1)
 
 
 def test_same_seed_same_network_and_same_database(run, folder, tmp_path):
@@ -337,6 +378,8 @@ def test_nearest_transfer_needs_exemplars(fails, run, trained, folder, tmp_path)
         (["inspect", "weights.h5", "--top", "0"], "Invalid value for '--top'"),
         (["train", "--data", "digits", "--backbone", "tiny", "--out", "n", "--lr", "-1"], "Invalid value for '--lr'"),
         (["explain", "x.jpg", "--net", "n", "--db", "d", "--transfer", "both"], "Invalid value for '--transfer'"),
+        (["explain", "x.jpg", "--net", "n", "--db", "d", "--preset", "best"], "Invalid value for '--preset'"),
+        (["explain", "x.jpg", "--net", "n", "--db", "d", "--explain-size", "2"], "Invalid value for '--explain-size'"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(run, arguments, said):
@@ -355,7 +398,7 @@ def test_version_and_help_are_no_errors(run):
 
 def test_debug_shows_the_traceback():
     with pytest.raises(cli.EmbedcamError, match="no weight database nowhere"):
-        cli._run(functools.partial(cli.app, ["inspect", "nowhere.h5"]), debug=True)
+        console.run(functools.partial(cli.app, ["inspect", "nowhere.h5"]), debug=True)
 
 
 def interrupt(after, *arguments):

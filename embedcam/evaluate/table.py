@@ -75,14 +75,19 @@ def evaluate(
     pass_over = partial(
         _pass, net, test, reference=imitated if compare else None, batch_size=batch_size, strict=strict, workers=workers
     )
-    read, _, masks = pass_over(methods, explainer.preprocess, what="explaining")
-    _, embeddings, _ = pass_over(natives, net.preprocess, what="explaining at the network's size")
+    own, best = net.preprocess, explainer.preprocess
+    everything = np.arange(len(test))
+    if best == own:
+        read, embeddings, masks = pass_over(everything, [*natives, *methods], own, what="explaining")
+    else:
+        read, embeddings, masks = pass_over(everything, natives, own, what="explaining at the network's size")
+        pass_over(read, methods, best, what=f"explaining at {' x '.join(map(str, best.input_size))} pixels")
     rows = [method.row() for method in [default, *natives, *methods[1:]]]
     return {
         "schema": 1,
         "rows": rows,
         **_retrieval(embeddings, test.subset(read), known),
-        "explain_size": list(explainer.preprocess.input_size),
+        "explain_size": list(best.input_size),
         "images": len(read),
         "masks": masks,
         "skipped": len(test) - len(read),
@@ -92,6 +97,7 @@ def evaluate(
 def _pass(
     net: Network,
     test: Samples,
+    among: NDArray[np.int64],
     methods: Sequence[Method],
     preprocess: Preprocess,
     *,
@@ -101,15 +107,17 @@ def _pass(
     strict: bool,
     workers: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], int]:
-    """Run methods over the images in one size; give the images that were read, their embeddings, and the masks' number.
+    """Run methods over some images in one size; give those that were read, their embeddings, and the number of masks.
 
-    The reference is run beside, whether or not it is one of the methods, for each method's correlation with it.
+    The embeddings are those of the first method. The reference is run beside, for each method's correlation with it.
     """
     kept: list[NDArray[np.int64]] = []
     embeddings: list[NDArray[np.float32]] = []
     masks = 0
-    loaded = tensor_batches(net, test, batch_size, what, preprocess=preprocess, strict=strict, workers=workers)
-    for indices, images in loaded:
+    some = test.subset(among)
+    loaded = tensor_batches(net, some, batch_size, what, preprocess=preprocess, strict=strict, workers=workers)
+    for rows, images in loaded:
+        indices = among[rows]
         scored, truth, ignore = _masks(preprocess, test, indices)
         masks += len(scored)
         imitated = None if reference is None else reference.explain(images, indices)

@@ -70,8 +70,7 @@ class Transfer:
             raise DatabaseError(f"unknown transfer {transfer!r}; use one of {', '.join(TRANSFERS)}")
         if transfer in ("nearest", "neighbors") and database.exemplars is None:
             raise DatabaseError(
-                f"this weight database holds no exemplars, which transfer {transfer!r} needs; "
-                "use --transfer cluster, or build it with exemplars"
+                "this weight database holds no exemplars; use --transfer cluster, or build it with exemplars"
             )
         self.name, self.top_k = transfer, database.top_k
         self._db, self._cosine = database, database.network.metric == "cosine"

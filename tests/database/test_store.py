@@ -209,7 +209,10 @@ def test_a_missing_file_is_refused(tmp_path):
         (replace_item("exemplars/label", np.full(N, L)), "/exemplars/label"),
         (lambda f: f.__delitem__("clusters/weights_std"), "/clusters/weights_std: expected a dataset, found nothing"),
         (lambda f: f["geometry"].attrs.modify("cell_stride", [0.0, 1.0]), "/geometry cell_stride"),
-        (replace_item("fusion/weights_mean", np.zeros((C + 1, FINE), "f4")), r"/fusion/weights_mean: expected shape \(3"),
+        (
+            replace_item("fusion/weights_mean", np.zeros((C + 1, FINE), "f4")),
+            r"/fusion/weights_mean: expected shape \(3",
+        ),
         (lambda f: f["fusion"].attrs.modify("cell_stride", [16.0, np.nan]), "/fusion: expected finite numbers"),
         (lambda f: f["fusion"].attrs.modify("input_size", [0, 96]), "/fusion input_size: expected positive"),
         (lambda f: f["fusion"].attrs.modify("distance_scale", np.inf), "/fusion distance_scale: expected a positive"),

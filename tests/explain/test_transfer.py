@@ -122,5 +122,5 @@ def test_what_a_transfer_lacks_is_named():
     with pytest.raises(DatabaseError, match="unknown transfer 'best'; use one of soft-contrast"):
         Transfer(database(), "best")
     for transfer in ("nearest", "neighbors"):
-        with pytest.raises(DatabaseError, match=f"no exemplars, which transfer '{transfer}' needs"):
+        with pytest.raises(DatabaseError, match="holds no exemplars; use --transfer cluster"):
             Transfer(replace(database(), exemplars=None), transfer)
