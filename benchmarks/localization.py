@@ -126,10 +126,8 @@ def main() -> None:
     net, db = EmbeddingNet.load(given.net), WeightDatabase.load(given.db)
     test, training = load(given.data, "test"), load_gallery(given.data)
     assert training is not None
-    assert training.labels is not None
     assert test.labels is not None
-    seen = embed(net, training, what="gallery")
-    gallery = Gallery(seen, training.labels[seen.kept], tuple(training.names))
+    gallery = Gallery(training, embed(net, training, what="gallery"))
     others = peers(net, gallery, test.labels)
     result = evaluate(net, db, test, training, compare=True, extra=others, explain_size=given.explain_size)
     about = {"data": given.data, "embedcam": embedcam.__version__, "torch": torch.__version__, "cores": os.cpu_count()}

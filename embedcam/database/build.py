@@ -39,6 +39,7 @@ def build_database(
     method: str = "gradcam",
     exemplars: bool = True,
     fusion: bool = True,
+    embedded: Embedded | None = None,
     seed: int = 0,
     batch_size: int = 32,
     strict: bool = False,
@@ -57,6 +58,7 @@ def build_database(
         exemplars: Keep every image's embedding and strongest channels too.
         fusion: Look at some images of each cluster more closely too, for the default explainer; without it, only
             the published method's maps can be made.
+        embedded: What `nets.inference.embed` has seen of this data set, to save the pass.
         seed: Of the partners and the k-means.
         batch_size: Images a batch.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
@@ -82,7 +84,7 @@ def build_database(
     if samples.labels is not None:  # fail before the long pass, not after it
         Partners(samples.labels, samples.names, pairs, seed)
 
-    seen = embed(net, samples, batch_size=batch_size, strict=strict, workers=workers)
+    seen = embedded or embed(net, samples, batch_size=batch_size, strict=strict, workers=workers)
     samples = samples.subset(seen.kept)
     centroids, cluster, distance = clustering.kmeans(seen.embeddings, clusters, net.metric, seed)
     labels = samples.labels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import layers
+from ..data.samples import Samples
+from ..database.build import build_database
 from ..database.clusters import top_channels
 from ..database.grad_weights import direction, weigh
 from ..database.record import WeightDatabase
@@ -25,7 +27,8 @@ from ..nets.inference import Embedded
 from ..nets.network import Network
 from .method import Explain, Method
 
-_CHANNELS = (10, 25, 100, 200)
+# Sweeps around the published 50 clusters and 50 channels.
+_CLUSTERS, _CHANNELS = (10, 25, 100, 200), (10, 25, 100, 200)
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,24 @@ class Gallery:
     """Training images: whose embeddings are searched, and from whom triplets take their partners.
 
     Attributes:
-        seen: Their embeddings, and pooled vectors if the head sees nothing else.
-        labels: (N,) of the embedded ones.
-        names: Of the labels.
+        samples: The images, with labels.
+        seen: Embeddings of those that could be read, and pooled vectors if the head sees nothing else.
     """
 
+    samples: Samples
     seen: Embedded
-    labels: NDArray[np.int64]
-    names: tuple[str, ...]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) of the embedded images."""
+        labels = self.samples.labels
+        assert labels is not None
+        return labels[self.seen.kept]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the labels."""
+        return self.samples.names
 
 
 def of_explainer(explainer: Explainer) -> Method:
@@ -149,11 +162,27 @@ def of_gallery(net: Network, db: WeightDatabase, gallery: Gallery) -> list[Metho
         gallery: Training images.
 
     Returns:
-        The rows; none for heads that see more than the mean of each channel.
+        The rows: cluster transfer from databases of fewer and of more clusters, and, for heads that see only the mean
+        of each channel, the channel-wise similarity with the nearest image.
     """
-    if gallery.seen.pooled is None:
-        return []
-    return [Method("channel-wise similarity (after SFAM)", _channelwise(net, db, gallery))]
+    found = []
+    for count in (c for c in _CLUSTERS if c != db.clusters and 2 * c <= len(gallery.seen.kept)):
+        other = build_database(
+            net,
+            gallery.samples,
+            clusters=count,
+            top_k=db.top_k,
+            pairs=db.pairs,
+            method=db.method,
+            exemplars=False,
+            fusion=False,
+            embedded=gallery.seen,
+            seed=db.seed,
+        )
+        found.append(Method(f"cluster, {count} clusters", _explain(Explainer(net, other, transfer="cluster"))))
+    if gallery.seen.pooled is not None:
+        found.append(Method("channel-wise similarity (after SFAM)", _channelwise(net, db, gallery)))
+    return found
 
 
 def _explain(explainer: Explainer) -> Explain:

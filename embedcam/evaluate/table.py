@@ -61,7 +61,7 @@ def evaluate(
         DatabaseError: If the database was made for another network.
     """
     explainer = Explainer(net, database, explain_size=explain_size)
-    default = of_explainer(explainer)
+    net, default = explainer.net, of_explainer(explainer)  # at the database's layer
     known = _gallery(net, test, gallery, batch_size, strict, workers)
     methods, natives = [default, *extra], [published(net, database)]
     if compare:
@@ -141,7 +141,7 @@ def _gallery(
     if not set(test.labels.tolist()) <= set(gallery.labels.tolist()):
         return None
     seen = embed(net, gallery, batch_size=batch_size, what="gallery", strict=strict, workers=workers)
-    return Gallery(seen, gallery.labels[seen.kept], tuple(gallery.names))
+    return Gallery(gallery, seen)
 
 
 def _masks(

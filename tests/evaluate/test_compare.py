@@ -6,7 +6,9 @@ import torch
 from torch.nn import functional
 
 from embedcam.data import load
+from embedcam.database.build import build_database
 from embedcam.database.triplets import Partners
+from embedcam.evaluate import compare
 from embedcam.evaluate.compare import Gallery, of_gallery, transfers, with_backprop
 from embedcam.evaluate.localization import THRESHOLDS
 from embedcam.evaluate.method import Method, _bootstrap
@@ -25,7 +27,7 @@ def setting(fused, folder):
     net, db = fused
     training, test = (load(f"folder:{folder}", split) for split in ("train", "test"))
     seen = embed(net, training)
-    gallery = Gallery(seen, training.labels, tuple(training.names))
+    gallery = Gallery(training, seen)
     images = torch.from_numpy(np.stack([net.preprocess(test.image(i)) for i in INDICES.tolist()]))
     return net, db, gallery, test.labels, images
 
@@ -91,7 +93,7 @@ def test_the_proxy_is_that_of_the_nearest_class(setting, methods):
 
 def test_channelwise_similarity_sums_to_the_cosine_of_the_pooled_maps(setting):
     net, db, gallery, _, images = setting
-    (method,) = of_gallery(net, db, gallery)
+    *_, method = of_gallery(net, db, gallery)
     with torch.no_grad():
         seen = net.activations(images)
     nearest = (seen.embeddings.numpy() @ gallery.seen.embeddings.T).argmax(axis=1)
@@ -107,12 +109,23 @@ def test_channelwise_similarity_sums_to_the_cosine_of_the_pooled_maps(setting):
 def test_fewer_and_more_channels_are_those_of_a_database_built_with_them(setting, folder):
     net, db, _, _, images = setting
     found = {method.name: method for method in transfers(net, db)}
-    from embedcam.database.build import build_database
-
     for count, name in ((25, "cluster, top 25 channels"), (512, "cluster, all 512 channels")):
         built = build_database(net, f"folder:{folder}", clusters=4, top_k=count, pairs=5, fusion=False)
         expected = Explainer(net, built, transfer="cluster")(images)
         np.testing.assert_allclose(found[name].explain(images, INDICES).heatmaps, expected.heatmaps, atol=1e-5)
+
+
+def test_other_numbers_of_clusters_are_those_of_databases_built_with_them(setting, folder, monkeypatch):
+    net, db, gallery, _, images = setting
+    monkeypatch.setattr(compare, "_CLUSTERS", (2, 4, 6, 200))
+    found = {method.name: method for method in of_gallery(net, db, gallery)}
+    # 4 clusters are the database's own, 200 are more than half of the images.
+    assert [name for name in found if name.startswith("cluster")] == ["cluster, 2 clusters", "cluster, 6 clusters"]
+    built = build_database(net, f"folder:{folder}", clusters=6, top_k=12, pairs=5, fusion=False)
+    expected = Explainer(net, built, transfer="cluster")(images)
+    np.testing.assert_allclose(
+        found["cluster, 6 clusters"].explain(images, INDICES).heatmaps, expected.heatmaps, atol=1e-5
+    )
 
 
 def test_correlation_by_hand():
