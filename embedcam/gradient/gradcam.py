@@ -236,8 +236,7 @@ class GradCAM:
 
     def _geometry(self, name: str, size: tuple[int, int]) -> Geometry:
         if (name, size) not in self._geometries:
-            with layers.uncompiled():
-                self._geometries[name, size] = receptive_field.geometry(self._body, name, size)
+            self._geometries[name, size] = receptive_field.geometry(self._body, name, size)
         return self._geometries[name, size]
 
     def _explanations(self, maps: list[Tensor], output: Tensor, classes: int | Sequence[int] | None) -> Any:
