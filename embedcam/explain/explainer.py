@@ -83,7 +83,7 @@ class Explainer:
         self._autocast, self._modules = autocast, list(self.net.modules())
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Explanation:
+    def __call__(self, images: Tensor | NDArray[np.float32]) -> Explanation:
         """Explain images.
 
         Args:
@@ -95,7 +95,7 @@ class Explainer:
         Raises:
             DatabaseError: If the database's finer layer is not as wide as the network's.
         """
-        images = images.to(self.net.device)
+        images = torch.as_tensor(images).to(self.net.device)
         size = (int(images.shape[2]), int(images.shape[3]))
         precision = torch.autocast(images.device.type, self._autocast, enabled=self._autocast is not None)
         with layers.evaluating(self.net, self._modules), precision:
@@ -127,6 +127,31 @@ class Explainer:
             neighbors=None if found.exemplars is None else found.exemplars[:, 0],
             preprocess=self.net.preprocess,
         )
+
+    def labels_of(self, cluster: int) -> list[tuple[str, int]]:
+        """List the commonest labels of a cluster.
+
+        Args:
+            cluster: Its index.
+
+        Returns:
+            (name, count), the commonest first; empty without labels.
+        """
+        return self.database.labels_of(cluster)
+
+    def exemplar(self, index: int) -> tuple[str, str | None]:
+        """Name a training image, such as the one an image looks like.
+
+        Args:
+            index: Of an `Explanation`'s `neighbors`.
+
+        Returns:
+            Its path, relative to the data set, and its label, or None if that is unknown.
+        """
+        exemplars, names = self.database.exemplars, self.database.label_names
+        assert exemplars is not None
+        label = int(exemplars.label[index])
+        return exemplars.path[index], names[label] if names is not None and label >= 0 else None
 
     def _geometry(self, known: Geometry, maps: Tensor, size: tuple[int, int]) -> Geometry:
         if self.placement == "stretch":

@@ -8,25 +8,23 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..data.images import list_images
 from ..data.loading import batches
 from ..data.samples import FileSamples
-from ..database.record import WeightDatabase
 from ..errors import DataError
 from ..explanation import Explanation
 from ..files import atomic_path, require_writable, write_text
+from ..preprocess import Preprocess
 from ..progress import track
 from ..show.boxes import draw_boxes, find_boxes
 from ..show.grid import grid, save_png
 from ..show.overlay import overlay
-from .explainer import Explainer
 
 logger = logging.getLogger("embedcam")
 
@@ -35,6 +33,27 @@ _SHEET_PAIRS_A_ROW = 4
 _SHEET_CELL = 160
 # Overlays keep a picture's own pixels up to this side; more adds nothing to a map of a few cells.
 _LONGEST_SIDE = 1600
+
+
+class AnyExplainer(Protocol):
+    """What explains images: by torch or by another runtime."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """From a picture to an input of the size to explain it in."""
+        ...
+
+    def __call__(self, images: Any) -> Explanation:
+        """Explain an image batch, float32 (B, 3, H, W)."""
+        ...
+
+    def labels_of(self, cluster: int) -> list[tuple[str, int]]:
+        """List the commonest labels of a cluster, with their counts."""
+        ...
+
+    def exemplar(self, index: int) -> tuple[str, str | None]:
+        """Name a training image, and its label if it is known."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +121,7 @@ def _unique(ids: list[str]) -> tuple[str, ...]:
 
 
 def explain_files(
-    explainer: Explainer,
+    explainer: AnyExplainer,
     inputs: Sequence[str | Path],
     out: str | Path,
     draw: DrawOptions | None = None,
@@ -140,11 +159,11 @@ def explain_files(
     sheet: list[_Pair] = []
     loaded = batches(samples, explainer.preprocess, batch_size, strict=strict, workers=workers)
     for indices, images in track(loaded, "explaining", len(samples), unit=batch_size):
-        explanation = explainer(torch.from_numpy(images))
+        explanation = explainer(images)
         for place, index in enumerate(indices.tolist()):
             image, heatmap = samples.image(index), explanation.heatmaps[place]
             drawn, boxes = _draw(_bounded(image, _LONGEST_SIDE), heatmap, draw)
-            line = _line(explainer.database, samples.files[index], explanation, place)
+            line = _line(explainer, samples.files[index], explanation, place)
             if draw.boxes:
                 line["boxes"] = boxes
             line |= _write(out, samples.ids[index], drawn, explanation, place)
@@ -180,7 +199,7 @@ def _draw(
     return draw_boxes(drawn, boxes), known
 
 
-def _line(db: WeightDatabase, file: Path, explanation: Explanation, place: int) -> dict[str, Any]:
+def _line(explainer: AnyExplainer, file: Path, explanation: Explanation, place: int) -> dict[str, Any]:
     """Say about one image what a program wants to read."""
     assert explanation.clusters is not None
     assert explanation.distances is not None
@@ -190,18 +209,15 @@ def _line(db: WeightDatabase, file: Path, explanation: Explanation, place: int) 
     line: dict[str, Any] = {
         "image": str(file),
         "cluster": cluster,
-        "cluster_labels": dict(db.labels_of(cluster)),
+        "cluster_labels": dict(explainer.labels_of(cluster)),
         "distance": float(explanation.distances[place]),
         "typicality": float(explanation.typicality[place]),
         "typicality_in_words": explanation.typicality_in_words(place),
         "anomaly": float(explanation.anomaly[place]),
         "notes": explanation.notes[place],
     }
-    if db.exemplars is not None and explanation.neighbors is not None:
-        neighbor = int(explanation.neighbors[place])
-        label = int(db.exemplars.label[neighbor])
-        line["looks_like"] = db.exemplars.path[neighbor]
-        line["looks_like_label"] = db.label_names[label] if db.label_names is not None and label >= 0 else None
+    if explanation.neighbors is not None:
+        line["looks_like"], line["looks_like_label"] = explainer.exemplar(int(explanation.neighbors[place]))
     return line
 
 
