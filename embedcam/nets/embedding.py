@@ -99,6 +99,36 @@ class EmbeddingNet(Network):
         embeddings: Tensor = self.head(vector)
         return functional.normalize(embeddings) if self.metric == "cosine" else embeddings
 
+    def head_along(self, vectors: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Read the head as the linear map that it is at given vectors, along directions of the embedding space.
+
+        Before normalising, direction . head(u) = weights . u + constant: everywhere for a linear head, with a hidden
+        layer wherever the same units are on. No gradient is computed.
+
+        Args:
+            vectors: (B, F) that enter the head, or (1, F).
+            directions: (B, D).
+
+        Returns:
+            Weights (B, F) and constants (B,).
+
+        Raises:
+            NetworkError: If the head was replaced by one of another kind.
+        """
+        match list(self.head) if isinstance(self.head, nn.Sequential) else [self.head]:
+            case [nn.Linear() as last]:
+                weights = directions @ last.weight
+            case [nn.Linear() as first, nn.ReLU(), nn.Linear() as last]:
+                weights = (directions @ last.weight * (first(vectors) > 0)) @ first.weight
+            case parts:
+                kinds = ", ".join(type(part).__name__ for part in parts)
+                raise NetworkError(
+                    f"the head of {self.architecture} is {kinds}; only a linear one, or two linear layers with a ReLU "
+                    "between them, can be read as a linear map"
+                )
+        constants = (directions * self.head(vectors)).sum(dim=1) - (weights * vectors).sum(dim=1)
+        return weights, constants
+
     def config(self) -> dict[str, Any]:
         """Describe how to build this network again.
 
