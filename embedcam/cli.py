@@ -250,6 +250,7 @@ def explain(
     import torch
 
     from .explain import Explainer
+    from .explain.against_files import explain_against
     from .explain.files import DrawOptions, explain_files
     from .nets import EmbeddingNet
 
@@ -265,7 +266,14 @@ def explain(
         autocast=autocast,
     )
     draw = DrawOptions(boxes, threshold, alpha, colormap)
-    lines = explain_files(explainer, inputs, out, draw, batch_size=batch_size, strict=strict, workers=workers)
+    reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
+    if against is not None:
+        pairs = explain_against(explainer, inputs, against, out, draw, **reading)
+        for pair in pairs[:20]:
+            typer.echo(f"{pair['image']}: similarity {pair['similarity']:.3f}, see {out / pair['pair']}")
+        typer.echo(f"wrote {len(pairs)} pictures to {out / 'pairs'}, and {out / 'pairs.jsonl'}")
+        return
+    lines = explain_files(explainer, inputs, out, draw, **reading)
     if anomaly:
         lines = sorted(lines, key=lambda line: -line["anomaly"])
     for line in lines[:20]:

@@ -133,6 +133,18 @@ def test_explaining_in_another_size_and_the_published_way(run, fused, folder, tm
     assert sizes == {"default": (128, 128), "paper": (64, 64), "asked": (96, 96)}
 
 
+def test_images_are_compared_with_another(run, fails, trained, folder, tmp_path):
+    files = ("--net", trained / "net.safetensors", "--db", trained / "weights.h5", "--out", tmp_path / "out")
+    other = folder / "images" / "class0" / "00.png"
+    code, said, err = run("explain", folder / "images" / "class0", *files, "--against", other)
+    assert code == 0, err
+    assert f"{other}: similarity 1.000" in said
+    lines = [json.loads(line) for line in (tmp_path / "out" / "pairs.jsonl").read_text().splitlines()]
+    assert left_in(tmp_path / "out") == sorted(["pairs.jsonl", *(line["pair"] for line in lines)])
+    assert len(lines) == 10
+    assert "no such file" in fails("explain", other, *files, "--against", tmp_path / "none.png").lower()
+
+
 def test_anomalies_are_listed_the_most_unlike_first(run, trained, folder, tmp_path):
     files = ("--net", trained / "net.safetensors", "--db", trained / "weights.h5")
     code, said, err = run("explain", folder / "images", *files, "--anomaly", "--out", tmp_path / "out")

@@ -23,6 +23,7 @@ from ..explain import Explainer
 from ..explanation import Explanation
 from ..gradient import GradCAM, TripletMargin
 from ..heatmap import PIXELS, combine, fuse, place
+from ..nets.embedding import EmbeddingNet
 from ..nets.inference import Embedded
 from ..nets.network import Network
 from .method import Explain, Method
@@ -163,7 +164,7 @@ def of_gallery(net: Network, db: WeightDatabase, gallery: Gallery) -> list[Metho
 
     Returns:
         The rows: cluster transfer from databases of fewer and of more clusters, and, for heads that see only the mean
-        of each channel, the channel-wise similarity with the nearest image.
+        of each channel, the nearest class's proxy and the channel-wise similarity with the nearest image.
     """
     found = []
     for count in (c for c in _CLUSTERS if c != db.clusters and 2 * c <= len(gallery.seen.kept)):
@@ -181,6 +182,8 @@ def of_gallery(net: Network, db: WeightDatabase, gallery: Gallery) -> list[Metho
         )
         found.append(Method(f"cluster, {count} clusters", _explain(Explainer(net, other, transfer="cluster"))))
     if gallery.seen.pooled is not None:
+        if isinstance(net, EmbeddingNet):
+            found.append(Method("nearest class's proxy, closed form", _closed_form(net, db, gallery)))
         found.append(Method("channel-wise similarity (after SFAM)", _channelwise(net, db, gallery)))
     return found
 
@@ -223,16 +226,38 @@ def _two_layers(
     return explain
 
 
+def _proxies(gallery: Gallery) -> Tensor:
+    known, labels = gallery.seen.embeddings, gallery.labels
+    return torch.from_numpy(np.stack([known[labels == label].mean(axis=0) for label in np.unique(labels)]))
+
+
 def _proxy(net: Network, db: WeightDatabase, gallery: Gallery) -> Explain:
-    known = gallery.seen.embeddings
-    proxies = torch.from_numpy(np.stack([known[gallery.labels == c].mean(axis=0) for c in np.unique(gallery.labels)]))
-    proxies = proxies.to(net.device)
+    proxies = _proxies(gallery).to(net.device)
     cam = GradCAM(net, db.network.layer)
 
     def explain(images: Tensor, _: NDArray[np.int64]) -> Explanation:
         # The class comes out of the forward pass that the explanation makes anyway, so a target does the choice.
         explanation: Explanation = cam(images, lambda z: (z * proxies[_nearest(z.detach(), proxies)]).sum(dim=1))
         return explanation
+
+    return explain
+
+
+def _closed_form(net: EmbeddingNet, db: WeightDatabase, gallery: Gallery) -> Explain:
+    """Do what EmbeddingCAM does without its backward pass: the head is linear where it is read."""
+    proxies = _proxies(gallery).to(net.device)
+
+    @torch.inference_mode()
+    def explain(images: Tensor, _: NDArray[np.int64]) -> Explanation:
+        with layers.evaluating(net):
+            seen = net.activations(images)
+        assert seen.vector is not None
+        nearest = proxies[_nearest(seen.embeddings, proxies)]
+        if net.metric == "cosine":  # normalising lets through only what turns the embedding
+            along = (seen.embeddings * nearest).sum(dim=1, keepdim=True)
+            nearest = nearest - seen.embeddings * along
+        weights, _constants = net.head_along(seen.vector, nearest)
+        return _placed(combine(seen.maps, weights), db, images)
 
     return explain
 

@@ -162,15 +162,15 @@ def explain_files(
         explanation = explainer(images)
         for place, index in enumerate(indices.tolist()):
             image, heatmap = samples.image(index), explanation.heatmaps[place]
-            drawn, boxes = _draw(_bounded(image, _LONGEST_SIDE), heatmap, draw)
+            drawn, boxes = draw_overlay(bounded(image, _LONGEST_SIDE), heatmap, draw)
             line = _line(explainer, samples.files[index], explanation, place)
             if draw.boxes:
                 line["boxes"] = boxes
             line |= _write(out, samples.ids[index], drawn, explanation, place)
             lines.append(line)
             if len(sheet) < _SHEET_IMAGES:
-                small = _bounded(image, _SHEET_CELL)  # boxes drawn at full size would be too thin to see
-                sheet.append(_Pair(small, _draw(small, heatmap, draw)[0], *_captions(samples.ids[index], line)))
+                small = bounded(image, _SHEET_CELL)  # boxes drawn at full size would be too thin to see
+                sheet.append(_Pair(small, draw_overlay(small, heatmap, draw)[0], *_captions(samples.ids[index], line)))
     if len(lines) < len(samples):
         logger.warning("%d of %d images could not be read and were left out", len(samples) - len(lines), len(samples))
     save_png(_contact_sheet(sheet), out / "contact_sheet.png")
@@ -178,15 +178,33 @@ def explain_files(
     return lines
 
 
-def _bounded(image: Image.Image, longest: int) -> NDArray[np.uint8]:
+def bounded(image: Image.Image, longest: int) -> NDArray[np.uint8]:
+    """Shrink a picture, in place, if it is larger than needed.
+
+    Args:
+        image: The picture.
+        longest: Most pixels of its longer side.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
     image.thumbnail((longest, longest))
     return np.asarray(image)
 
 
-def _draw(
+def draw_overlay(
     picture: NDArray[np.uint8], heatmap: NDArray[np.float32], draw: DrawOptions
 ) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
-    """Draw an overlay; give it and its boxes, in its pixels."""
+    """Lay a heat map over a picture, with boxes if they are wanted.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        heatmap: (h, w) in [0, 1].
+        draw: How it looks.
+
+    Returns:
+        The overlay, of the picture's size, and its boxes in its pixels.
+    """
     drawn = overlay(picture, heatmap, alpha=draw.alpha, colormap=draw.colormap)
     if not draw.boxes:
         return drawn, []

@@ -89,6 +89,9 @@ def test_the_proxy_is_that_of_the_nearest_class(setting, methods):
     expected = GradCAM(net)(images, Proxy(torch.from_numpy(proxies[nearest])))
     found = methods["EmbeddingCAM (nearest class's proxy)"].explain(images, INDICES)
     np.testing.assert_allclose(found.heatmaps, expected.heatmaps, atol=1e-5)
+    closed = {method.name: method for method in of_gallery(net, setting[1], gallery)}
+    found = closed["nearest class's proxy, closed form"].explain(images, INDICES)
+    np.testing.assert_allclose(found.heatmaps, expected.heatmaps, atol=1e-4)
 
 
 def test_channelwise_similarity_sums_to_the_cosine_of_the_pooled_maps(setting):

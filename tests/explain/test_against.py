@@ -15,7 +15,8 @@ from embedcam.data.images import read_image
 from embedcam.database import WeightDatabase
 from embedcam.errors import DataError, NetworkError, OutputError
 from embedcam.explain import Explainer
-from embedcam.explain.against import Against, common_embedding, explain_against
+from embedcam.explain.against import Against, common_embedding
+from embedcam.explain.against_files import explain_against
 from embedcam.explanation import FLAT, NOT_FINITE
 from embedcam.nets import EmbeddingNet, wrap
 

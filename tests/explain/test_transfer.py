@@ -108,7 +108,15 @@ def test_a_single_cluster_has_nothing_to_be_contrasted_with():
         **{
             name: getattr(db, name)[:1]
             for name in (
-                ["centroids", "counts", "weights_mean", "weights_std", "top_channels", "top_weights", "distance_quantiles"]
+                [
+                    "centroids",
+                    "counts",
+                    "weights_mean",
+                    "weights_std",
+                    "top_channels",
+                    "top_weights",
+                    "distance_quantiles",
+                ]
             )
         },
         fusion=replace(db.fusion, weights_mean=db.fusion.weights_mean[:1]),
