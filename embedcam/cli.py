@@ -161,7 +161,7 @@ def build(
     exemplars: Annotated[
         bool, typer.Option(help="Keep every image's embedding and channels, for --transfer nearest.")
     ] = True,
-    fusion: Annotated[
+    closer: Annotated[
         bool, typer.Option(help="Look at some images of each cluster more closely, for sharper maps.")
     ] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 32,
@@ -192,7 +192,7 @@ def build(
         pairs=pairs,
         method=method,
         exemplars=exemplars,
-        fusion=fusion,
+        closer=closer,
         seed=seed,
         batch_size=batch_size,
         strict=strict,

@@ -22,7 +22,7 @@ from ..nets.inference import Embedded, embed, tensor_batches
 from ..nets.network import Network
 from ..progress import track
 from . import clusters as clustering
-from .fusion import look_closer
+from .closer import look_closer
 from .grad_weights import direction, grad_weights, weigh
 from .neighbors import Neighbors
 from .record import Exemplars, NetworkRecord, WeightDatabase
@@ -38,7 +38,7 @@ def build_database(
     pairs: int = 50,
     method: str = "gradcam",
     exemplars: bool = True,
-    fusion: bool = True,
+    closer: bool = True,
     embedded: Embedded | None = None,
     seed: int = 0,
     batch_size: int = 32,
@@ -56,8 +56,8 @@ def build_database(
         pairs: Triplets an image.
         method: "gradcam" or "gradcam++".
         exemplars: Keep every image's embedding and strongest channels too.
-        fusion: Look at some images of each cluster more closely too, for the default explainer; without it, only
-            the published method's maps can be made.
+        closer: Look at some images of each cluster more closely too, for sharper maps by default; without it, images
+            are explained at the network's own size and by its feature layer alone.
         embedded: What `nets.inference.embed` has seen of this data set, to save the pass.
         seed: Of the partners and the k-means.
         batch_size: Images a batch.
@@ -99,7 +99,7 @@ def build_database(
 
     options = {"batch_size": batch_size, "workers": workers}
     weights = _weights(net, samples, seen, directions, method, **options)
-    closer = look_closer(net, samples, centroids, cluster, distance, directions, method, **options) if fusion else None
+    look = look_closer(net, samples, centroids, cluster, distance, directions, method, **options) if closer else None
 
     count = len(centroids)
     mean, std = clustering.moments(weights, cluster, count)
@@ -127,7 +127,7 @@ def build_database(
         label_names=tuple(samples.names) if labels is not None else None,
         label_histogram=_histogram(cluster, labels, count, len(samples.names)) if labels is not None else None,
         exemplars=kept,
-        fusion=closer,
+        closer=look,
         embedcam_version=__version__,
     )
 

@@ -102,21 +102,32 @@ class Exemplars:
 
 @dataclass(frozen=True)
 class Fusion:
-    """What the default explainer adds to the published method: a second, finer layer, and a closer look.
+    """A second, finer layer, whose maps sharpen those of the feature layer.
 
     Attributes:
         layer: Dotted name of the finer layer.
         geometry: Where its cells sit.
         weights_mean: (C, K') float32: its mean channel weights, of a sample of each cluster's images.
-        input_size: (H, W) at which images are explained best.
-        distance_scale: How many times farther from their centroids images lie when looked at in that size.
     """
 
     layer: str
     geometry: Geometry
     weights_mean: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Closer:
+    """What the default explainer adds to the published method: a closer look, and a second layer where there is one.
+
+    Attributes:
+        input_size: (H, W) at which images are explained best.
+        distance_scale: How many times farther from their centroids images lie when looked at in that size.
+        fusion: The finer layer, or None where the network has none.
+    """
+
     input_size: tuple[int, int]
     distance_scale: float
+    fusion: Fusion | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,7 @@ class WeightDatabase:
         label_names: The classes' names, or None when the data had no labels.
         label_histogram: (C, L) int64, or None likewise.
         exemplars: The training images, or None when they were not kept.
-        fusion: What the default explainer uses beside all that, or None where the network has no finer layer.
+        closer: What the default explainer uses beside all that, or None for the published method alone.
         embedcam_version: Of the program that made it.
     """
 
@@ -162,7 +173,7 @@ class WeightDatabase:
     label_names: tuple[str, ...] | None = None
     label_histogram: NDArray[np.int64] | None = None
     exemplars: Exemplars | None = None
-    fusion: Fusion | None = None
+    closer: Closer | None = None
     embedcam_version: str = ""
 
     def __post_init__(self) -> None:
@@ -172,6 +183,11 @@ class WeightDatabase:
     def clusters(self) -> int:
         """Number C of clusters."""
         return len(self.centroids)
+
+    @property
+    def fusion(self) -> Fusion | None:
+        """The finer layer, or None where there is none."""
+        return None if self.closer is None else self.closer.fusion
 
     @property
     def top_k(self) -> int:
@@ -240,7 +256,7 @@ class WeightDatabase:
             ("Feature layer", f"{net.layer}, {net.channels} channels"),
             ("Cells", f"every {stride} pixels, the first at ({center})"),
             ("Weights", f"{self.method} of the {target}, {self.pairs} pairs an image, top {self.top_k} channels"),
-            ("Fused with", _fused(self.fusion)),
+            ("Explained", _explained(self.closer)),
             ("Clusters", f"{self.clusters}, of {images} images ({smallest} to {largest} each)"),
             ("Labels", "none" if self.label_names is None else f"{len(self.label_names)}"),
             ("Exemplars", "not kept" if self.exemplars is None else f"{len(self.exemplars)}"),
@@ -250,7 +266,7 @@ class WeightDatabase:
     def distance_scale(self, size: tuple[int, int]) -> float:
         """Say how many times farther from their centroids images lie when looked at in another size.
 
-        Measured at the size of `fusion`, and taken to grow evenly with the logarithm of the side between that size
+        Measured at the size of `closer`, and taken to grow evenly with the logarithm of the side between that size
         and the one the network was trained at.
 
         Args:
@@ -259,13 +275,13 @@ class WeightDatabase:
         Returns:
             1 at the network's own input size.
         """
-        if self.fusion is None:
+        if self.closer is None:
             return 1.0
         own, fused, wanted = (
-            float(np.log(h * w)) for h, w in (self.network.preprocess.input_size, self.fusion.input_size, size)
+            float(np.log(h * w)) for h, w in (self.network.preprocess.input_size, self.closer.input_size, size)
         )
         share = (wanted - own) / (fused - own) if fused != own else 0.0
-        return float(self.fusion.distance_scale**share)
+        return float(self.closer.distance_scale**share)
 
     def typicality(self, clusters: NDArray[np.int64], distances: NDArray[np.float32]) -> NDArray[np.float32]:
         """Say how usual images are for their clusters.
@@ -317,11 +333,12 @@ def _share_beyond(distance: float, quantiles: NDArray[np.float64]) -> float:
     return float(np.interp(distance, row, shares)) if distance <= row[-1] else 0.0
 
 
-def _fused(fusion: Fusion | None) -> str:
-    if fusion is None:
-        return "nothing: explained by the feature layer alone"
-    size = " x ".join(map(str, fusion.input_size))
-    return f"{fusion.layer}, {fusion.weights_mean.shape[1]} channels; explained at {size} pixels"
+def _explained(closer: Closer | None) -> str:
+    if closer is None:
+        return "at the input's size, by the feature layer alone"
+    fusion = closer.fusion
+    fused = f", fused with {fusion.layer}, {fusion.weights_mean.shape[1]} channels" if fusion is not None else ""
+    return f"at {' x '.join(map(str, closer.input_size))} pixels{fused}"
 
 
 def _pair(values: tuple[float, float], between: str) -> str:
@@ -358,14 +375,14 @@ def _validate(db: WeightDatabase) -> None:
             "/exemplars/label": (ex.label, (n,), "int64"),
         }
         _require(len(ex.path) == n, "/exemplars/path", f"{n} names", len(ex.path))
+    if (closer := db.closer) is not None:
+        _require(min(closer.input_size) >= 1, "/closer input_size", "positive numbers", closer.input_size)
+        scale = closer.distance_scale
+        _require(0 < scale < np.inf, "/closer distance_scale", "a positive number", scale)
     if (fusion := db.fusion) is not None:
         channels = fusion.weights_mean.shape[-1]
-        shapes["/fusion/weights_mean"] = (fusion.weights_mean, (c, channels), "float32")
-        _require_geometry(fusion.geometry, "/fusion")
-        _require(min(fusion.input_size) >= 1, "/fusion input_size", "positive numbers", fusion.input_size)
-        _require(
-            0 < fusion.distance_scale < np.inf, "/fusion distance_scale", "a positive number", fusion.distance_scale
-        )
+        shapes["/closer/fusion/weights_mean"] = (fusion.weights_mean, (c, channels), "float32")
+        _require_geometry(fusion.geometry, "/closer/fusion")
     for name, (array, shape, dtype) in shapes.items():
         found = array if array is not None else np.empty(0)
         _require(found.shape == shape, name, f"shape {shape}", found.shape)

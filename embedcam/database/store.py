@@ -16,7 +16,7 @@ from ..errors import DatabaseError
 from ..files import write_bytes
 from ..heatmap import Geometry
 from ..preprocess import Preprocess
-from .record import Exemplars, Fusion, NetworkRecord, WeightDatabase
+from .record import Closer, Exemplars, Fusion, NetworkRecord, WeightDatabase
 
 ENCODING = "embedcam-weight-database"
 VERSION = "1.0.0"
@@ -97,10 +97,12 @@ def _fill(file: h5py.File, db: WeightDatabase) -> None:
         for key in _EXEMPLARS:
             _array(exemplars, key, getattr(db.exemplars, key))
         _strings(exemplars, "path", db.exemplars.path)
+    if db.closer is not None:
+        closer = _group(file, "closer")
+        closer.attrs["input_size"], closer.attrs["distance_scale"] = db.closer.input_size, db.closer.distance_scale
     if db.fusion is not None:
-        fusion = _group(file, "fusion")
-        for key in ("layer", "input_size", "distance_scale"):
-            fusion.attrs[key] = getattr(db.fusion, key)
+        fusion = _group(file, "closer/fusion")
+        fusion.attrs["layer"] = db.fusion.layer
         _geometry(fusion, db.fusion.geometry)
         _array(fusion, "weights_mean", db.fusion.weights_mean)
 
@@ -199,7 +201,7 @@ def _read(file: h5py.File) -> WeightDatabase:
         str(attrs["metric"]),
         preprocess,
     )
-    labels, exemplars, fusion = file.get("labels"), file.get("exemplars"), file.get("fusion")
+    labels, exemplars, closer = file.get("labels"), file.get("exemplars"), file.get("closer")
     return WeightDatabase(
         network=record,
         geometry=_load_geometry(file["geometry"]),
@@ -218,18 +220,23 @@ def _read(file: h5py.File) -> WeightDatabase:
             **{key: _load_array(file, f"exemplars/{key}") for key in _EXEMPLARS},
             path=_load_strings(file, "exemplars/path"),
         ),
-        fusion=None if fusion is None else _load_fusion(file, fusion),
+        closer=None if closer is None else _load_closer(file, closer),
     )
 
 
-def _load_fusion(file: h5py.File, group: h5py.Group) -> Fusion:
+def _load_closer(file: h5py.File, group: h5py.Group) -> Closer:
     height, width = map(int, group.attrs["input_size"])
-    return Fusion(
-        layer=str(group.attrs["layer"]),
-        geometry=_load_geometry(group),
-        weights_mean=_load_array(file, "fusion/weights_mean"),
+    fusion = group.get("fusion")
+    return Closer(
         input_size=(height, width),
         distance_scale=float(group.attrs["distance_scale"]),
+        fusion=None
+        if fusion is None
+        else Fusion(
+            layer=str(fusion.attrs["layer"]),
+            geometry=_load_geometry(fusion),
+            weights_mean=_load_array(file, "closer/fusion/weights_mean"),
+        ),
     )
 
 

@@ -68,7 +68,7 @@ class Explainer:
         if fused is None:
             fused = preset == "default" and transfer is None and db.fusion is not None
         elif fused and db.fusion is None:
-            raise DatabaseError("this weight database knows no finer layer to fuse; build it again, with fusion")
+            raise DatabaseError("this weight database knows no finer layer to fuse; build it again, with a closer look")
         paper = preset == "paper"
         placement = placement or ("stretch" if paper else "receptive-field")
         if placement not in PLACEMENTS:
@@ -77,7 +77,9 @@ class Explainer:
         self.net = _at_layer(net, db)
         self.database, self.placement = db, placement
         self.fusion = db.fusion if fused else None
-        best = self.net.preprocess.input_size if self.fusion is None else self.fusion.input_size
+        # The published method looks at images in the size that the network was trained at.
+        closer = db.closer if preset == "default" and transfer is None else None
+        best = self.net.preprocess.input_size if closer is None else closer.input_size
         size = best if explain_size is None else (explain_size, explain_size)
         self.preprocess = replace(self.net.preprocess, input_size=size)
         self._autocast, self._modules = autocast, list(self.net.modules())

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from embedcam.database import Exemplars, Fusion, NetworkRecord, WeightDatabase
+from embedcam.database import Closer, Exemplars, Fusion, NetworkRecord, WeightDatabase
 from embedcam.errors import DatabaseError, OutputError
 from embedcam.heatmap import Geometry
 from embedcam.preprocess import Preprocess
@@ -43,8 +43,8 @@ def database() -> WeightDatabase:
             np.array([0, 0, 0, 1, 1, 1, 1, -1]),
             tuple(f"class/{i}.jpg" for i in range(N)),
         ),
-        fusion=Fusion(
-            "layer3", Geometry((16.0, 8.0), (0.5, 4.0)), rng.random((C, FINE)).astype(np.float32), (64, 96), 2.5
+        closer=Closer(
+            (64, 96), 2.5, Fusion("layer3", Geometry((16.0, 8.0), (0.5, 4.0)), rng.random((C, FINE)).astype("f4"))
         ),
         embedcam_version="0.1.0",
     )
@@ -53,9 +53,13 @@ def database() -> WeightDatabase:
 def assert_same(a: WeightDatabase, b: WeightDatabase) -> None:
     for name, value in vars(a).items():
         other = getattr(b, name)
-        if isinstance(value, Exemplars | Fusion):
+        if isinstance(value, Exemplars):
             for key, array in vars(value).items():
                 np.testing.assert_array_equal(array, getattr(other, key))
+        elif isinstance(value, Closer):
+            assert (value.input_size, value.distance_scale) == (other.input_size, other.distance_scale)
+            assert (value.fusion.layer, value.fusion.geometry) == (other.fusion.layer, other.fusion.geometry)
+            np.testing.assert_array_equal(value.fusion.weights_mean, other.fusion.weights_mean)
         elif isinstance(value, np.ndarray):
             assert value.dtype == other.dtype
             np.testing.assert_array_equal(value, other)
@@ -88,8 +92,8 @@ def test_a_database_comes_back_as_it_was(path):
     assert_same(WeightDatabase.load(path), database())
 
 
-def test_labels_exemplars_and_fusion_are_optional(tmp_path):
-    bare = replace(database(), label_names=None, label_histogram=None, exemplars=None, fusion=None)
+def test_labels_exemplars_and_a_closer_look_are_optional(tmp_path):
+    bare = replace(database(), label_names=None, label_histogram=None, exemplars=None, closer=None)
     bare.save(tmp_path / "bare.h5")
     assert_same(WeightDatabase.load(tmp_path / "bare.h5"), bare)
 
@@ -136,7 +140,7 @@ def test_the_file_is_format_1(path):
         "exemplars/top_weights": ((N, T), "float32"),
         "exemplars/cluster": ((N,), "int64"),
         "exemplars/label": ((N,), "int64"),
-        "fusion/weights_mean": ((C, FINE), "float32"),
+        "closer/fusion/weights_mean": ((C, FINE), "float32"),
     }
 
 
@@ -210,12 +214,12 @@ def test_a_missing_file_is_refused(tmp_path):
         (lambda f: f.__delitem__("clusters/weights_std"), "/clusters/weights_std: expected a dataset, found nothing"),
         (lambda f: f["geometry"].attrs.modify("cell_stride", [0.0, 1.0]), "/geometry cell_stride"),
         (
-            replace_item("fusion/weights_mean", np.zeros((C + 1, FINE), "f4")),
-            r"/fusion/weights_mean: expected shape \(3",
+            replace_item("closer/fusion/weights_mean", np.zeros((C + 1, FINE), "f4")),
+            r"/closer/fusion/weights_mean: expected shape \(3",
         ),
-        (lambda f: f["fusion"].attrs.modify("cell_stride", [16.0, np.nan]), "/fusion: expected finite numbers"),
-        (lambda f: f["fusion"].attrs.modify("input_size", [0, 96]), "/fusion input_size: expected positive"),
-        (lambda f: f["fusion"].attrs.modify("distance_scale", np.inf), "/fusion distance_scale: expected a positive"),
+        (lambda f: f["closer/fusion"].attrs.modify("cell_stride", [16.0, np.nan]), "/closer/fusion: expected finite"),
+        (lambda f: f["closer"].attrs.modify("input_size", [0, 96]), "/closer input_size: expected positive"),
+        (lambda f: f["closer"].attrs.modify("distance_scale", np.inf), "/closer distance_scale: expected a positive"),
         (lambda f: f.attrs.modify("metric", "manhattan"), "metric: expected cosine or euclidean"),
         (lambda f: f.__setitem__("clusters/extra", h5py.ExternalLink("/etc/passwd", "/")), "found a link"),
         (lambda f: f.__setitem__("clusters/extra", h5py.SoftLink("/clusters")), "found a link"),
@@ -276,8 +280,8 @@ def test_distances_grow_with_the_size_that_is_looked_at():
     assert db.distance_scale((32, 48)) == 1
     assert db.distance_scale((64, 96)) == pytest.approx(2.5)
     assert db.distance_scale((128, 192)) == pytest.approx(2.5**2)
-    assert replace(db, fusion=None).distance_scale((64, 96)) == 1
-    same = replace(db, fusion=replace(db.fusion, input_size=(32, 48)))
+    assert replace(db, closer=None).distance_scale((64, 96)) == 1
+    same = replace(db, closer=replace(db.closer, input_size=(32, 48)))
     assert same.distance_scale((64, 96)) == 1
 
 

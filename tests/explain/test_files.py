@@ -57,7 +57,7 @@ def test_the_files_say_what_the_explainer_says(explainer, folder, tmp_path):
     assert lines == [json.loads(line) for line in (tmp_path / "explanations.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == [str(image) for image in images]
     pictures = [read_image(image) for image in images]
-    batch = np.stack([explainer.net.preprocess(picture) for picture in pictures])
+    batch = np.stack([explainer.preprocess(picture) for picture in pictures])
     expected = explainer(torch.from_numpy(batch))
     db = explainer.database
     for i, line in enumerate(lines):

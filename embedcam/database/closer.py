@@ -13,12 +13,13 @@ from torch import Tensor
 
 from .. import layers, receptive_field
 from ..data.samples import Samples
+from ..heatmap import Geometry
 from ..nets.inference import tensor_batches
 from ..nets.network import Network
 from ..preprocess import Preprocess
 from .grad_weights import weigh
 from .neighbors import Neighbors
-from .record import Fusion
+from .record import Closer, Fusion
 
 logger = logging.getLogger("embedcam")
 
@@ -41,7 +42,7 @@ def look_closer(
     *,
     batch_size: int = 16,
     workers: int = 2,
-) -> Fusion | None:
+) -> Closer | None:
     """Look at some images of each cluster in a larger size, and average their channel weights at a finer layer.
 
     Args:
@@ -56,38 +57,61 @@ def look_closer(
         workers: Threads that read images ahead.
 
     Returns:
-        The finer layer's mean weights and the size to explain at; None if the network has no such layer.
+        The size to explain at, and the finer layer; None if there is neither a better size nor such a layer.
     """
-    own = net.preprocess.input_size
-    layer = layers.suggest_finer(net.body, net.layer, own)
-    if layer is None:
-        return None
-    geometry = receptive_field.geometry(net.body, layer, own)
-    if min(geometry.cell_stride) < _LEAST_STRIDE:
-        return None
+    layer, geometry = _finer(net)
     preprocess = _enlarged(net, samples)
+    if layer is None and preprocess == net.preprocess:
+        return None
     chosen = _spread(cluster, distance)
     found = Neighbors(centroids, net.metric)
-    sums: NDArray[np.float64] | None = None
+    weights = _Mean(cluster[chosen], len(centroids))
     grown: list[NDArray[np.float32]] = []
     loaded = tensor_batches(
         net, samples.subset(chosen), batch_size, "looking closer", preprocess=preprocess, strict=True, workers=workers
     )
     with layers.evaluating(net):
         for rows, images in loaded:
-            weights, _, embeddings = weigh(net, layer, images, directions(chosen[rows]), method)
-            sums = np.zeros((len(centroids), weights.shape[1])) if sums is None else sums
-            np.add.at(sums, cluster[chosen[rows]], weights.float().cpu().numpy())
+            if layer is not None:
+                seen = weigh(net, layer, images, directions(chosen[rows]), method)
+                weights.add(rows, seen.weights.float().cpu().numpy())
+                embeddings = seen.embeddings
+            else:
+                with torch.inference_mode():
+                    embeddings = net(images)
             grown.append(found.nearest(embeddings.float().cpu().numpy())[1])
-    assert sums is not None
-    counts = np.bincount(cluster[chosen], minlength=len(centroids))
-    return Fusion(
-        layer=layers.path(net.body, layer),
-        geometry=geometry,
-        weights_mean=(sums / counts[:, None]).astype(np.float32),
-        input_size=preprocess.input_size,
-        distance_scale=_scale(distance[chosen], np.concatenate(grown)),
-    )
+    fusion = None
+    if layer is not None and geometry is not None:
+        fusion = Fusion(layers.path(net.body, layer), geometry, weights.result())
+    return Closer(preprocess.input_size, _scale(distance[chosen], np.concatenate(grown)), fusion)
+
+
+def _finer(net: Network) -> tuple[str, Geometry] | tuple[None, None]:
+    """Choose the finer layer, if there is one that sees more than edges."""
+    size = net.preprocess.input_size
+    layer = layers.suggest_finer(net.body, net.layer, size)
+    if layer is None:
+        return None, None
+    geometry = receptive_field.geometry(net.body, layer, size)
+    return (layer, geometry) if min(geometry.cell_stride) >= _LEAST_STRIDE else (None, None)
+
+
+class _Mean:
+    """The mean of rows over each cluster, gathered batch by batch."""
+
+    def __init__(self, cluster: NDArray[np.int64], clusters: int) -> None:
+        self._cluster = cluster
+        self._counts = np.bincount(cluster, minlength=clusters)
+        self._sums: NDArray[np.float64] | None = None
+
+    def add(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+        if self._sums is None:
+            self._sums = np.zeros((len(self._counts), values.shape[1]))
+        np.add.at(self._sums, self._cluster[rows], values)
+
+    def result(self) -> NDArray[np.float32]:
+        assert self._sums is not None
+        return (self._sums / self._counts[:, None]).astype(np.float32)
 
 
 def _enlarged(net: Network, samples: Samples) -> Preprocess:

@@ -19,7 +19,7 @@ def test_weights_of_the_finer_layer_are_the_mean_over_single_triplets_at_the_lar
     samples = load(f"folder:{folder}", "train")
     assert db.fusion.layer == "layer3"
     assert db.fusion.geometry == Geometry((16, 16), (0.5, 0.5))
-    assert db.fusion.input_size == (128, 128)
+    assert db.closer.input_size == (128, 128)
 
     larger = replace(net.preprocess, input_size=(128, 128))
     images = torch.from_numpy(np.stack([larger(samples.image(i)) for i in range(len(samples))]))
@@ -51,11 +51,11 @@ def test_weights_of_the_finer_layer_are_the_mean_over_single_triplets_at_the_lar
         looked_at += mine.tolist()
     apart = [i for i in looked_at if before[i] > 1e-4]
     expected = np.median(np.asarray(distances)[apart] / before[apart]) if apart else 1.0
-    assert np.isclose(db.fusion.distance_scale, expected, rtol=1e-2)
+    assert np.isclose(db.closer.distance_scale, expected, rtol=1e-2)
 
 
 def test_of_large_clusters_some_members_are_looked_at_from_the_innermost_to_the_outermost():
-    from embedcam.database.fusion import _spread
+    from embedcam.database.closer import _spread
 
     cluster = np.array([0] * 15 + [1] * 3)
     distance = np.concatenate([np.arange(15.0)[::-1], [1.0, 0.5, 2.0]]).astype(np.float32)
@@ -63,15 +63,18 @@ def test_of_large_clusters_some_members_are_looked_at_from_the_innermost_to_the_
     np.testing.assert_array_equal(_spread(cluster, distance), [0, 2, 4, 6, 8, 10, 12, 14, 15, 16, 17])
 
 
-def test_networks_without_a_finer_layer_of_parts_have_no_fusion(net, folder):
+def test_networks_without_a_finer_layer_of_parts_are_explained_by_one_at_the_larger_size(net, folder):
     # The finer layer of `tiny` has a cell every 2 pixels: edges, not parts.
-    assert build_database(net, f"folder:{folder}", clusters=2, top_k=4, pairs=2).fusion is None
+    db = build_database(net, f"folder:{folder}", clusters=2, top_k=4, pairs=2)
+    assert db.fusion is None
+    assert db.closer.input_size == (64, 64)  # 1.75 * 32, to the next multiple of 32
+    assert embedcam.Explainer(net, db).preprocess.input_size == (64, 64)
 
 
 def test_a_database_can_do_without_it(fused, folder):
     net, _ = fused
-    db = build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=2, fusion=False)
-    assert db.fusion is None
+    db = build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=2, closer=False)
+    assert db.closer is None
     assert embedcam.Explainer(net, db).preprocess == net.preprocess
 
 
@@ -89,8 +92,8 @@ def test_a_network_of_one_size_is_explained_at_it(folder):
     net = embedcam.wrap(Rigid(), layer="body.3", preprocess=embedcam.Preprocess((32, 32)))
     db = build_database(net, f"folder:{folder}", clusters=2, top_k=4, pairs=2)
     assert db.fusion.layer == "body.1"
-    assert db.fusion.input_size == (32, 32)
-    assert np.isclose(db.fusion.distance_scale, 1, atol=1e-3)
+    assert db.closer.input_size == (32, 32)
+    assert np.isclose(db.closer.distance_scale, 1, atol=1e-3)
 
 
 def test_prepared_images_are_taken_in_their_own_size():
@@ -98,4 +101,4 @@ def test_prepared_images_are_taken_in_their_own_size():
     net = EmbeddingNet("resnet18", 8, image_size=64).eval()
     images = [(torch.rand(3, 64, 64), label % 2) for label in range(8)]
     db = build_database(net, images, clusters=2, top_k=4, pairs=2)
-    assert db.fusion.input_size == (64, 64)
+    assert db.closer.input_size == (64, 64)
