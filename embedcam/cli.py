@@ -278,10 +278,10 @@ def explain(
         lines = sorted(lines, key=lambda line: -line["anomaly"])
     for line in lines[:20]:
         labels = ", ".join(f"{name} ({count})" for name, count in line["cluster_labels"].items())
-        notes = "".join(f"; note: {note}" for note in line["notes"])
         cluster = f"cluster {line['cluster']}{f' of {labels}' if labels else ''}"
-        said = f"anomaly {line['anomaly']:.2f}" if anomaly else line["typicality_in_words"]
-        typer.echo(f"{line['image']}: {cluster}, distance {line['distance']:.3f}, {said}{notes}")
+        score = [f"anomaly {line['anomaly']:.2f}"] if anomaly else []
+        said = "; ".join([*score, *(line["notes"] or [line["typicality_in_words"]])])
+        typer.echo(f"{line['image']}: {cluster}, distance {line['distance']:.3f}, {said}")
     if len(lines) > 20:
         typer.echo(f"... and {len(lines) - 20} more in {out / 'explanations.jsonl'}")
     typer.echo(f"wrote {out / 'contact_sheet.png'}, overlays/, maps/ and explanations.jsonl")

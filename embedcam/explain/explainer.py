@@ -179,8 +179,8 @@ def _combined(maps: Tensor, chosen: Chosen) -> Tensor:
 def _notes(distances: NDArray[np.float32], anomaly: NDArray[np.float32], finite: NDArray[np.bool_]) -> list[list[str]]:
     return [
         [
-            f"unlike the training images: {distance:.3f} from the nearest cluster's centre, {times:.1f} times as far "
-            "as 99 % of them at most"
+            f"unlike the training images: {distance:.3f} from the nearest cluster's centre, 99 % of them lie within "
+            f"{distance / times:.3f}"
         ]
         if ok and times > 1
         else []

@@ -261,7 +261,8 @@ def _captions(name: str, line: dict[str, Any]) -> tuple[str, str]:
     notes = [said for note in line["notes"] if (said := note.partition(":")[0]) != usual]
     label = next(iter(line["cluster_labels"]), None)
     about = f"cluster {line['cluster']}{f' of {label}' if label else ''}"
-    return "\n".join([Path(name).name, *notes]), f"{about}\n{usual}"
+    # A long label is cut at the end; what warns the reader stands before it.
+    return "\n".join([Path(name).name, *notes]), f"{usual}\n{about}"
 
 
 def _contact_sheet(sheet: list[_Pair]) -> Image.Image:
