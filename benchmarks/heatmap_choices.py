@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import embedcam
+from embedcam import progress
 from embedcam.data import load
 from embedcam.data.loading import batches
 from embedcam.data.samples import Samples
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the scores here")
     given = parser.parse_args()
+    progress.show()
 
     net = embedcam.EmbeddingNet.load(given.net)
     training = load(given.data, "train")

@@ -26,6 +26,7 @@ from torch.nn import functional
 from torchcam.methods import GradCAM as TorchCAM
 
 import embedcam
+from embedcam import progress
 from embedcam.data import load, load_gallery
 from embedcam.data.samples import Samples
 from embedcam.database import WeightDatabase
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/localization"), help="folder to write to")
     parser.add_argument("--explain-size", type=int, help="side in pixels; the database's by default")
     given = parser.parse_args()
+    progress.show()
 
     net, db = EmbeddingNet.load(given.net), WeightDatabase.load(given.db)
     test, training = load(given.data, "test"), load_gallery(given.data)

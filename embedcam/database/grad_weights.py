@@ -13,8 +13,8 @@ from .. import layers
 from ..gradient.gradcam import channel_weights
 from ..nets.network import Network
 
-# Gradients of so many floats at most are held at once; 256 MiB.
-_BUDGET = 2**26
+# Gradients of so many floats at most are held at once, 64 MiB; what torch makes on the way is several times that.
+_BUDGET = 2**24
 
 
 def direction(positives: Tensor, negatives: Tensor, metric: str) -> Tensor:
