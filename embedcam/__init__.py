@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from . import gradient, receptive_field
     from .database import WeightDatabase
     from .database.build import build_database
-    from .explain import Explainer
+    from .explain import Explainer, OnnxExplainer
     from .explanation import Explanation
     from .nets import EmbeddingNet, wrap
     from .preprocess import Preprocess
@@ -23,6 +23,7 @@ __all__ = [
     "EmbeddingNet",
     "Explainer",
     "Explanation",
+    "OnnxExplainer",
     "Preprocess",
     "WeightDatabase",
     "build_database",
@@ -36,6 +37,7 @@ _HOME = {
     "EmbeddingNet": "nets",
     "wrap": "nets",
     "Explainer": "explain",
+    "OnnxExplainer": "explain.onnx",
     "Explanation": "explanation",
     "Preprocess": "preprocess",
     "WeightDatabase": "database",

@@ -56,6 +56,19 @@ def test_databases_and_drawing_run_without_torch(trained):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_an_onnx_explainer_needs_neither_torch_nor_a_database():
+    blocked = ("torch", "torchvision", "faiss", "onnx", "onnxscript", "safetensors", "h5py", "scipy", "cmap", "typer")
+    code = (
+        "import sys\n"
+        f"for name in {blocked!r}: sys.modules[name] = None\n"
+        "import embedcam.explain\n"
+        "embedcam.explain.OnnxExplainer, embedcam.OnnxExplainer\n"
+        "bad = [m for m in sys.modules if m.startswith('embedcam.database')]\n"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_nothing_is_unpickled():
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()

@@ -1,0 +1,249 @@
+"""An explainer as one module of plain tensor operations, with the weight database's arrays as constants."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .. import layers
+from ..database.record import QUANTILES
+from ..errors import DatabaseError
+from ..heatmap import LEVELLED, PIXELS, Geometry
+from ..nets.network import Activations
+from .explainer import Explainer
+from .transfer import Found
+
+
+class ExplainerGraph(nn.Module):
+    """What `Explainer` does, in a form that can be written down as a graph.
+
+    Args:
+        explainer: What is written down; a transfer from clusters, not from exemplars.
+        size: (H, W) of the images, for which all matrices are made now; None to make them anew for every batch.
+        at_image_size: Place the maps at image size, rather than leave them one value a cell.
+
+    Raises:
+        DatabaseError: If the explainer uses exemplars.
+    """
+
+    centroids: Tensor
+    starts: Tensor
+    slopes: Tensor
+    falls: Tensor
+    inner: Tensor
+
+    def __init__(self, explainer: Explainer, size: tuple[int, int] | None, *, at_image_size: bool) -> None:
+        super().__init__()
+        db, transfer = explainer.database, explainer.transfer
+        if transfer.name in ("nearest", "neighbors"):
+            raise DatabaseError(
+                f"transfer {transfer.name!r} looks among all training images, which an ONNX file does not hold; "
+                "export with --transfer cluster, contrast, soft or soft-contrast"
+            )
+        self.net, self.database, self.fusion = explainer.net, db, explainer.fusion
+        self._size, self._at_image_size = size, at_image_size
+        self._soft = transfer.name.startswith("soft")
+        self._cosine, self._spread = db.network.metric == "cosine", transfer._spread
+        self._placement = explainer.placement
+        self._keep("centroids", db.centroids)
+        for layer in range(1 + (self.fusion is not None)):
+            if self._soft:
+                mean = transfer._means[layer]
+                contrasted = transfer.name.endswith("contrast")
+                self._keep(f"weights_{layer}", mean - transfer._common[layer] if contrasted else mean)
+                continue
+            every = np.arange(db.clusters)[:, None]
+            chosen = transfer.choose(Found(every, np.zeros(every.shape, np.float32), None), layer=layer)
+            self._keep(f"weights_{layer}", chosen.weights)
+            self._keep(f"channels_{layer}", chosen.channels)
+        self._keep_quantiles()
+        self._anomaly = float(db.anomaly(np.ones(1, np.float32))[0])
+        if size is not None:
+            self._keep_matrices(size)
+
+    def _keep(self, name: str, values: object) -> None:
+        self.register_buffer(name, torch.as_tensor(np.ascontiguousarray(values)).to(self.net.device), persistent=False)
+
+    def _keep_quantiles(self) -> None:
+        rows = self.database.distance_quantiles.astype(np.float64)
+        starts = np.concatenate([np.zeros((len(rows), 1)), rows[:, :-1]], axis=1)
+        shares = np.array([1.0, *(1 - q for q in QUANTILES)])
+        self._keep("starts", starts.astype(np.float32))
+        # Between equal quantiles the share falls at once.
+        self._keep("slopes", (1 / np.maximum(rows - starts, 1e-12)).astype(np.float32))
+        self._keep("falls", (shares[:-1] - shares[1:]).astype(np.float32)[:, None])
+        self._keep("inner", (rows[:, 0] * 1e-6 + 1e-6).astype(np.float32))
+
+    def _keep_matrices(self, size: tuple[int, int]) -> None:
+        black = torch.zeros(1, 3, *size, device=self.net.device)
+        with torch.no_grad():
+            seen = self._activations(black)
+        for name, (rows, columns) in self._matrices(_cells(seen.maps), _cells(seen.fine), size).items():
+            self._keep(f"{name}_rows", rows)
+            self._keep(f"{name}_columns", columns)
+
+    def _kept_matrices(self) -> dict[str, tuple[Tensor, Tensor]]:
+        wanted = [name for name in ("finer", "image") if hasattr(self, f"{name}_rows")]
+        return {name: (self.get_buffer(f"{name}_rows"), self.get_buffer(f"{name}_columns")) for name in wanted}
+
+    def _matrices(
+        self, cells: tuple[int, int] | None, finer: tuple[int, int] | None, size: tuple[int, int]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Make the matrices that bring a coarse map onto a finer one's cells, and the last map to the image."""
+        assert cells is not None
+        made = {}
+        geometry = self._geometry(self.database.geometry, cells, size)
+        if finer is not None:
+            assert self.fusion is not None
+            fine_geometry = self._geometry(self.fusion.geometry, finer, size)
+            made["finer"] = self._interpolation(geometry, cells, fine_geometry, finer)
+            geometry, cells = fine_geometry, finer
+        if self._at_image_size:
+            made["image"] = self._interpolation(geometry, cells, PIXELS, size)
+        return made
+
+    def _geometry(self, known: Geometry, cells: tuple[int, int], size: tuple[int, int]) -> Geometry:
+        return Geometry.stretch(cells, size) if self._placement == "stretch" else known
+
+    def _interpolation(
+        self, cells: Geometry, counts: tuple[int, int], onto: Geometry, wanted: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Make the matrices of `heatmap.place`: (H, h) for the rows, (w, W) for the columns."""
+        rows, columns = (
+            _hat(
+                counts[axis],
+                wanted[axis],
+                (cells.cell_stride[axis], cells.first_cell_center[axis]),
+                (onto.cell_stride[axis], onto.first_cell_center[axis]),
+            ).to(self.centroids)
+            for axis in (0, 1)
+        )
+        return rows, columns.T
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Explain images.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+
+        Returns:
+            What `onnx_record.OUTPUTS` names, in that order.
+        """
+        seen = self._activations(images)
+        embeddings = seen.embeddings.float()
+        # Of NaN, a sum is certain to be NaN in every runtime; a maximum is not.
+        finite = embeddings.abs().sum(dim=1) < math.inf
+        clusters, distances = self._nearest(torch.where(finite[:, None], embeddings, 0.0))
+        size = self._size or (images.shape[2], images.shape[3])
+        scaled = distances / self._distance_scale(size)
+        share = self._share(scaled) if self._soft else None
+        matrices = self._kept_matrices() if self._size else self._matrices(_cells(seen.maps), _cells(seen.fine), size)
+        maps = self._combined(seen.maps, clusters, share, 0)
+        if seen.fine is not None:
+            product = self._combined(seen.fine, clusters, share, 1) * _placed(maps, *matrices["finer"])
+            maps = _levelled(product, fixed=self._size is not None)
+        finite = finite & (maps.sum(dim=(1, 2)) < math.inf)
+        raw = torch.where(finite[:, None, None], maps, 0.0)
+        if self._at_image_size:
+            raw = _placed(raw, *matrices["image"])
+        nearest = scaled[:, 0]
+        typicality, anomaly = self._typicality(clusters[:, 0], nearest), nearest * self._anomaly
+        return _normalized(raw), raw, embeddings, clusters[:, 0], distances[:, 0], typicality, anomaly, finite
+
+    def _activations(self, images: Tensor) -> Activations:
+        """Run the network as `Network.activations` does, without asking for the size as a plain number."""
+        net, fine = self.net, None if self.fusion is None else self.fusion.layer
+        names = [net.layer] if fine is None else [net.layer, fine]
+        with layers.capture({name: layers.resolve(net.body, name) for name in names}) as grabbed:
+            embeddings, vector = net.embed(images)
+        size = (images.shape[2], images.shape[3])
+        maps = [
+            layers.as_maps(grabbed[name], size, channels_last=layers.channels_last(net.body, name)) for name in names
+        ]
+        return Activations(maps[0], embeddings, vector, None if fine is None else maps[1])
+
+    def _nearest(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the nearest clusters (B, m), the nearest first, and the distances to them."""
+        count = min(10, len(self.centroids)) if self._soft else 1
+        if self._cosine:
+            similar, clusters = (embeddings @ self.centroids.T).topk(count, dim=1)
+            return clusters, (1 - similar).clamp(min=0)
+        apart = (embeddings[:, None] - self.centroids[None]).square().sum(dim=2)
+        squared, clusters = apart.topk(count, dim=1, largest=False)
+        return clusters, squared.sqrt()
+
+    def _share(self, scaled: Tensor) -> Tensor:
+        """Share the weights out over the nearest clusters (B, 1, m)."""
+        closeness = scaled if self._cosine else scaled * scaled / 2
+        return torch.softmax(closeness / -self._spread, dim=1)[:, None]
+
+    def _combined(self, maps: Tensor, clusters: Tensor, share: Tensor | None, layer: int) -> Tensor:
+        """Sum the strongest channels' maps with their weights and keep the positive part (B, h, w)."""
+        stored = self.get_buffer(f"weights_{layer}")
+        if share is None:
+            channels = self.get_buffer(f"channels_{layer}").index_select(0, clusters[:, 0])
+            weights = stored.index_select(0, clusters[:, 0])
+        else:
+            top_k = min(self.database.top_k, int(stored.shape[1]))
+            weights, channels = (share @ functional.embedding(clusters, stored))[:, 0].topk(top_k, dim=1)
+        batch, _, height, width = maps.shape
+        cells = maps.float().flatten(2)
+        picked = cells.gather(1, channels[:, :, None].expand(-1, -1, cells.shape[2]))
+        return (weights[:, None] @ picked).relu().reshape(batch, height, width)
+
+    def _typicality(self, clusters: Tensor, distances: Tensor) -> Tensor:
+        """Interpolate between the stored quantiles (B,), as `WeightDatabase.typicality` does."""
+        starts, slopes, inner = (kept.index_select(0, clusters) for kept in (self.starts, self.slopes, self.inner))
+        fallen = ((distances[:, None] - starts) * slopes).clamp(0, 1) @ self.falls
+        # A cluster's own images all lie in its centroid where it has but one; rounding must not decide there.
+        return torch.where(distances <= inner, 1.0, 1 - fallen[:, 0])
+
+    def _distance_scale(self, size: tuple[int, int]) -> float | Tensor:
+        """Say what `WeightDatabase.distance_scale` says, of a size that may be known only when the graph runs."""
+        db = self.database
+        if self._size is not None or db.closer is None:
+            return db.distance_scale(size)
+        own, closer = (math.log(h * w) for h, w in (db.network.preprocess.input_size, db.closer.input_size))
+        if own == closer:
+            return 1.0
+        wanted = torch.full((), size[0] * size[1], dtype=torch.float32, device=self.net.device).log()
+        return ((wanted - own) * (math.log(db.closer.distance_scale) / (closer - own))).exp()
+
+
+def _cells(maps: Tensor | None) -> tuple[int, int] | None:
+    return None if maps is None else (maps.shape[2], maps.shape[3])
+
+
+def _hat(cells: int, count: int, own: tuple[float, float], onto: tuple[float, float]) -> Tensor:
+    """Make the (count, cells) matrix that interpolates linearly between cell centres, clamped at the ends."""
+    wanted = onto[1] + torch.arange(count, dtype=torch.float64) * onto[0]
+    position = ((wanted - own[1]) / own[0]).clamp(min=0).clamp(max=cells - 1)
+    return (1 - (position[:, None] - torch.arange(cells, dtype=torch.float64)).abs()).clamp(min=0)
+
+
+def _placed(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return rows @ maps @ columns
+
+
+def _levelled(product: Tensor, *, fixed: bool) -> Tensor:
+    """Bring the strongest cells to one level, as `heatmap.fuse` does; of a fixed number of cells it is cheaper."""
+    flat = product.flatten(1)
+    if fixed:
+        level = flat.topk(max(1, round(LEVELLED * flat.shape[1])), dim=1).values[:, -1:]
+    else:
+        cells = torch.full((1,), flat.shape[1], dtype=torch.float64, device=flat.device)
+        last = (cells * LEVELLED).round().long().clamp(min=1) - 1
+        level = flat.sort(dim=1, descending=True).values.index_select(1, last)
+    return torch.where(level == 0, flat, torch.minimum(flat, level)).reshape(product.shape)
+
+
+def _normalized(maps: Tensor) -> Tensor:
+    """Scale each map to [0, 1] by its minimum and maximum, a flat one to zero."""
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    span = high - low
+    scale = torch.where(span > torch.finfo(torch.float32).tiny, 1 / span, 0.0)
+    return ((maps - low) * scale).clamp(max=1)
