@@ -99,7 +99,9 @@ def build_database(
 
     options = {"batch_size": batch_size, "workers": workers}
     weights = _weights(net, samples, seen, directions, method, **options)
-    look = look_closer(net, samples, centroids, cluster, distance, directions, method, **options) if closer else None
+    look = None
+    if closer:
+        look = look_closer(net, samples, centroids, cluster, distance, pseudo, directions, method, **options)
 
     count = len(centroids)
     mean, std = clustering.moments(weights, cluster, count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -23,8 +23,11 @@ from .record import Closer, Fusion
 
 logger = logging.getLogger("embedcam")
 
-# Chosen on training images, see docs/heat-maps.md: maps gain up to here, and each pixel more costs time.
-_ENLARGED, _MULTIPLE = 1.75, 32
+# Chosen on training images, see docs/heat-maps.md: maps gain up to here, and each pixel more costs time. The smaller
+# factor is for networks that no longer know images of the larger size.
+_ENLARGED, _MULTIPLE = (1.75, 1.25), 32
+# The least share of the images known in their own size that must still be known.
+_KNOWN = 0.95
 # Layers that are finer than this see edges rather than parts of objects.
 _LEAST_STRIDE = 8
 # So many images of each cluster are looked at: their mean is near enough, and the cost does not grow with the data.
@@ -37,6 +40,7 @@ def look_closer(
     centroids: NDArray[np.float32],
     cluster: NDArray[np.int64],
     distance: NDArray[np.float32],
+    labels: NDArray[np.int64],
     directions: Callable[[NDArray[np.int64]], Tensor],
     method: str = "gradcam",
     *,
@@ -51,6 +55,7 @@ def look_closer(
         centroids: (C, D).
         cluster: (N,) of each image.
         distance: (N,) of each image to its centroid.
+        labels: (N,) of each image; clusters where there are no labels.
         directions: From image indices (B,) to their triplets' directions (B, pairs, D).
         method: "gradcam" or "gradcam++".
         batch_size: Images a batch.
@@ -60,30 +65,38 @@ def look_closer(
         The size to explain at, and the finer layer; None if there is neither a better size nor such a layer.
     """
     layer, geometry = _finer(net)
-    preprocess = _enlarged(net, samples)
-    if layer is None and preprocess == net.preprocess:
-        return None
     chosen = _spread(cluster, distance)
-    found = Neighbors(centroids, net.metric)
-    weights = _Mean(cluster[chosen], len(centroids))
-    grown: list[NDArray[np.float32]] = []
-    loaded = tensor_batches(
-        net, samples.subset(chosen), batch_size, "looking closer", preprocess=preprocess, strict=True, workers=workers
-    )
-    with layers.evaluating(net):
-        for rows, images in loaded:
-            if layer is not None:
-                seen = weigh(net, layer, images, directions(chosen[rows]), method)
-                weights.add(rows, seen.weights.float().cpu().numpy())
-                embeddings = seen.embeddings
-            else:
-                with torch.inference_mode():
-                    embeddings = net(images)
-            grown.append(found.nearest(embeddings.float().cpu().numpy())[1])
+    for preprocess in _sizes(net, samples):
+        own_size = preprocess == net.preprocess
+        if own_size and layer is None:
+            return None
+        loaded = tensor_batches(
+            net,
+            samples.subset(chosen),
+            batch_size,
+            f"looking closer, {' x '.join(map(str, preprocess.input_size))}",
+            preprocess=preprocess,
+            strict=True,
+            workers=workers,
+        )
+        weights = _Mean(cluster[chosen], len(centroids))
+        embeddings: list[NDArray[np.float32]] = []
+        with layers.evaluating(net):
+            for rows, images in loaded:
+                if layer is not None:
+                    seen = weigh(net, layer, images, directions(chosen[rows]), method)
+                    weights.add(rows, seen.weights.float().cpu().numpy())
+                    embeddings.append(seen.embeddings.float().cpu().numpy())
+                else:
+                    with torch.inference_mode():
+                        embeddings.append(net(images).float().cpu().numpy())
+        nearest, grown = Neighbors(centroids, net.metric).nearest(np.concatenate(embeddings))
+        if own_size or _recognised(nearest, cluster, labels, chosen):
+            break
     fusion = None
     if layer is not None and geometry is not None:
         fusion = Fusion(layers.path(net.body, layer), geometry, weights.result())
-    return Closer(preprocess.input_size, _scale(distance[chosen], np.concatenate(grown)), fusion)
+    return Closer(preprocess.input_size, _scale(distance[chosen], grown), fusion)
 
 
 def _finer(net: Network) -> tuple[str, Geometry] | tuple[None, None]:
@@ -114,19 +127,36 @@ class _Mean:
         return (self._sums / self._counts[:, None]).astype(np.float32)
 
 
-def _enlarged(net: Network, samples: Samples) -> Preprocess:
-    """Choose the size to explain at; the network's own where images come prepared, or the network takes no other."""
+def _sizes(net: Network, samples: Samples) -> Iterator[Preprocess]:
+    """Give the sizes to try, the largest first, the network's own last: the only one where images come prepared."""
     own = net.preprocess
-    if isinstance(samples.image(0), np.ndarray):
-        return own
-    height, width = (max(_MULTIPLE, round(side * _ENLARGED / _MULTIPLE) * _MULTIPLE) for side in own.input_size)
-    try:
-        with layers.evaluating(net), torch.inference_mode():
-            net.activations(torch.zeros(1, 3, height, width, device=net.device))
-    except Exception as error:  # whatever a network raises: vision transformers assert, others fail in a product
-        logger.info("images are explained at %s, the network takes no other size: %s", own.input_size, error)
-        return own
-    return replace(own, input_size=(height, width))
+    for factor in _ENLARGED:
+        sides = [max(_MULTIPLE, round(side * factor / _MULTIPLE) * _MULTIPLE) for side in own.input_size]
+        height, width = sides
+        if isinstance(samples.image(0), np.ndarray) or height * width <= own.input_size[0] * own.input_size[1]:
+            break
+        try:
+            with layers.evaluating(net), torch.inference_mode():
+                net.activations(torch.zeros(1, 3, height, width, device=net.device))
+        except Exception as error:  # whatever a network raises: vision transformers assert, others fail in a product
+            logger.info("images are explained at %s, the network takes no other size: %s", own.input_size, error)
+            break
+        yield replace(own, input_size=(height, width))
+    yield own
+
+
+def _recognised(
+    nearest: NDArray[np.int64], cluster: NDArray[np.int64], labels: NDArray[np.int64], chosen: NDArray[np.int64]
+) -> bool:
+    """Tell whether a network still knows images in another size: they fall into clusters of their own label.
+
+    A map may well lie on the object while the network takes that for something else; it would explain nothing.
+    """
+    counts = np.zeros((int(cluster.max()) + 1, int(labels.max()) + 1), dtype=np.int64)
+    np.add.at(counts, (cluster, labels), 1)
+    commonest = counts.argmax(axis=1)
+    before, now = (np.mean(commonest[c] == labels[chosen]) for c in (cluster[chosen], nearest))
+    return bool(now >= _KNOWN * before)
 
 
 def _spread(cluster: NDArray[np.int64], distance: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from ..errors import DatabaseError
 from ..heatmap import LEVELLED, PIXELS, Geometry
 from ..nets.network import Activations
 from .explainer import Explainer
-from .transfer import Found
+from .transfer import _CLUSTERS, Found
 
 
 class ExplainerGraph(nn.Module):
@@ -31,10 +31,9 @@ class ExplainerGraph(nn.Module):
     """
 
     centroids: Tensor
-    starts: Tensor
     slopes: Tensor
+    offsets: Tensor
     falls: Tensor
-    inner: Tensor
 
     def __init__(self, explainer: Explainer, size: tuple[int, int] | None, *, at_image_size: bool) -> None:
         super().__init__()
@@ -70,13 +69,13 @@ class ExplainerGraph(nn.Module):
 
     def _keep_quantiles(self) -> None:
         rows = self.database.distance_quantiles.astype(np.float64)
-        starts = np.concatenate([np.zeros((len(rows), 1)), rows[:, :-1]], axis=1)
-        shares = np.array([1.0, *(1 - q for q in QUANTILES)])
-        self._keep("starts", starts.astype(np.float32))
+        # A cluster's own images all lie in its centroid where it has but one; rounding must not decide there.
+        bounds = np.maximum(np.concatenate([np.zeros((len(rows), 1)), rows], axis=1), rows[:, :1] * 1e-6 + 1e-6)
         # Between equal quantiles the share falls at once.
-        self._keep("slopes", (1 / np.maximum(rows - starts, 1e-12)).astype(np.float32))
-        self._keep("falls", (shares[:-1] - shares[1:]).astype(np.float32)[:, None])
-        self._keep("inner", (rows[:, 0] * 1e-6 + 1e-6).astype(np.float32))
+        slopes = 1 / np.maximum(np.diff(bounds, axis=1), 1e-12)
+        self._keep("slopes", slopes.astype(np.float32))
+        self._keep("offsets", (bounds[:, :-1] * slopes).astype(np.float32))
+        self._keep("falls", np.diff(np.array([1.0, *(1 - q for q in QUANTILES)]))[:, None].astype(np.float32))
 
     def _keep_matrices(self, size: tuple[int, int]) -> None:
         black = torch.zeros(1, 3, *size, device=self.net.device)
@@ -135,24 +134,32 @@ class ExplainerGraph(nn.Module):
         """
         seen = self._activations(images)
         embeddings = seen.embeddings.float()
-        # Of NaN, a sum is certain to be NaN in every runtime; a maximum is not.
-        finite = embeddings.abs().sum(dim=1) < math.inf
-        clusters, distances = self._nearest(torch.where(finite[:, None], embeddings, 0.0))
         size = self._size or (images.shape[2], images.shape[3])
-        scaled = distances / self._distance_scale(size)
-        share = self._share(scaled) if self._soft else None
         matrices = self._kept_matrices() if self._size else self._matrices(_cells(seen.maps), _cells(seen.fine), size)
-        maps = self._combined(seen.maps, clusters, share, 0)
+        # Of NaN, a sum is certain to be NaN in every runtime; a maximum is not.
+        finite = embeddings.norm(p=1, dim=1, keepdim=True) < math.inf
+        nearness = self._nearness(torch.where(finite, embeddings, 0.0))
+        near, clusters = nearness.topk(min(_CLUSTERS, len(self.centroids)) if self._soft else 1, dim=1)
+        near = near.clamp(max=1) if self._cosine else near  # a cosine may be rounded up to more
+        cluster, scale = clusters.select(1, 0), self._distance_scale(size)
+        share = self._share(nearness, near, scale) if self._soft else None
+
+        maps = self._combined(seen.maps, cluster, share, 0)
         if seen.fine is not None:
-            product = self._combined(seen.fine, clusters, share, 1) * _placed(maps, *matrices["finer"])
+            coarse = maps.reshape(maps.shape[0], *seen.maps.shape[2:])
+            product = self._combined(seen.fine, cluster, share, 1) * _placed(coarse, *matrices["finer"]).flatten(1)
             maps = _levelled(product, fixed=self._size is not None)
-        finite = finite & (maps.sum(dim=(1, 2)) < math.inf)
-        raw = torch.where(finite[:, None, None], maps, 0.0)
+        finite = finite & (maps.sum(dim=1, keepdim=True) < math.inf)
+        last = seen.maps if seen.fine is None else seen.fine
+        raw = torch.where(finite, maps, 0.0).reshape(maps.shape[0], *last.shape[2:])
         if self._at_image_size:
             raw = _placed(raw, *matrices["image"])
-        nearest = scaled[:, 0]
-        typicality, anomaly = self._typicality(clusters[:, 0], nearest), nearest * self._anomaly
-        return _normalized(raw), raw, embeddings, clusters[:, 0], distances[:, 0], typicality, anomaly, finite
+
+        distance = self._distance(_column(near, 0))
+        scaled = distance / scale
+        typicality, anomaly = self._typicality(cluster, scaled), scaled * self._anomaly
+        flat = (each.flatten() for each in (distance, typicality, anomaly, finite))
+        return _normalized(raw), raw, embeddings, cluster, *flat
 
     def _activations(self, images: Tensor) -> Activations:
         """Run the network as `Network.activations` does, without asking for the size as a plain number."""
@@ -166,41 +173,39 @@ class ExplainerGraph(nn.Module):
         ]
         return Activations(maps[0], embeddings, vector, None if fine is None else maps[1])
 
-    def _nearest(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Find the nearest clusters (B, m), the nearest first, and the distances to them."""
-        count = min(10, len(self.centroids)) if self._soft else 1
+    def _nearness(self, embeddings: Tensor) -> Tensor:
+        """Say how near all clusters are (B, C): by the cosine, or minus half the squared distance."""
         if self._cosine:
-            similar, clusters = (embeddings @ self.centroids.T).topk(count, dim=1)
-            return clusters, (1 - similar).clamp(min=0)
-        apart = (embeddings[:, None] - self.centroids[None]).square().sum(dim=2)
-        squared, clusters = apart.topk(count, dim=1, largest=False)
-        return clusters, squared.sqrt()
+            return embeddings @ self.centroids.T
+        return (embeddings[:, None] - self.centroids[None]).square().sum(dim=2) / -2
 
-    def _share(self, scaled: Tensor) -> Tensor:
-        """Share the weights out over the nearest clusters (B, 1, m)."""
-        closeness = scaled if self._cosine else scaled * scaled / 2
-        return torch.softmax(closeness / -self._spread, dim=1)[:, None]
+    def _distance(self, nearness: Tensor) -> Tensor:
+        return 1 - nearness if self._cosine else (nearness * -2).sqrt()
 
-    def _combined(self, maps: Tensor, clusters: Tensor, share: Tensor | None, layer: int) -> Tensor:
-        """Sum the strongest channels' maps with their weights and keep the positive part (B, h, w)."""
+    def _share(self, nearness: Tensor, near: Tensor, scale: float | Tensor) -> Tensor:
+        """Share the weights out over the nearest clusters; all others (B, C) get none."""
+        behind = (nearness - _column(near, 0)).clamp(max=0)  # first, since the rest may be a large number
+        behind = behind * (1 / (self._spread * (scale if self._cosine else scale * scale)))
+        if near.shape[1] < nearness.shape[1]:
+            behind = torch.where(nearness < _column(near, near.shape[1] - 1), -math.inf, behind)
+        return torch.softmax(behind, dim=1)
+
+    def _combined(self, maps: Tensor, cluster: Tensor, share: Tensor | None, layer: int) -> Tensor:
+        """Sum the strongest channels' maps with their weights and keep the positive part (B, h * w)."""
         stored = self.get_buffer(f"weights_{layer}")
         if share is None:
-            channels = self.get_buffer(f"channels_{layer}").index_select(0, clusters[:, 0])
-            weights = stored.index_select(0, clusters[:, 0])
+            channels = self.get_buffer(f"channels_{layer}").index_select(0, cluster)
+            weights = stored.index_select(0, cluster)
         else:
-            top_k = min(self.database.top_k, int(stored.shape[1]))
-            weights, channels = (share @ functional.embedding(clusters, stored))[:, 0].topk(top_k, dim=1)
-        batch, _, height, width = maps.shape
+            weights, channels = (share @ stored).topk(min(self.database.top_k, int(stored.shape[1])), dim=1)
         cells = maps.float().flatten(2)
         picked = cells.gather(1, channels[:, :, None].expand(-1, -1, cells.shape[2]))
-        return (weights[:, None] @ picked).relu().reshape(batch, height, width)
+        return (weights[:, None] @ picked).relu().flatten(1)
 
-    def _typicality(self, clusters: Tensor, distances: Tensor) -> Tensor:
-        """Interpolate between the stored quantiles (B,), as `WeightDatabase.typicality` does."""
-        starts, slopes, inner = (kept.index_select(0, clusters) for kept in (self.starts, self.slopes, self.inner))
-        fallen = ((distances[:, None] - starts) * slopes).clamp(0, 1) @ self.falls
-        # A cluster's own images all lie in its centroid where it has but one; rounding must not decide there.
-        return torch.where(distances <= inner, 1.0, 1 - fallen[:, 0])
+    def _typicality(self, cluster: Tensor, distances: Tensor) -> Tensor:
+        """Interpolate between the stored quantiles (B, 1), as `WeightDatabase.typicality` does."""
+        slopes, offsets = (functional.embedding(cluster, kept) for kept in (self.slopes, self.offsets))
+        return torch.addmm(torch.ones_like(self.falls[:1]), (distances * slopes - offsets).clamp(0, 1), self.falls)
 
     def _distance_scale(self, size: tuple[int, int]) -> float | Tensor:
         """Say what `WeightDatabase.distance_scale` says, of a size that may be known only when the graph runs."""
@@ -229,21 +234,24 @@ def _placed(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return rows @ maps @ columns
 
 
+def _column(values: Tensor, index: int) -> Tensor:
+    return values.index_select(1, torch.tensor([index], device=values.device))
+
+
 def _levelled(product: Tensor, *, fixed: bool) -> Tensor:
-    """Bring the strongest cells to one level, as `heatmap.fuse` does; of a fixed number of cells it is cheaper."""
-    flat = product.flatten(1)
+    """Bring the strongest cells (B, h * w) to one level, as `heatmap.fuse` does; of a fixed number it is cheaper."""
     if fixed:
-        level = flat.topk(max(1, round(LEVELLED * flat.shape[1])), dim=1).values[:, -1:]
+        count = max(1, round(LEVELLED * product.shape[1]))
+        level = _column(product.topk(count, dim=1).values, count - 1)
     else:
-        cells = torch.full((1,), flat.shape[1], dtype=torch.float64, device=flat.device)
+        cells = torch.full((1,), product.shape[1], dtype=torch.float64, device=product.device)
         last = (cells * LEVELLED).round().long().clamp(min=1) - 1
-        level = flat.sort(dim=1, descending=True).values.index_select(1, last)
-    return torch.where(level == 0, flat, torch.minimum(flat, level)).reshape(product.shape)
+        level = product.sort(dim=1, descending=True).values.index_select(1, last)
+    return torch.where(level == 0, product, torch.minimum(product, level))
 
 
 def _normalized(maps: Tensor) -> Tensor:
     """Scale each map to [0, 1] by its minimum and maximum, a flat one to zero."""
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     span = high - low
-    scale = torch.where(span > torch.finfo(torch.float32).tiny, 1 / span, 0.0)
-    return ((maps - low) * scale).clamp(max=1)
+    return (maps - low) / torch.where(span > torch.finfo(torch.float32).tiny, span, math.inf)

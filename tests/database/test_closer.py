@@ -9,6 +9,7 @@ from torch import nn
 import embedcam
 from embedcam.data import load
 from embedcam.database.build import build_database
+from embedcam.database.closer import _recognised, _spread
 from embedcam.database.triplets import Partners
 from embedcam.heatmap import Geometry
 from embedcam.nets import EmbeddingNet
@@ -55,20 +56,38 @@ def test_weights_of_the_finer_layer_are_the_mean_over_single_triplets_at_the_lar
 
 
 def test_of_large_clusters_some_members_are_looked_at_from_the_innermost_to_the_outermost():
-    from embedcam.database.closer import _spread
-
     cluster = np.array([0] * 15 + [1] * 3)
     distance = np.concatenate([np.arange(15.0)[::-1], [1.0, 0.5, 2.0]]).astype(np.float32)
     # Of 15 every second by distance, from both ends; of 3 all.
     np.testing.assert_array_equal(_spread(cluster, distance), [0, 2, 4, 6, 8, 10, 12, 14, 15, 16, 17])
 
 
-def test_networks_without_a_finer_layer_of_parts_are_explained_by_one_at_the_larger_size(net, folder):
+def test_networks_without_a_finer_layer_of_parts_are_explained_by_one_at_the_larger_size(net, folder, monkeypatch):
+    monkeypatch.setattr("embedcam.database.closer._KNOWN", 0.0)
     # The finer layer of `tiny` has a cell every 2 pixels: edges, not parts.
     db = build_database(net, f"folder:{folder}", clusters=2, top_k=4, pairs=2)
     assert db.fusion is None
     assert db.closer.input_size == (64, 64)  # 1.75 * 32, to the next multiple of 32
     assert embedcam.Explainer(net, db).preprocess.input_size == (64, 64)
+
+
+def test_a_size_counts_in_which_images_fall_into_clusters_of_their_own_label():
+    cluster = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])
+    labels = np.array([0, 0, 1, 1, 1, 1, 2, 2, 2, 2])  # image 2 lies among others from the start
+    everyone = np.arange(10)
+    assert _recognised(cluster, cluster, labels, everyone)
+    elsewhere = np.array([0, 0, 1, 1, 1, 1, 2, 2, 2, 0])  # image 2 is known now, image 9 no more: 9 of 10 as before
+    assert _recognised(elsewhere, cluster, labels, everyone)
+    elsewhere[8] = 0  # 8 of 10, below 0.95 * 9 of 10
+    assert not _recognised(elsewhere, cluster, labels, everyone)
+
+
+def test_a_network_that_knows_images_in_no_other_size_is_explained_in_its_own(fused, folder):
+    net, _ = fused  # untrained
+    db = build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=2)
+    assert db.closer.input_size == (64, 64)
+    assert db.fusion.layer == "layer3"
+    assert np.isclose(db.closer.distance_scale, 1, atol=1e-2)
 
 
 def test_a_database_can_do_without_it(fused, folder):
