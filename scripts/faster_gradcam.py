@@ -262,7 +262,7 @@ def cells(net: EmbeddingNet, database: WeightDatabase, samples: FileSamples) -> 
             (picture, f"most like {most_like[index]}"),
             (overlay(picture, hot), f"cluster {explanation.clusters[index]}"),
             (boxed, f"distance {far[index]:.2f}"),
-            (overlay(picture, by_gradient), ""),
+            (overlay(picture, by_gradient), "" if by_gradient.any() else "flat"),
         ]
     return drawn
 
