@@ -270,7 +270,7 @@ def by_transfer(net: EmbeddingNet, known: SignedWeights, images: Tensor, shift: 
     parts: list[tuple[Tensor, Tensor]] = []
     with layers.evaluating(net):
         for batch in images.split(BATCH):
-            maps, embeddings, _ = net.activations(batch)
+            maps, embeddings, *_ = net.activations(batch)
             nearest, _ = neighbors.nearest(embeddings.numpy())
             weights = torch.from_numpy(known.weights[(nearest + shift) % len(known.weights)])
             raises, lowers = (place(combine(maps, sign * weights), geometry, size) for sign in (1, -1))
