@@ -208,8 +208,12 @@ def build(
 @app.command()
 def explain(
     inputs: Annotated[list[Path], typer.Argument(help="Images and folders of images.", metavar="INPUT...")],
-    net: NetOption,
-    db: DbOption,
+    net: Annotated[Path | None, typer.Option(help="Network file made by `embedcam train`.", metavar="FILE")] = None,
+    db: Annotated[Path | None, typer.Option(help="Weight database made by `embedcam build`.", metavar="FILE")] = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option(help="File made by `embedcam export`, instead of these two; needs no torch.", metavar="FILE"),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="DIR")] = Path("runs/explain"),
     boxes: Annotated[bool, typer.Option("--boxes", help="Draw boxes around strong regions.")] = False,
     threshold: Annotated[float, typer.Option(min=0.01, max=1.0, help="Least heat inside a box's region.")] = 0.5,
@@ -247,27 +251,39 @@ def explain(
 
     Example: embedcam explain --net net.safetensors --db weights.h5 photo.jpg holiday/ --boxes
     """
-    import torch
-
-    from .explain import Explainer
-    from .explain.against_files import explain_against
     from .explain.files import DrawOptions, explain_files
-    from .nets import EmbeddingNet
 
-    autocast = None if precision == "float32" else getattr(torch, precision)
-    network = EmbeddingNet.load(net).to(console.device(device))
-    explainer = Explainer(
-        network,
-        db,
-        preset=preset,
-        transfer=transfer,
-        placement=placement,
-        explain_size=explain_size,
-        autocast=autocast,
-    )
+    if (net is None or db is None) == (onnx is None) or (onnx is not None and (net or db)):
+        raise typer.BadParameter("give --net and --db, or --onnx alone")
+    explainer: Any
+    if onnx is not None:
+        if against is not None:
+            raise typer.BadParameter("--against needs --net and --db; an ONNX file has no head to take apart")
+        from .explain.onnx import OnnxExplainer
+
+        explainer = OnnxExplainer(onnx)
+    else:
+        import torch
+
+        from .explain import Explainer
+        from .nets import EmbeddingNet
+
+        assert net is not None
+        assert db is not None
+        explainer = Explainer(
+            EmbeddingNet.load(net).to(console.device(device)),
+            db,
+            preset=preset,
+            transfer=transfer,
+            placement=placement,
+            explain_size=explain_size,
+            autocast=None if precision == "float32" else getattr(torch, precision),
+        )
     draw = DrawOptions(boxes, threshold, alpha, colormap)
     reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
     if against is not None:
+        from .explain.against_files import explain_against
+
         pairs = explain_against(explainer, inputs, against, out, draw, **reading)
         for pair in pairs[:20]:
             typer.echo(f"{pair['image']}: similarity {pair['similarity']:.3f}, see {out / pair['pair']}")
@@ -285,6 +301,39 @@ def explain(
     if len(lines) > 20:
         typer.echo(f"... and {len(lines) - 20} more in {out / 'explanations.jsonl'}")
     typer.echo(f"wrote {out / 'contact_sheet.png'}, overlays/, maps/ and explanations.jsonl")
+
+
+@app.command()
+def export(
+    net: NetOption,
+    db: DbOption,
+    out: Annotated[Path, typer.Option(help="ONNX file to write.", metavar="FILE")],
+    preset: Annotated[
+        Literal["default", "paper"], typer.Option(help="paper is the published method: one layer, plain resize.")
+    ] = "default",
+    explain_size: ExplainSizeOption = None,
+    heatmap: Annotated[
+        Literal["image", "map"], typer.Option(help="Heat maps of the image's size, or one value a cell.")
+    ] = "image",
+    uint8_input: Annotated[
+        bool, typer.Option("--uint8-input", help="Take pictures of any size; resize and normalise in the graph.")
+    ] = False,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Take image batches of any height and width.")] = False,
+) -> None:
+    """Write network and weight database as one ONNX file that explains without torch.
+
+    Example: embedcam export --net net.safetensors --db weights.h5 --out explainer.onnx
+    """
+    from .explain import Explainer
+    from .explain.export import export as write
+    from .nets import EmbeddingNet
+
+    explainer = Explainer(EmbeddingNet.load(net), db, preset=preset, explain_size=explain_size)
+    report = write(explainer, out, heatmap=heatmap, uint8_input=uint8_input, dynamic=dynamic)
+    typer.echo(
+        f"wrote {out} ({report.size / 1e6:.1f} MB); checked on {report.images} images: "
+        f"heat maps within {report.map_difference:.1e} of torch's, the same clusters"
+    )
 
 
 @app.command()

@@ -145,6 +145,27 @@ def test_images_are_compared_with_another(run, fails, trained, folder, tmp_path)
     assert "no such file" in fails("explain", other, *files, "--against", tmp_path / "none.png").lower()
 
 
+def test_an_exported_explainer_says_the_same(run, fails, fused, folder, tmp_path):
+    net, db = fused
+    net.save(tmp_path / "net.safetensors")
+    db.save(tmp_path / "weights.h5")
+    files = ("--net", tmp_path / "net.safetensors", "--db", tmp_path / "weights.h5")
+    code, said, err = run("export", *files, "--out", tmp_path / "explainer.onnx")
+    assert code == 0, err
+    assert "the same clusters" in said
+    picture = folder / "images" / "class0" / "00.png"
+    given = {"torch": files, "onnx": ("--onnx", tmp_path / "explainer.onnx")}
+    for name, options in given.items():
+        assert run("explain", picture, *options, "--out", tmp_path / name)[0] == 0
+    maps = [np.load(tmp_path / name / "maps" / "00.png.npz")["heatmap"] for name in given]
+    np.testing.assert_allclose(*maps, atol=1e-3)
+    assert "give --net and --db, or --onnx alone" in run("explain", picture, *files, *given["onnx"])[2]
+    assert "give --net and --db, or --onnx alone" in run("explain", picture, *files[:2])[2]
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes((tmp_path / "explainer.onnx").read_bytes()[:5000])
+    assert "damaged.onnx" in fails("explain", picture, "--onnx", damaged, "--out", tmp_path / "out")
+
+
 def test_anomalies_are_listed_the_most_unlike_first(run, trained, folder, tmp_path):
     files = ("--net", trained / "net.safetensors", "--db", trained / "weights.h5")
     code, said, err = run("explain", folder / "images", *files, "--anomaly", "--out", tmp_path / "out")
