@@ -16,24 +16,11 @@ from embedcam.explain import export as export_module
 from embedcam.explain.export import export
 from embedcam.explain.graph import ExplainerGraph
 from embedcam.explain.onnx_record import OUTPUTS
-from embedcam.nets import EmbeddingNet
 from embedcam.nets.network import Network
 from embedcam.preprocess import Preprocess
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)).numpy()
 NUMBERS = ("heatmaps", "raw", "embeddings", "distances", "typicality", "anomaly")
-
-
-@pytest.fixture(scope="module")
-def pair(trained):
-    return EmbeddingNet.load(trained / "net.safetensors"), embedcam.WeightDatabase.load(trained / "weights.h5")
-
-
-@pytest.fixture(scope="module")
-def euclidean(folder):
-    torch.manual_seed(0)
-    net = EmbeddingNet("tiny", 8, image_size=32, metric="euclidean").eval()
-    return net, build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=5)
 
 
 def graph(pair, **options):
@@ -65,10 +52,10 @@ def assert_same(ours, theirs):
     + [{"transfer": name} for name in ("cluster", "contrast", "soft", "soft-contrast")],
     ids=str,
 )
-@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("spread", ["cosine", "euclidean"], indirect=True)
 @pytest.mark.parametrize("size", [None, "any"])
-def test_the_graph_computes_what_the_explainer_does(pair, euclidean, options, metric, size):
-    explainer, explain = graph(pair if metric == "cosine" else euclidean, **options)
+def test_the_graph_computes_what_the_explainer_does(spread, options, size):
+    explainer, explain = graph(spread, **options)
     assert_same(explainer(IMAGES), explain(IMAGES, size))
 
 
@@ -81,8 +68,8 @@ def test_two_layers_are_fused_at_any_size(fused, options, size):
         assert_same(explainer(images), explain(images, size))
 
 
-def test_a_cluster_of_one_image_holds_that_image_typical(pair):
-    net, db = pair
+def test_a_cluster_of_one_image_holds_that_image_typical(spread):
+    net, db = spread
     centroids = db.centroids.copy()
     with torch.no_grad():
         centroids[2] = net(torch.as_tensor(IMAGES[:1]))[0]
@@ -138,23 +125,23 @@ def test_the_file_is_valid_and_says_where_it_comes_from(written, fused):
     assert b"/site-packages/" not in path.read_bytes()
 
 
-def test_equal_explainers_give_equal_bytes_and_the_network_is_left_as_it_was(pair, tmp_path):
-    net, _ = pair
+def test_equal_explainers_give_equal_bytes_and_the_network_is_left_as_it_was(spread, tmp_path):
+    net, _ = spread
     net.train()
     for name in ("a", "b"):
-        export(embedcam.Explainer(*pair), tmp_path / f"{name}.onnx")
+        export(embedcam.Explainer(*spread), tmp_path / f"{name}.onnx")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert net.training
     assert not any(module._forward_hooks for module in net.modules())
     net.eval()
 
 
-def test_pictures_are_prepared_in_the_graph_as_preprocess_prepares_them(pair, tmp_path):
-    explainer = embedcam.Explainer(*pair)
+def test_pictures_are_prepared_in_the_graph_as_preprocess_prepares_them(spread, tmp_path):
+    explainer = embedcam.Explainer(*spread)
     export(explainer, tmp_path / "e.onnx", uint8_input=True)
     written = embedcam.OnnxExplainer(tmp_path / "e.onnx")
     rng = np.random.default_rng(0)
-    exact = rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    exact = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     prepared = np.stack([explainer.preprocess(Image.fromarray(picture)) for picture in exact])
     np.testing.assert_allclose(written(exact).heatmaps, explainer(prepared).heatmaps, atol=1e-4)
     np.testing.assert_allclose(written(prepared).heatmaps, explainer(prepared).heatmaps, atol=1e-4)
@@ -180,10 +167,10 @@ def test_height_and_width_can_be_left_open(fused, tmp_path):
     assert [side.dim_param for side in sides] == ["batch", "", "height", "width"]
 
 
-def test_a_file_that_explains_otherwise_is_refused_and_not_left_behind(pair, tmp_path, monkeypatch):
+def test_a_file_that_explains_otherwise_is_refused_and_not_left_behind(spread, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "ExplainerGraph", _Brighter)
     with pytest.raises(NetworkError, match=r"explains otherwise than the network: heat maps differ by .*nothing was"):
-        export(embedcam.Explainer(*pair), tmp_path / "e.onnx")
+        export(embedcam.Explainer(*spread), tmp_path / "e.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -193,23 +180,23 @@ class _Brighter(ExplainerGraph):
         return (heatmap + 2e-4).clamp(max=1), *rest
 
 
-def test_exemplars_cannot_be_exported(pair, tmp_path):
+def test_exemplars_cannot_be_exported(spread, tmp_path):
     with pytest.raises(DatabaseError, match=r"nearest.*export with --transfer cluster"):
-        export(embedcam.Explainer(*pair, transfer="nearest"), tmp_path / "e.onnx")
+        export(embedcam.Explainer(*spread, transfer="nearest"), tmp_path / "e.onnx")
 
 
-def test_a_size_of_maps_or_a_mixture_that_does_not_exist_is_refused(pair, tmp_path):
-    explainer = embedcam.Explainer(*pair)
+def test_a_size_of_maps_or_a_mixture_that_does_not_exist_is_refused(spread, tmp_path):
+    explainer = embedcam.Explainer(*spread)
     with pytest.raises(DatabaseError, match="unknown size of the maps 'huge'"):
         export(explainer, tmp_path / "e.onnx", heatmap="huge")
     with pytest.raises(DatabaseError, match="leave out the dynamic size"):
         export(explainer, tmp_path / "e.onnx", uint8_input=True, dynamic=True)
 
 
-def test_a_network_too_large_for_a_file_is_refused_before_anything_is_done(pair, tmp_path, monkeypatch):
+def test_a_network_too_large_for_a_file_is_refused_before_anything_is_done(spread, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "LARGEST", 1000)
     with pytest.raises(NetworkError, match=r"tiny has 0.0 GB of parameters; an ONNX file holds 2 GB"):
-        export(embedcam.Explainer(*pair), tmp_path / "e.onnx")
+        export(embedcam.Explainer(*spread), tmp_path / "e.onnx")
 
 
 def test_a_network_that_torch_cannot_follow_is_refused(tmp_path, folder):

@@ -16,14 +16,13 @@ from embedcam.explain.export import export
 from embedcam.explain.onnx import OnnxExplainer, with_checksum
 from embedcam.explain.onnx_record import OnnxRecord
 from embedcam.explanation import FLAT, NOT_FINITE
-from embedcam.nets import EmbeddingNet
 
-IMAGES = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1)).numpy()
+IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)).numpy()
 
 
 @pytest.fixture(scope="module")
-def explainer(trained):
-    return embedcam.Explainer(EmbeddingNet.load(trained / "net.safetensors"), trained / "weights.h5")
+def explainer(spread):
+    return embedcam.Explainer(*spread)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def test_maps_of_one_value_a_cell_are_placed_by_the_explainer(explainer, tmp_pat
     export(explainer, tmp_path / "cells.onnx", heatmap="map")
     session = onnxruntime.InferenceSession(tmp_path / "cells.onnx")
     raw, heatmap = session.run(["raw", "heatmap"], {"images": IMAGES})
-    assert raw.shape == heatmap.shape == (3, 16, 16)
+    assert raw.shape == heatmap.shape == (3, 8, 8)
     assert heatmap.max() == pytest.approx(1)
     np.testing.assert_allclose(
         OnnxExplainer(tmp_path / "cells.onnx")(IMAGES).heatmaps, explainer(IMAGES).heatmaps, atol=1e-4
@@ -71,17 +70,17 @@ def test_flat_maps_are_noted(explainer, file, monkeypatch):
 
 def test_pictures_are_prepared_for_a_file_that_takes_numbers(explainer, file):
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    pictures = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     written = OnnxExplainer(file)
     prepared = np.stack([written.preprocess(Image.fromarray(p)) for p in pictures])
     np.testing.assert_array_equal(written(pictures).heatmaps, written(prepared).heatmaps)
 
 
 def test_an_empty_batch_gives_an_empty_explanation(file):
-    for nothing in (IMAGES[:0], np.empty((0, 64, 64, 3), np.uint8)):
+    for nothing in (IMAGES[:0], np.empty((0, 32, 32, 3), np.uint8)):
         found = OnnxExplainer(file)(nothing)
         assert len(found) == 0
-        assert found.heatmaps.shape == (0, 64, 64)
+        assert found.heatmaps.shape == (0, 32, 32)
         assert found.embeddings.shape == (0, 8)
 
 
@@ -95,8 +94,8 @@ def test_labels_are_those_of_the_database_and_exemplars_are_refused(explainer, f
 
 def test_images_that_do_not_fit_are_refused(file):
     written = OnnxExplainer(file)
-    with pytest.raises(DataError, match=r"takes images of 64 x 64 pixels, got 40 x 64"):
-        written(np.zeros((1, 3, 40, 64), np.float32))
+    with pytest.raises(DataError, match=r"takes images of 32 x 32 pixels, got 40 x 32"):
+        written(np.zeros((1, 3, 40, 32), np.float32))
     for wrong in (IMAGES.astype(np.float64), IMAGES[0], IMAGES[:, :2]):
         with pytest.raises(DataError, match="expected images float32"):
             written(wrong)
