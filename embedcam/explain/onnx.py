@@ -92,7 +92,7 @@ class OnnxExplainer:
         Raises:
             DataError: If the images do not fit.
         """
-        inputs = self._inputs(np.asarray(images))
+        inputs = self.prepared(images)
         size = self.preprocess.input_size if self.record.uint8_input else (inputs.shape[2], inputs.shape[3])
         # onnxruntime cannot multiply nothing.
         given = inputs if len(inputs) else np.zeros((1, *inputs.shape[1:]), inputs.dtype)
@@ -148,8 +148,19 @@ class OnnxExplainer:
     def _geometry(self, maps: NDArray[np.float32], size: tuple[int, int]) -> Geometry:
         return self.record.geometry or Geometry.stretch((maps.shape[1], maps.shape[2]), size)
 
-    def _inputs(self, images: NDArray[Any]) -> NDArray[Any]:
-        """Give the images in the form that the file takes."""
+    def prepared(self, images: NDArray[Any]) -> NDArray[Any]:
+        """Bring images into the form that the file takes.
+
+        Args:
+            images: As for a call.
+
+        Returns:
+            float32 (B, 3, H, W), or uint8 (B, H, W, 3) for a file that takes pictures.
+
+        Raises:
+            DataError: If the images do not fit.
+        """
+        images = np.asarray(images)
         pictures = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
         if not pictures and (images.dtype != np.float32 or images.ndim != 4 or images.shape[1] != 3):
             raise DataError(

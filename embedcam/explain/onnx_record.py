@@ -43,6 +43,7 @@ class OnnxRecord:
         labels: For each cluster its commonest labels and their counts; empty without labels.
         uint8_input: The graph itself resizes and normalises pictures, uint8 (B, H, W, 3).
         dynamic: Images may have any height and width.
+        float_layers: In a file of 8 bits, the convolutions that were left in float; None in a float file.
         heatmap: Size of the file's maps: "image", or "map" for one value a cell.
     """
 
@@ -57,6 +58,7 @@ class OnnxRecord:
     uint8_input: bool = False
     dynamic: bool = False
     heatmap: str = "image"
+    float_layers: tuple[str, ...] | None = None
 
     def to_json(self) -> str:
         """Write the record down.
@@ -118,6 +120,7 @@ class OnnxRecord:
             network=dict(known["network"]),
             database=database,
             labels=labels,
+            float_layers=None if known["float_layers"] is None else tuple(map(str, known["float_layers"])),
         )
 
 
