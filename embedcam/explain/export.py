@@ -86,13 +86,17 @@ def export(
 
     Raises:
         DatabaseError: If the explainer uses exemplars.
-        NetworkError: If the network cannot be written as a graph, is too large for a file, or its graph gives other
-            maps or clusters.
+        NetworkError: If the network cannot be written as a graph, is too large for a file, runs in low precision, or
+            its graph gives other maps or clusters.
         MissingDependencyError: If onnx, onnxscript or onnxruntime is not installed.
         OutputError: If the file cannot be written.
     """
     if heatmap not in HEATMAPS:
         raise DatabaseError(f"unknown size of the maps {heatmap!r}; use one of {', '.join(HEATMAPS)}")
+    if explainer._autocast is not None:
+        raise NetworkError(
+            "an ONNX file computes in float32; export an explainer without autocast (--precision float32)"
+        )
     if uint8_input and dynamic:
         raise DatabaseError("pictures of any size are resized to one size in the graph; leave out the dynamic size")
     require_writable(path)

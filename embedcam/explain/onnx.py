@@ -96,7 +96,15 @@ class OnnxExplainer:
         size = self.preprocess.input_size if self.record.uint8_input else (inputs.shape[2], inputs.shape[3])
         # onnxruntime cannot multiply nothing.
         given = inputs if len(inputs) else np.zeros((1, *inputs.shape[1:]), inputs.dtype)
-        outputs = [output[: len(inputs)] for output in self._session.run(list(OUTPUTS), {INPUT: given})]
+        try:
+            outputs = [output[: len(inputs)] for output in self._session.run(list(OUTPUTS), {INPUT: given})]
+        except (
+            Exception
+        ) as error:  # of a type of onnxruntime's own, such as for a side that ends before the last stride
+            raise DataError(
+                f"onnxruntime cannot explain images {given.shape}: {' '.join(str(error).split())}; "
+                "make them with the explainer's preprocess"
+            ) from error
         found: dict[str, Any] = dict(zip(OUTPUTS, outputs, strict=True))
         heatmaps, raw = found["heatmap"], found["raw"]
         if self.record.heatmap == "map":

@@ -11,7 +11,7 @@ from PIL import Image
 
 import embedcam
 from embedcam.database.build import build_database
-from embedcam.errors import DatabaseError, NetworkError
+from embedcam.errors import DatabaseError, DataError, NetworkError
 from embedcam.explain import export as export_module
 from embedcam.explain.export import export
 from embedcam.explain.graph import ExplainerGraph
@@ -165,6 +165,8 @@ def test_height_and_width_can_be_left_open(fused, tmp_path):
         np.testing.assert_allclose(written(images).heatmaps, explainer(images).heatmaps, atol=1e-4)
     sides = onnx.load(tmp_path / "e.onnx").graph.input[0].type.tensor_type.shape.dim
     assert [side.dim_param for side in sides] == ["batch", "", "height", "width"]
+    with pytest.raises(DataError, match=r"onnxruntime cannot explain images \(1, 3, 0, 64\)"):
+        written(np.zeros((1, 3, 0, 64), np.float32))
 
 
 def test_a_file_that_explains_otherwise_is_refused_and_not_left_behind(spread, tmp_path, monkeypatch):
@@ -191,6 +193,11 @@ def test_a_size_of_maps_or_a_mixture_that_does_not_exist_is_refused(spread, tmp_
         export(explainer, tmp_path / "e.onnx", heatmap="huge")
     with pytest.raises(DatabaseError, match="leave out the dynamic size"):
         export(explainer, tmp_path / "e.onnx", uint8_input=True, dynamic=True)
+
+
+def test_an_explainer_of_low_precision_is_refused(spread, tmp_path):
+    with pytest.raises(NetworkError, match="computes in float32; export an explainer without autocast"):
+        export(embedcam.Explainer(*spread, autocast=torch.bfloat16), tmp_path / "e.onnx")
 
 
 def test_a_network_too_large_for_a_file_is_refused_before_anything_is_done(spread, tmp_path, monkeypatch):
