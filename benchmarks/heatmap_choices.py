@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import embedcam
 from embedcam import progress
@@ -22,10 +23,12 @@ from embedcam.data import load
 from embedcam.data.loading import batches
 from embedcam.data.samples import Samples
 from embedcam.database import WeightDatabase
+from embedcam.errors import DataError
 from embedcam.evaluate.localization import Localization
 from embedcam.explain import Explainer
 from embedcam.explain.transfer import TRANSFERS
 from embedcam.files import write_text
+from embedcam.preprocess import Preprocess
 
 SCORES = ("mean_ratio", "pointing", "best_iou", "best_threshold", "iou_50")
 
@@ -48,9 +51,16 @@ def score(
     explainers = {name: Explainer(net, db, **options) for name, options in settings(db).items()}
     preprocess = replace(net.preprocess, input_size=(size, size))
     for indices, images in batches(held, preprocess, 16):
-        masks = np.stack([preprocess.mask(held.mask(i)) for i in indices.tolist()])
+        masks = np.stack([_mask(held, i, preprocess) for i in indices.tolist()])
         for name, explainer in explainers.items():
             into.setdefault(name, Localization()).add(explainer(torch.from_numpy(images)).heatmaps, masks)
+
+
+def _mask(held: Samples, index: int, preprocess: Preprocess) -> NDArray[np.bool_]:
+    mask = held.mask(index)
+    if mask is None:
+        raise DataError(f"{held.ids[index]} has no mask; choose a data set in which every training image has one")
+    return preprocess.mask(mask)
 
 
 def main() -> None:

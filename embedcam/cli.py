@@ -319,21 +319,35 @@ def export(
         bool, typer.Option("--uint8-input", help="Take pictures of any size; resize and normalise in the graph.")
     ] = False,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Take image batches of any height and width.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Compute in 8 bits where maps allow; needs --data.")] = False,
+    data: Annotated[str | None, typer.Option(help=f"Images to calibrate on: {_SPEC}", metavar="SPEC")] = None,
 ) -> None:
     """Write network and weight database as one ONNX file that explains without torch.
 
     Example: embedcam export --net net.safetensors --db weights.h5 --out explainer.onnx
     """
+    import tempfile
+
+    from .data import load
     from .explain import Explainer
     from .explain.export import export as write
+    from .explain.quantise import quantise
+    from .files import require_writable
     from .nets import EmbeddingNet
 
+    if int8 != (data is not None):
+        raise typer.BadParameter("--int8 and --data SPEC go together: 8 bits are calibrated on images")
+    require_writable(out)
     explainer = Explainer(EmbeddingNet.load(net), db, preset=preset, explain_size=explain_size)
-    report = write(explainer, out, heatmap=heatmap, uint8_input=uint8_input, dynamic=dynamic)
-    typer.echo(
-        f"wrote {out} ({report.size / 1e6:.1f} MB); checked on {report.images} images: "
-        f"heat maps within {report.map_difference:.1e} of torch's, the same clusters"
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        exact = Path(folder) / "explainer.onnx" if int8 else out
+        report = write(explainer, exact, heatmap=heatmap, uint8_input=uint8_input, dynamic=dynamic)
+        typer.echo(
+            f"{'made' if int8 else f'wrote {out}'} ({report.size / 1e6:.1f} MB); checked on {report.images} images: "
+            f"heat maps within {report.map_difference:.1e} of torch's, the same clusters"
+        )
+        if data is not None:
+            console.print_cost(quantise(exact, load(data, "train"), out))
 
 
 @app.command()

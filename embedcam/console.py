@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from .database import WeightDatabase
+    from .explain.quantise import QuantiseReport
 
 
 def print_database(database: WeightDatabase, top: int) -> None:
@@ -124,6 +125,22 @@ def print_randomisation(result: dict[str, Any]) -> None:
     console.print(table)
     if result["between_images"]["spearman"] is not None:
         console.print(f"between the original maps of different images: {result['between_images']['spearman']:.3f}")
+
+
+def print_cost(report: QuantiseReport) -> None:
+    """Print what 8 bits cost.
+
+    Args:
+        report: Of `quantise`.
+    """
+    print(
+        f"wrote {report.path} ({report.size / 1e6:.1f} MB, in float {report.float_size / 1e6:.1f}); "
+        f"{len(report.float_layers)} of {report.layers} convolutions were left in float"
+    )
+    both = {"pointing": report.pointing, "Recall@1": report.recall_at_1}
+    scores = [f"{name} {now:.3f} (float {before:.3f})" for name, pair in both.items() if pair for before, now in [pair]]
+    same = f"map correlation {report.map_correlation:.3f}, embedding cosine {report.embedding_cosine:.3f}"
+    print(f"on {report.images} other images: {'; '.join([same, f'same cluster {report.same_cluster:.3f}', *scores])}")
 
 
 def left_out(count: int) -> str:

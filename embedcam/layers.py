@@ -325,7 +325,7 @@ def as_maps(output: Tensor, input_size: tuple[int, int] | None = None, *, channe
             for extra in (0, 1):
                 grid = _grid(output.shape[1] - extra, size)
                 if grid is not None:
-                    return output[:, extra:].transpose(1, 2).reshape(len(output), -1, *grid)
+                    return output[:, extra:].transpose(1, 2).reshape(output.shape[0], -1, *grid)
     raise LayerError(
         "a feature layer must put out maps (B, K, h, w) or tokens (B, N, K) of a grid, "
         f"got {tuple(output.shape)}; choose another layer"

@@ -17,6 +17,7 @@ from ..errors import DatabaseError
 from ..explanation import Explanation
 from ..heatmap import PLACEMENTS, Geometry, combine, fuse, place
 from ..nets.network import Network
+from .notes import unlike_notes
 from .transfer import Chosen, Transfer
 
 PRESETS = ("default", "paper")
@@ -120,7 +121,7 @@ class Explainer:
         anomaly = self.database.anomaly(distances / scale)
         return Explanation.of(
             raw,
-            notes=_notes(distances, anomaly, finite),
+            notes=unlike_notes(distances, anomaly, finite),
             embeddings=embeddings,
             clusters=clusters,
             distances=distances,
@@ -174,18 +175,6 @@ def _combined(maps: Tensor, chosen: Chosen) -> Tensor:
     channels, weights = (torch.from_numpy(array).to(maps.device) for array in chosen)
     combined: Tensor = combine(maps.float(), weights, channels)
     return combined
-
-
-def _notes(distances: NDArray[np.float32], anomaly: NDArray[np.float32], finite: NDArray[np.bool_]) -> list[list[str]]:
-    return [
-        [
-            f"unlike the training images: {distance:.3f} from the nearest cluster's centre, 99 % of them lie within "
-            f"{distance / times:.3f}"
-        ]
-        if ok and times > 1
-        else []
-        for distance, times, ok in zip(distances, anomaly, finite, strict=True)
-    ]
 
 
 def _at_layer(net: Network, db: WeightDatabase) -> Network:
