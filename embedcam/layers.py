@@ -182,6 +182,20 @@ def _grid_of(model: nn.Module, name: str, output: Tensor, input_size: tuple[int,
     return int(maps.shape[2]), int(maps.shape[3])
 
 
+def as_input(model: nn.Module, values: Tensor) -> Tensor:
+    """Give an image the device and dtype of a model's parameters.
+
+    Args:
+        model: Any module.
+        values: (1, 3, H, W).
+
+    Returns:
+        (1, 3, H, W), a new tensor or the same.
+    """
+    parameter = next(model.parameters(), torch.empty(0))
+    return values.to(device=parameter.device, dtype=parameter.dtype)
+
+
 @contextlib.contextmanager
 def _traced(
     model: nn.Module, input_size: tuple[int, int]
@@ -202,9 +216,8 @@ def _traced(
         for name, module in model.named_modules()
         if name
     ]
-    parameter = next(model.parameters(), torch.empty(0))
     noise = torch.rand(1, 3, *input_size, generator=torch.Generator().manual_seed(0))
-    noise = noise.to(parameter).requires_grad_()
+    noise = as_input(model, noise).requires_grad_()
     try:
         with evaluating(model), uncompiled(), torch.inference_mode(False), torch.enable_grad():
             results = [tensor.float().square().sum() for tensor in _tensors(model(noise)) if tensor.requires_grad]

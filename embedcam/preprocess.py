@@ -60,11 +60,15 @@ class Preprocess:
         height, width = self.input_size
         if image.size != (width, height):
             image = image.resize((width, height), _FILTERS[self.interpolation])
-        # x / 255 / std - mean / std in one multiply and one subtract.
-        scale = (1.0 / (255.0 * np.asarray(self.std))).astype(np.float32)
-        shift = (np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
+        scale, shift = self.scale_and_shift
         pixels = np.asarray(image, dtype=np.float32) * scale - shift
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    @property
+    def scale_and_shift(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The numbers of normalising levels 0 to 255 by one multiply and one subtract: float32 (3,) each."""
+        scale = (1.0 / (255.0 * np.asarray(self.std))).astype(np.float32)
+        return scale, (np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
 
     def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Bring a mask to the input size, by nearest neighbour.

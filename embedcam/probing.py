@@ -60,7 +60,7 @@ def probe(model: nn.Module, layer: str, input_size: tuple[int, int], candidates:
     Raises:
         LayerError: If the layer does not exist, does not run, or has no spatial output.
     """
-    image = as_input(model, torch.zeros(1, 3, *input_size))
+    image = layers.as_input(model, torch.zeros(1, 3, *input_size))
     size = run(model, layer, image, lambda _, maps: (int(maps.shape[2]), int(maps.shape[3])), torch.no_grad())
     geometries = (*candidates, Geometry.stretch(size, input_size))
     lines = [[(g.cell_stride[n], g.first_cell_center[n]) for g in geometries] for n in (0, 1)]
@@ -80,20 +80,6 @@ def probe(model: nn.Module, layer: str, input_size: tuple[int, int], candidates:
             break
     (stride_y, first_y), (stride_x, first_x) = (line for line, _ in chosen)
     return Geometry((stride_y, stride_x), (first_y, first_x))
-
-
-def as_input(model: nn.Module, values: Tensor) -> Tensor:
-    """Give an image the device and dtype of a model's parameters.
-
-    Args:
-        model: Any module.
-        values: (1, 3, H, W).
-
-    Returns:
-        (1, 3, H, W), a new tensor or the same.
-    """
-    parameter = next(model.parameters(), torch.empty(0))
-    return values.to(device=parameter.device, dtype=parameter.dtype)
 
 
 def run(
@@ -158,7 +144,7 @@ def _profiles(
     generator: torch.Generator,
 ) -> tuple[Array, Array]:
     """Measure the profiles (CELLS, H) and (CELLS, W) on one image; each sums to 1, or to 0 without a gradient."""
-    image = as_input(model, torch.randn(1, 3, *input_size, generator=generator)).requires_grad_()
+    image = layers.as_input(model, torch.randn(1, 3, *input_size, generator=generator)).requires_grad_()
 
     def energy(maps: Tensor, y: int, x: int) -> Tensor:
         signs = torch.randint(0, 2, (maps.shape[1],), generator=generator).to(maps.device) * 2 - 1

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import layers
 from .heatmap import PIXELS, Geometry
-from .probing import as_input, probe, run
+from .probing import probe, run
 
 __all__ = ["Geometry", "geometry"]
 
@@ -49,7 +49,7 @@ def geometry(model: nn.Module, layer: str, input_size: tuple[int, int]) -> Geome
         Araujo, Norris, Sim 2019, Computing Receptive Fields of Convolutional Neural Networks, section 3
         (doi 10.23915/distill.00021).
     """
-    image = as_input(model, torch.zeros(1, 3, *input_size))
+    image = layers.as_input(model, torch.zeros(1, 3, *input_size))
     tracker = _Tracker(image)
 
     def look(output: Tensor, maps: Tensor) -> tuple[tuple[int, int], _Grid | None]:

@@ -16,6 +16,7 @@ from ..errors import DataError, NetworkError
 from ..explanation import FLAT, NOT_FINITE, Explanation
 from ..heatmap import PLACEMENTS, Geometry, place
 from ..nets.embedding import EmbeddingNet
+from ..nets.inference import is_pooled
 from ..nets.network import Network
 from ..preprocess import Preprocess
 from .explainer import Explainer
@@ -156,7 +157,7 @@ class Against:
             maps, vectors = found.maps, found.maps.mean(dim=(2, 3))
             finite = found.embeddings.isfinite().all(dim=1)
             entering = found.vector
-            if entering is None or entering.shape != vectors.shape or not _same(entering[finite], vectors[finite]):
+            if entering is None or not is_pooled(entering[finite], vectors[finite]):
                 raise _cannot_share_out(self.net)
             lengths = torch.ones_like(vectors[:, 0])
             if self.net.metric == "cosine":
@@ -255,11 +256,6 @@ def common_embedding(database: WeightDatabase) -> NDArray[np.float32]:
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:
     array: NDArray[np.float32] = tensor.cpu().numpy()
     return array
-
-
-def _same(vectors: Tensor, means: Tensor) -> bool:
-    """Tell whether what enters the head is the mean of each map, as closely as sums in another order are the same."""
-    return torch.allclose(vectors, means, rtol=1e-4, atol=1e-6)
 
 
 def _cannot_share_out(net: Network) -> NetworkError:

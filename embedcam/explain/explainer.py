@@ -44,6 +44,8 @@ class Explainer:
     Attributes:
         preprocess: From a picture to an input of the size to explain it in. Inputs of any other size are explained too.
 
+        autocast: As given.
+
     Raises:
         DatabaseError: If the database was made for another network, or lacks what the transfer needs.
 
@@ -83,7 +85,7 @@ class Explainer:
         best = self.net.preprocess.input_size if closer is None else closer.input_size
         size = best if explain_size is None else (explain_size, explain_size)
         self.preprocess = replace(self.net.preprocess, input_size=size)
-        self._autocast, self._modules = autocast, list(self.net.modules())
+        self.autocast, self._modules = autocast, list(self.net.modules())
 
     @torch.inference_mode()
     def __call__(self, images: Tensor | NDArray[np.float32]) -> Explanation:
@@ -100,7 +102,7 @@ class Explainer:
         """
         images = torch.as_tensor(images).to(self.net.device)
         size = (int(images.shape[2]), int(images.shape[3]))
-        precision = torch.autocast(images.device.type, self._autocast, enabled=self._autocast is not None)
+        precision = torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None)
         with layers.evaluating(self.net, self._modules), precision:
             seen = self.net.activations(images, None if self.fusion is None else self.fusion.layer)
         embeddings = seen.embeddings.float().cpu().numpy()

@@ -93,7 +93,7 @@ def export(
     """
     if heatmap not in HEATMAPS:
         raise DatabaseError(f"unknown size of the maps {heatmap!r}; use one of {', '.join(HEATMAPS)}")
-    if explainer._autocast is not None:
+    if explainer.autocast is not None:
         raise NetworkError(
             "an ONNX file computes in float32; export an explainer without autocast (--precision float32)"
         )
@@ -238,9 +238,8 @@ def _take_pictures(model: onnx.ModelProto, record: OnnxRecord) -> None:
     mode = {"nearest": "nearest", "bilinear": "linear", "bicubic": "cubic"}[preprocess.interpolation]
     options: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": "half_pixel", "cubic_coeff_a": -0.5}
     options |= {"nearest_mode": "round_prefer_ceil"} if mode == "nearest" else {"antialias": 1}
-    scale = (1.0 / (255.0 * np.asarray(preprocess.std))).astype(np.float32)
-    shift = (np.asarray(preprocess.mean) / np.asarray(preprocess.std)).astype(np.float32)
-    constants = {
+    scale, shift = preprocess.scale_and_shift
+    constants: dict[str, NDArray[Any]] = {
         "pictures_size": np.array(preprocess.input_size, dtype=np.int64),
         "pictures_scale": scale,
         "pictures_shift": shift,

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .. import layers
 from ..database.record import QUANTILES
 from ..errors import DatabaseError
 from ..heatmap import LEVELLED, PIXELS, Geometry
-from ..nets.network import Activations
 from .explainer import Explainer
-from .transfer import _CLUSTERS, Found
+from .transfer import CLUSTERS, Found
 
 
 class ExplainerGraph(nn.Module):
@@ -44,16 +42,17 @@ class ExplainerGraph(nn.Module):
                 "export with --transfer cluster, contrast, soft or soft-contrast"
             )
         self.net, self.database, self.fusion = explainer.net, db, explainer.fusion
+        self._finer = None if self.fusion is None else self.fusion.layer
         self._size, self._at_image_size = size, at_image_size
         self._soft = transfer.name.startswith("soft")
-        self._cosine, self._spread = db.network.metric == "cosine", transfer._spread
+        self._cosine, self._spread = db.network.metric == "cosine", transfer.spread
         self._placement = explainer.placement
         self._keep("centroids", db.centroids)
         for layer in range(1 + (self.fusion is not None)):
             if self._soft:
-                mean = transfer._means[layer]
+                mean = transfer.means[layer]
                 contrasted = transfer.name.endswith("contrast")
-                self._keep(f"weights_{layer}", mean - transfer._common[layer] if contrasted else mean)
+                self._keep(f"weights_{layer}", mean - transfer.common[layer] if contrasted else mean)
                 continue
             every = np.arange(db.clusters)[:, None]
             chosen = transfer.choose(Found(every, np.zeros(every.shape, np.float32), None), layer=layer)
@@ -80,7 +79,7 @@ class ExplainerGraph(nn.Module):
     def _keep_matrices(self, size: tuple[int, int]) -> None:
         black = torch.zeros(1, 3, *size, device=self.net.device)
         with torch.no_grad():
-            seen = self._activations(black)
+            seen = self.net.activations(black, self._finer)
         for name, (rows, columns) in self._matrices(_cells(seen.maps), _cells(seen.fine), size).items():
             self._keep(f"{name}_rows", rows)
             self._keep(f"{name}_columns", columns)
@@ -132,14 +131,14 @@ class ExplainerGraph(nn.Module):
         Returns:
             What `onnx_record.OUTPUTS` names, in that order.
         """
-        seen = self._activations(images)
+        seen = self.net.activations(images, self._finer)
         embeddings = seen.embeddings.float()
         size = self._size or (images.shape[2], images.shape[3])
         matrices = self._kept_matrices() if self._size else self._matrices(_cells(seen.maps), _cells(seen.fine), size)
         # Of NaN, a sum is certain to be NaN in every runtime; a maximum is not.
         finite = embeddings.norm(p=1, dim=1, keepdim=True) < math.inf
         nearness = self._nearness(torch.where(finite, embeddings, 0.0))
-        near, clusters = nearness.topk(min(_CLUSTERS, len(self.centroids)) if self._soft else 1, dim=1)
+        near, clusters = nearness.topk(min(CLUSTERS, len(self.centroids)) if self._soft else 1, dim=1)
         near = near.clamp(max=1) if self._cosine else near  # a cosine may be rounded up to more
         cluster, scale = clusters.select(1, 0), self._distance_scale(size)
         share = self._share(nearness, near, scale) if self._soft else None
@@ -160,18 +159,6 @@ class ExplainerGraph(nn.Module):
         typicality, anomaly = self._typicality(cluster, scaled), scaled * self._anomaly
         flat = (each.flatten() for each in (distance, typicality, anomaly, finite))
         return _normalized(raw), raw, embeddings, cluster, *flat
-
-    def _activations(self, images: Tensor) -> Activations:
-        """Run the network as `Network.activations` does, without asking for the size as a plain number."""
-        net, fine = self.net, None if self.fusion is None else self.fusion.layer
-        names = [net.layer] if fine is None else [net.layer, fine]
-        with layers.capture({name: layers.resolve(net.body, name) for name in names}) as grabbed:
-            embeddings, vector = net.embed(images)
-        size = (images.shape[2], images.shape[3])
-        maps = [
-            layers.as_maps(grabbed[name], size, channels_last=layers.channels_last(net.body, name)) for name in names
-        ]
-        return Activations(maps[0], embeddings, vector, None if fine is None else maps[1])
 
     def _nearness(self, embeddings: Tensor) -> Tensor:
         """Say how near all clusters are (B, C): by the cosine, or minus half the squared distance."""

@@ -14,7 +14,7 @@ from ..errors import DatabaseError
 
 TRANSFERS = ("soft-contrast", "soft", "contrast", "cluster", "neighbors", "nearest")
 # How many clusters are mixed, and how many exemplars averaged; farther ones have next to no share.
-_CLUSTERS, _EXEMPLARS = 10, 10
+CLUSTERS, _EXEMPLARS = 10, 10
 
 
 class Chosen(NamedTuple):
@@ -58,6 +58,13 @@ class Transfer:
         database: What is stored.
         transfer: One of these.
 
+    Attributes:
+        name: The transfer.
+        top_k: Channels T given to an image.
+        means: Mean weights (C, K) of each layer, the feature layer's first.
+        common: What all clusters have in common of each (K,).
+        spread: t above.
+
     Raises:
         DatabaseError: If there is no such transfer, or it needs exemplars and the database has none.
 
@@ -74,13 +81,13 @@ class Transfer:
             )
         self.name, self.top_k = transfer, database.top_k
         self._db, self._cosine = database, database.network.metric == "cosine"
-        self._means = [database.weights_mean]
+        self.means = [database.weights_mean]
         if database.fusion is not None:
-            self._means.append(database.fusion.weights_mean)
+            self.means.append(database.fusion.weights_mean)
         # A single cluster has nothing to be contrasted with.
-        self._common = [mean.mean(axis=0) if database.clusters > 1 else np.zeros_like(mean[0]) for mean in self._means]
+        self.common = [mean.mean(axis=0) if database.clusters > 1 else np.zeros_like(mean[0]) for mean in self.means]
         medians = np.repeat(database.distance_quantiles[:, 0], database.counts)
-        self._spread = max(float(np.median(self._closeness(medians))), 1e-6)
+        self.spread = max(float(np.median(self._closeness(medians))), 1e-6)
         self._clusters = Neighbors(database.centroids, database.network.metric)
         exemplars = database.exemplars
         self._exemplars = Neighbors(exemplars.embeddings, database.network.metric) if exemplars is not None else None
@@ -94,7 +101,7 @@ class Transfer:
         Returns:
             What lies near.
         """
-        clusters, distances = self._clusters.search(embeddings, _CLUSTERS if self.name.startswith("soft") else 1)
+        clusters, distances = self._clusters.search(embeddings, CLUSTERS if self.name.startswith("soft") else 1)
         if self._exemplars is None:
             return Found(clusters, distances, None)
         exemplars, _ = self._exemplars.search(embeddings, _EXEMPLARS if self.name == "neighbors" else 1)
@@ -117,15 +124,15 @@ class Transfer:
             return Chosen(self._db.top_channels[nearest].astype(np.int64), self._db.top_weights[nearest])
         if layer == 0 and self.name in ("nearest", "neighbors"):
             return self._of_exemplars(found)
-        mean = self._means[layer]
+        mean = self.means[layer]
         if self.name.startswith("soft"):
             closeness = self._closeness(found.distances / scale)
-            share = np.exp((closeness[:, :1] - closeness) / self._spread)
+            share = np.exp((closeness[:, :1] - closeness) / self.spread)
             weights = np.einsum("bm,bmk->bk", share / share.sum(axis=1, keepdims=True), mean[found.clusters])
         else:
             weights = mean[found.clusters[:, 0]]
         if self.name.endswith("contrast"):
-            weights = weights - self._common[layer]
+            weights = weights - self.common[layer]
         return self._strongest(weights)
 
     def _of_exemplars(self, found: Found) -> Chosen:

@@ -141,8 +141,7 @@ class ConvolutionalClassifier(nn.Module):
 
 
 def _noise(model: nn.Module, *shape: int) -> Tensor:
-    parameter = next(model.parameters(), torch.empty(0))
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(parameter)
+    return layers.as_input(model, torch.rand(shape, generator=torch.Generator().manual_seed(0)))
 
 
 def _cut(model: nn.Module, size: tuple[int, int]) -> tuple[fx.GraphModule, fx.GraphModule, tuple[int, int]]:

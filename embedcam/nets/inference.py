@@ -99,7 +99,7 @@ def embed(
             seen = net.activations(images)
             kept.append(indices)
             embeddings.append(seen.embeddings.float().cpu().numpy())
-            if pooled is not None and seen.vector is not None and _is_pooled(seen.maps, seen.vector):
+            if pooled is not None and seen.vector is not None and is_pooled(seen.vector, seen.maps.mean(dim=(2, 3))):
                 pooled.append(seen.vector.float().cpu().numpy())
             else:
                 pooled = None
@@ -110,6 +110,14 @@ def embed(
     )
 
 
-def _is_pooled(maps: Tensor, vector: Tensor) -> bool:
-    """Tell whether the head sees nothing but the mean of each channel: then one vector stands for a whole map."""
-    return vector.shape == maps.shape[:2] and torch.allclose(vector, maps.mean(dim=(2, 3)), rtol=1e-4, atol=1e-6)
+def is_pooled(vector: Tensor, means: Tensor) -> bool:
+    """Tell whether a head sees nothing but the mean of each channel: then one vector stands for a whole map.
+
+    Args:
+        vector: What enters the head (B, F).
+        means: Each feature map's mean (B, K).
+
+    Returns:
+        Whether they are the same, as closely as sums in another order are.
+    """
+    return vector.shape == means.shape and torch.allclose(vector, means, rtol=1e-4, atol=1e-6)

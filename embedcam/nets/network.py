@@ -131,8 +131,8 @@ class Network(nn.Module, ABC):
         name = self._layer if layer is None else layer
         if name not in self._channels_last:  # kept, as finding out takes longer than a heat map
             self._channels_last[name] = layers.channels_last(self.body, name)
-        size = (int(images.shape[2]), int(images.shape[3]))
-        return layers.as_maps(output, size, channels_last=self._channels_last[name])
+        # Not made plain numbers: an exporter follows the sizes.
+        return layers.as_maps(output, (images.shape[2], images.shape[3]), channels_last=self._channels_last[name])
 
     def _measure(self) -> tuple[int, int, int, int]:
         """Return K, h, w and D, seen in one forward pass on a black image."""
