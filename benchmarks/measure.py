@@ -86,7 +86,7 @@ def report(
         json_path: Where to write all of it.
     """
     print(", ".join(f"{name} {value}" for name, value in made_with.items() if name != "schema"))
-    cells = [[name for name in columns]]
+    cells = [list(columns)]
     cells += [[_cell(row.get(name), form) for name, form in columns.items()] for row in rows]
     widths = [max(len(row[place]) for row in cells) for place in range(len(columns))]
     for number, row in enumerate(cells):
