@@ -2,10 +2,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 
+from embedcam import locks
 from embedcam.errors import OutputError
 from embedcam.locks import locked
 
@@ -66,27 +66,18 @@ def test_an_error_lets_go(tmp_path):
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_no_two_threads_ever_hold_it(tmp_path):
-    inside, most, turns = [], [], []
+def test_a_lock_that_was_removed_just_before_it_was_taken_is_none(tmp_path, monkeypatch):
+    acquire, removed = locks._acquire, []
 
-    def work():
-        while len(turns) < 200:
-            try:
-                with locked(tmp_path / "a.h5"):
-                    inside.append(1)
-                    most.append(len(inside))
-                    turns.append(1)
-                    inside.pop()
-            except OutputError:
-                pass
+    def late(file):
+        if not removed:  # whoever held it is done, and removes the file that was opened already
+            removed.append((tmp_path / ".a.h5.lock").unlink())
+        return acquire(file)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert max(most) == 1
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(locks, "_acquire", late)
+    with locked(tmp_path / "a.h5"), pytest.raises(OutputError, match="another process"), locked(tmp_path / "a.h5"):
+        pass
+    assert removed
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
