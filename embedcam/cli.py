@@ -242,6 +242,15 @@ def explain(
     precision: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="Numbers that the network computes with.")
     ] = "float32",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile network and lookup first; pays off for thousands of images.")
+    ] = False,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="onnxruntime's, with --onnx, such as CUDAExecutionProvider; repeat for others to fall back on."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
     strict: StrictOption = False,
     workers: WorkersOption = 2,
@@ -259,18 +268,32 @@ def explain(
     if onnx is not None:
         if against is not None:
             raise typer.BadParameter("--against needs --net and --db; an ONNX file has no head to take apart")
+        settled = {
+            "--preset": preset != "default",
+            "--transfer": transfer,
+            "--placement": placement,
+            "--explain-size": explain_size,
+            "--precision": precision != "float32",
+            "--compile": compiled,
+            "--device": device != "auto",
+        }
+        for option, chosen in settled.items():
+            if chosen:
+                raise typer.BadParameter(f"{option} has no effect on an ONNX file; export one that explains so")
         from .explain.onnx import OnnxExplainer
 
-        explainer = OnnxExplainer(onnx)
+        explainer = OnnxExplainer(onnx, provider)
     else:
+        if provider:
+            raise typer.BadParameter("--provider goes with --onnx; a torch network runs on --device")
         import torch
 
-        from .explain import Explainer
+        from .explain import CompiledExplainer, Explainer
         from .nets import EmbeddingNet
 
         assert net is not None
         assert db is not None
-        explainer = Explainer(
+        explainer = (CompiledExplainer if compiled else Explainer)(
             EmbeddingNet.load(net).to(console.device(device)),
             db,
             preset=preset,

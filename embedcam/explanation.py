@@ -65,10 +65,11 @@ class Explanation:
         if not finite.all():
             raw = np.where(finite[:, None, None], raw, 0)
         heatmaps = normalize(raw)
+        flat = heatmaps.max(axis=(1, 2)) == 0
         for index, mine in enumerate(notes):
             if not finite[index]:
                 mine.append(NOT_FINITE)
-            elif not heatmaps[index].any():
+            elif flat[index]:
                 mine.append(FLAT)
         return cls(heatmaps, raw, notes, **known)
 

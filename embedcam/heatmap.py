@@ -64,10 +64,12 @@ def combine(maps: Any, weights: Any, channels: Any = None) -> Any:
     Source:
         Selvaraju et al. 2017, Grad-CAM (arXiv 1610.02391), equation 2.
     """
-    if channels is not None:
-        maps = maps[np.arange(len(maps))[:, None], channels]
     batch, count, height, width = maps.shape
-    summed = weights[:, None, :] @ maps.reshape(batch, count, height * width)
+    cells = maps.reshape(batch, count, height * width)
+    if channels is not None:
+        of = channels[:, :, None]
+        cells = np.take_along_axis(cells, of, 1) if isinstance(cells, np.ndarray) else cells.take_along_dim(of, 1)
+    summed = weights[:, None, :] @ cells
     return summed.reshape(batch, height, width).clip(min=0)
 
 
@@ -87,16 +89,17 @@ def place(maps: Any, geometry: Geometry, size: tuple[int, int], onto: Geometry =
         (B, H, W) of the same library and dtype.
     """
     _, height, width = maps.shape
-    rows, columns = (
-        _interpolation(cells, count, *(getattr(g, name)[axis] for g in (geometry, onto) for name in _FIELDS))
-        for axis, (cells, count) in enumerate(((height, size[0]), (width, size[1])))
+    stride, first, onto_stride, onto_first = (
+        *(geometry.cell_stride, geometry.first_cell_center),
+        *(onto.cell_stride, onto.first_cell_center),
     )
-    if not isinstance(maps, np.ndarray):
-        return maps.new_tensor(rows) @ maps @ maps.new_tensor(columns).T
-    return rows.astype(maps.dtype) @ maps @ columns.T.astype(maps.dtype)
-
-
-_FIELDS = ("cell_stride", "first_cell_center")
+    down = (height, size[0], stride[0], first[0], onto_stride[0], onto_first[0])
+    across = (width, size[1], stride[1], first[1], onto_stride[1], onto_first[1])
+    if isinstance(maps, np.ndarray):
+        rows, columns = (_interpolation(*axis).astype(maps.dtype) for axis in (down, across))
+    else:
+        rows, columns = (_interpolation_tensor(maps.dtype, maps.device, *axis) for axis in (down, across))
+    return rows @ maps @ columns.T
 
 
 @lru_cache(maxsize=64)
@@ -113,6 +116,15 @@ def _interpolation(
         matrix[np.arange(count), lower + 1] = position - lower
     matrix.flags.writeable = False
     return matrix
+
+
+@lru_cache(maxsize=64)
+def _interpolation_tensor(dtype: Any, device: Any, *axis: Any) -> Any:
+    """Keep the matrix on the device: copying it there takes longer than the product."""
+    import torch
+
+    with torch.inference_mode(False):  # or it could not be used where gradients are wanted
+        return torch.tensor(_interpolation(*axis), dtype=dtype, device=device)
 
 
 def fuse(coarse: Any, coarse_geometry: Geometry, fine: Any, fine_geometry: Geometry) -> Any:
@@ -134,11 +146,13 @@ def fuse(coarse: Any, coarse_geometry: Geometry, fine: Any, fine_geometry: Geome
     product = fine * place(coarse, coarse_geometry, size, onto=fine_geometry)
     flat = product.reshape(len(product), size[0] * size[1])
     count = max(1, round(LEVELLED * flat.shape[1]))
+    # Where so few cells are lit that levelling would put them out, they stay.
     if isinstance(flat, np.ndarray):
         level = np.partition(flat, -count, axis=1)[:, -count]
+        level = np.where(level > 0, level, np.inf).astype(flat.dtype)
     else:
         level = flat.topk(count, dim=1).values[:, -1]
-    level[level == 0] = float("inf")  # so few cells are lit that levelling would put them out
+        level = level.where(level > 0, float("inf"))
     return product.clip(max=level[:, None, None])
 
 
@@ -153,8 +167,7 @@ def normalize(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     low = maps.min(axis=(1, 2), keepdims=True)
     span = maps.max(axis=(1, 2), keepdims=True) - low
-    # Divide by 1 where the span is zero (or so small that the quotient would overflow).
-    usable = span > np.finfo(np.float32).tiny
-    scaled = np.where(usable, (maps - low) / np.where(usable, span, 1), 0)
-    clipped: NDArray[np.float32] = np.clip(scaled, 0, 1, dtype=np.float32)
-    return clipped
+    scaled = maps - low
+    # By infinity where the span is zero, or so small that the quotient would overflow.
+    scaled /= np.where(span > np.finfo(np.float32).tiny, span, np.inf)
+    return scaled.astype(np.float32, copy=False)

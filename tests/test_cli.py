@@ -161,6 +161,11 @@ def test_an_exported_explainer_says_the_same(run, fails, fused, folder, tmp_path
     np.testing.assert_allclose(*maps, atol=1e-3)
     assert "give --net and --db, or --onnx alone" in run("explain", picture, *files, *given["onnx"])[2]
     assert "give --net and --db, or --onnx alone" in run("explain", picture, *files[:2])[2]
+    assert "--preset has no effect on an ONNX file" in run("explain", picture, *given["onnx"], "--preset", "paper")[2]
+    assert "--provider goes with --onnx" in run("explain", picture, *files, "--provider", "CPUExecutionProvider")[2]
+    assert "no execution provider 'Tpu' here; use one of" in fails(
+        "explain", picture, *given["onnx"], "--provider", "Tpu"
+    )
     damaged = tmp_path / "damaged.onnx"
     damaged.write_bytes((tmp_path / "explainer.onnx").read_bytes()[:5000])
     assert "damaged.onnx" in fails("explain", picture, "--onnx", damaged, "--out", tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -278,7 +279,7 @@ class WeightDatabase:
         if self.closer is None:
             return 1.0
         own, fused, wanted = (
-            float(np.log(h * w)) for h, w in (self.network.preprocess.input_size, self.closer.input_size, size)
+            math.log(h * w) for h, w in (self.network.preprocess.input_size, self.closer.input_size, size)
         )
         share = (wanted - own) / (fused - own) if fused != own else 0.0
         return float(self.closer.distance_scale**share)

@@ -6,13 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .compiled import CompiledExplainer
     from .explainer import Explainer
     from .onnx import OnnxExplainer
 
-__all__ = ["Explainer", "OnnxExplainer"]
+__all__ = ["CompiledExplainer", "Explainer", "OnnxExplainer"]
 
 # Loaded when first used: an exported explainer runs without torch.
-_HOME = {"Explainer": "explainer", "OnnxExplainer": "onnx"}
+_HOME = {"CompiledExplainer": "compiled", "Explainer": "explainer", "OnnxExplainer": "onnx"}
 
 
 def __getattr__(name: str) -> Any:

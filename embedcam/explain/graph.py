@@ -38,10 +38,11 @@ class ExplainerGraph(nn.Module):
         db, transfer = explainer.database, explainer.transfer
         if transfer.name in ("nearest", "neighbors"):
             raise DatabaseError(
-                f"transfer {transfer.name!r} looks among all training images, which an ONNX file does not hold; "
-                "export with --transfer cluster, contrast, soft or soft-contrast"
+                f"transfer {transfer.name!r} looks among all training images, which no graph holds; "
+                "choose --transfer cluster, contrast, soft or soft-contrast"
             )
         self.net, self.database, self.fusion = explainer.net, db, explainer.fusion
+        self._precision = explainer.precision
         self._finer = None if self.fusion is None else self.fusion.layer
         self._size, self._at_image_size = size, at_image_size
         self._soft = transfer.name.startswith("soft")
@@ -50,12 +51,10 @@ class ExplainerGraph(nn.Module):
         self._keep("centroids", db.centroids)
         for layer in range(1 + (self.fusion is not None)):
             if self._soft:
-                mean = transfer.means[layer]
-                contrasted = transfer.name.endswith("contrast")
-                self._keep(f"weights_{layer}", mean - transfer.common[layer] if contrasted else mean)
+                self._keep(f"weights_{layer}", transfer.weights[layer])
                 continue
             every = np.arange(db.clusters)[:, None]
-            chosen = transfer.choose(Found(every, np.zeros(every.shape, np.float32), None), layer=layer)
+            chosen = transfer.choose(Found(every, np.zeros(every.shape, np.float32), None, None), layer=layer)
             self._keep(f"weights_{layer}", chosen.weights)
             self._keep(f"channels_{layer}", chosen.channels)
         self._keep_quantiles()
@@ -131,7 +130,8 @@ class ExplainerGraph(nn.Module):
         Returns:
             What `onnx_record.OUTPUTS` names, in that order.
         """
-        seen = self.net.activations(images, self._finer)
+        with self._precision(images.device):
+            seen = self.net.activations(images, self._finer)
         embeddings = seen.embeddings.float()
         size = self._size or (images.shape[2], images.shape[3])
         matrices = self._kept_matrices() if self._size else self._matrices(_cells(seen.maps), _cells(seen.fine), size)

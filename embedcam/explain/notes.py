@@ -1,9 +1,15 @@
-"""What a reader must know about an image that lies far from all that is stored. Needs no torch."""
+"""What a reader must know about an image, and the `Explanation` of what a graph put out. Needs no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from ..explanation import FLAT, NOT_FINITE, Explanation
+from ..preprocess import Preprocess
 
 
 def unlike_notes(
@@ -28,3 +34,37 @@ def unlike_notes(
         else []
         for distance, times, ok in zip(distances, anomaly, finite, strict=True)
     ]
+
+
+def explanation_of(
+    found: Mapping[str, NDArray[Any]], preprocess: Preprocess, neighbors: NDArray[np.int64] | None = None
+) -> Explanation:
+    """Show what an explainer's graph put out as an explanation.
+
+    Args:
+        found: What `onnx_record.OUTPUTS` names; its maps are of the images' size.
+        preprocess: How the images were made.
+        neighbors: (B,) index of the nearest exemplar, where they are known.
+
+    Returns:
+        The explanation.
+    """
+    notes = unlike_notes(found["distance"], found["anomaly"], np.isfinite(found["embedding"]).all(axis=1))
+    flat = found["heatmap"].max(axis=(1, 2)) == 0
+    for mine, finite, blank in zip(notes, found["finite"], flat, strict=True):
+        if not finite:
+            mine.append(NOT_FINITE)
+        elif blank:
+            mine.append(FLAT)
+    return Explanation(
+        found["heatmap"],
+        found["raw"],
+        notes,
+        embeddings=found["embedding"],
+        clusters=found["cluster"],
+        distances=found["distance"],
+        typicality=found["typicality"],
+        anomaly=found["anomaly"],
+        neighbors=neighbors,
+        preprocess=preprocess,
+    )

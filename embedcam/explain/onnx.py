@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DatabaseError, DataError, MissingDependencyError, NetworkError
-from ..explanation import FLAT, NOT_FINITE, Explanation
+from ..explanation import Explanation
 from ..heatmap import Geometry, normalize, place
-from .notes import unlike_notes
+from .notes import explanation_of
 from .onnx_record import INPUT, KEY, OUTPUTS, OnnxRecord
 
 if TYPE_CHECKING:
@@ -106,27 +106,10 @@ class OnnxExplainer:
                 "make them with the explainer's preprocess"
             ) from error
         found: dict[str, Any] = dict(zip(OUTPUTS, outputs, strict=True))
-        heatmaps, raw = found["heatmap"], found["raw"]
         if self.record.heatmap == "map":
-            raw = place(raw, self._geometry(raw, size), size)
-            heatmaps = normalize(raw)
-        notes = unlike_notes(found["distance"], found["anomaly"], np.isfinite(found["embedding"]).all(axis=1))
-        for mine, finite, heatmap in zip(notes, found["finite"], heatmaps, strict=True):
-            if not finite:
-                mine.append(NOT_FINITE)
-            elif not heatmap.any():
-                mine.append(FLAT)
-        return Explanation(
-            heatmaps,
-            raw,
-            notes,
-            embeddings=found["embedding"],
-            clusters=found["cluster"],
-            distances=found["distance"],
-            typicality=found["typicality"],
-            anomaly=found["anomaly"],
-            preprocess=self.preprocess,
-        )
+            raw = place(found["raw"], self._geometry(found["raw"], size), size)
+            found |= {"raw": raw, "heatmap": normalize(raw)}
+        return explanation_of(found, self.preprocess)
 
     def labels_of(self, cluster: int) -> list[tuple[str, int]]:
         """List the commonest labels of a cluster.

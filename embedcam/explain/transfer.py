@@ -35,11 +35,13 @@ class Found(NamedTuple):
     Attributes:
         clusters: (B, m) the nearest clusters, the nearest first.
         distances: (B, m) to their centroids.
+        shares: (B, m) of each cluster's weights in the mix, adding up to 1; None where the nearest one's are taken.
         exemplars: (B, n) the nearest exemplars, the nearest first, or None where there are none.
     """
 
     clusters: NDArray[np.int64]
     distances: NDArray[np.float32]
+    shares: NDArray[np.float32] | None
     exemplars: NDArray[np.int64] | None
 
 
@@ -61,8 +63,8 @@ class Transfer:
     Attributes:
         name: The transfer.
         top_k: Channels T given to an image.
-        means: Mean weights (C, K) of each layer, the feature layer's first.
-        common: What all clusters have in common of each (K,).
+        weights: What is looked up (C, K) of each layer, the feature layer's first: the mean weights, for the contrasts
+            less what all clusters have in common.
         spread: t above.
 
     Raises:
@@ -81,39 +83,51 @@ class Transfer:
             )
         self.name, self.top_k = transfer, database.top_k
         self._db, self._cosine = database, database.network.metric == "cosine"
-        self.means = [database.weights_mean]
+        self._soft = transfer.startswith("soft")
+        self.weights = [database.weights_mean]
         if database.fusion is not None:
-            self.means.append(database.fusion.weights_mean)
-        # A single cluster has nothing to be contrasted with.
-        self.common = [mean.mean(axis=0) if database.clusters > 1 else np.zeros_like(mean[0]) for mean in self.means]
+            self.weights.append(database.fusion.weights_mean)
+        if transfer.endswith("contrast") and database.clusters > 1:  # a single one has nothing to be contrasted with
+            self.weights = [mean - mean.mean(axis=0) for mean in self.weights]
         medians = np.repeat(database.distance_quantiles[:, 0], database.counts)
         self.spread = max(float(np.median(self._closeness(medians))), 1e-6)
         self._clusters = Neighbors(database.centroids, database.network.metric)
         exemplars = database.exemplars
         self._exemplars = Neighbors(exemplars.embeddings, database.network.metric) if exemplars is not None else None
 
-    def find(self, embeddings: NDArray[np.float32]) -> Found:
+    def find(self, embeddings: NDArray[np.float32], scale: float = 1.0) -> Found:
         """Look up embeddings.
+
+        Args:
+            embeddings: (B, D) float32, finite.
+            scale: How many times farther images lie at the size they were looked at in, see
+                `WeightDatabase.distance_scale`.
+
+        Returns:
+            What lies near.
+        """
+        clusters, distances = self._clusters.search(embeddings, CLUSTERS if self._soft else 1)
+        shares = self._shares(distances / scale) if self._soft else None
+        return Found(clusters, distances, shares, self.exemplars_near(embeddings))
+
+    def exemplars_near(self, embeddings: NDArray[np.float32]) -> NDArray[np.int64] | None:
+        """Look up training images alone.
 
         Args:
             embeddings: (B, D) float32, finite.
 
         Returns:
-            What lies near.
+            (B, n) the nearest exemplars, the nearest first, or None where there are none.
         """
-        clusters, distances = self._clusters.search(embeddings, CLUSTERS if self.name.startswith("soft") else 1)
         if self._exemplars is None:
-            return Found(clusters, distances, None)
-        exemplars, _ = self._exemplars.search(embeddings, _EXEMPLARS if self.name == "neighbors" else 1)
-        return Found(clusters, distances, exemplars)
+            return None
+        return self._exemplars.search(embeddings, _EXEMPLARS if self.name == "neighbors" else 1)[0]
 
-    def choose(self, found: Found, scale: float = 1.0, layer: int = 0) -> Chosen:
+    def choose(self, found: Found, layer: int = 0) -> Chosen:
         """Give each image its channels and weights.
 
         Args:
             found: From `find`.
-            scale: How many times farther images lie at the size they were looked at in, see
-                `WeightDatabase.distance_scale`.
             layer: 0 for the feature layer, 1 for the finer one, whose weights are kept of clusters alone.
 
         Returns:
@@ -124,16 +138,10 @@ class Transfer:
             return Chosen(self._db.top_channels[nearest].astype(np.int64), self._db.top_weights[nearest])
         if layer == 0 and self.name in ("nearest", "neighbors"):
             return self._of_exemplars(found)
-        mean = self.means[layer]
-        if self.name.startswith("soft"):
-            closeness = self._closeness(found.distances / scale)
-            share = np.exp((closeness[:, :1] - closeness) / self.spread)
-            weights = np.einsum("bm,bmk->bk", share / share.sum(axis=1, keepdims=True), mean[found.clusters])
-        else:
-            weights = mean[found.clusters[:, 0]]
-        if self.name.endswith("contrast"):
-            weights = weights - self.common[layer]
-        return self._strongest(weights)
+        stored = self.weights[layer]
+        if found.shares is None:
+            return self._strongest(stored[found.clusters[:, 0]])
+        return self._strongest(np.einsum("bm,bmk->bk", found.shares, stored[found.clusters]))
 
     def _of_exemplars(self, found: Found) -> Chosen:
         exemplars, near = self._db.exemplars, found.exemplars
@@ -149,6 +157,12 @@ class Transfer:
     def _strongest(self, weights: NDArray[np.float32]) -> Chosen:
         channels, strongest = top_channels(weights, self.top_k)
         return Chosen(channels.astype(np.int64), strongest.astype(np.float32))
+
+    def _shares(self, distances: NDArray[np.float32]) -> NDArray[np.float32]:
+        closeness = self._closeness(distances)
+        shares = np.exp((closeness[:, :1] - closeness) / self.spread)
+        shares /= shares.sum(axis=1, keepdims=True)
+        return shares
 
     def _closeness(self, distances: NDArray[np.float32]) -> NDArray[np.float32]:
         """Both metrics alike: for embeddings of length 1, half the squared Euclidean distance is 1 - cosine."""

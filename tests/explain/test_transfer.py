@@ -93,7 +93,7 @@ def test_weights_are_those_put_together_by_hand(transfer, metric, layer):
     db = database(metric)
     embeddings = unit(np.random.default_rng(1).standard_normal((6, D)))
     looked_up = Transfer(db, transfer)
-    chosen = looked_up.choose(looked_up.find(embeddings), scale=1.5, layer=layer)
+    chosen = looked_up.choose(looked_up.find(embeddings, scale=1.5), layer)
 
     assert chosen.channels.shape == chosen.weights.shape == (6, T)
     for z, channels, weights in zip(embeddings, *chosen, strict=True):
