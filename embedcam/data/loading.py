@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from .samples import Samples
 
 logger = logging.getLogger("embedcam")
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -31,9 +32,6 @@ def batches(
     on_skip: Callable[[int, DataError], None] | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Read the pictures as image batches, in order; those that cannot be read are skipped with a warning.
-
-    Pictures are decoded a little ahead of the consumer, in threads: Pillow and numpy release the interpreter
-    lock. The memory needed does not grow with the data set, the result does not depend on the workers.
 
     Args:
         samples: The data set.
@@ -50,55 +48,105 @@ def batches(
         DataError: If a picture cannot be read and `strict`, or if none at all can be read.
         ValueError: If `batch_size` or `workers` is out of its range.
     """
+    read = read_batches(samples, preprocess, batch_size, strict=strict, workers=workers, on_skip=on_skip)
+    with contextlib.closing(read):
+        for batch in read:
+            yield np.array([index for index, _ in batch], dtype=np.int64), np.stack([image for _, image in batch])
+
+
+def read_batches(
+    samples: Samples,
+    prepare: Callable[[Image.Image], T],
+    batch_size: int,
+    *,
+    start: int = 0,
+    strict: bool = False,
+    workers: int = 2,
+    on_skip: Callable[[int, DataError], None] | None = None,
+) -> Generator[list[tuple[int, T]], None, None]:
+    """Read the pictures batch by batch, in order, and make of each whatever is needed while it is decoded.
+
+    Pictures are decoded a little ahead of the consumer, in threads: Pillow and numpy release the interpreter
+    lock. The memory needed does not grow with the data set, the result does not depend on the workers.
+
+    Args:
+        samples: The data set.
+        prepare: Turns a picture into what is needed of it; runs in the threads.
+        batch_size: Pictures a batch, at least 1; all batches but the last are full.
+        start: Index of the first picture to read.
+        strict: Raise on a picture that cannot be read.
+        workers: Threads, at least 0; 0 decodes in the calling thread.
+        on_skip: Called with the index and the error of each picture that is skipped.
+
+    Yields:
+        (index, prepared) of each picture of a batch.
+
+    Raises:
+        DataError: If a picture cannot be read and `strict`, or if none of the whole data set can be read.
+        ValueError: If `batch_size` or `workers` is out of its range.
+    """
     if batch_size < 1 or workers < 0:
         raise ValueError(f"batch_size must be >= 1 and workers >= 0, got {batch_size} and {workers}")
 
-    def decode(index: int) -> NDArray[np.float32] | DataError:
+    def decode(index: int) -> T | DataError:
         try:
-            return preprocess(samples.image(index))
+            return prepare(samples.image(index))
         except DataError as error:
             return error
 
-    skipped: list[DataError] = []
-    batch: list[tuple[int, NDArray[np.float32]]] = []
+    skipped, first_error = 0, ""
+    batch: list[tuple[int, T]] = []
     # Enough ahead to decode the whole next batch while the network works on this one.
-    with contextlib.closing(_in_order(decode, len(samples), workers, ahead=batch_size + workers)) as results:
-        for index, result in enumerate(results):
+    todo, ahead = range(start, len(samples)), batch_size + workers
+    with contextlib.closing(in_order(decode, todo, workers, ahead, "decode")) as results:
+        for index, result in zip(todo, results, strict=True):
             if not isinstance(result, DataError):
                 batch.append((index, result))
             elif strict:
                 raise result
             else:
-                skipped.append(result)
+                skipped, first_error = skipped + 1, first_error or str(result)
                 logger.warning("skipped: %s", result)
                 if on_skip is not None:
                     on_skip(index, result)
             if len(batch) == batch_size:
-                yield _stack(batch)
+                yield batch
                 batch = []
     if batch:
-        yield _stack(batch)
-    if skipped and len(skipped) == len(samples):
-        raise DataError(f"none of the {len(skipped)} pictures could be read; the first: {skipped[0]}")
+        yield batch
+    if skipped and skipped == len(samples):
+        raise DataError(f"none of the {skipped} pictures could be read; the first: {first_error}")
 
 
-def _stack(batch: list[tuple[int, NDArray[np.float32]]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    return np.array([index for index, _ in batch], dtype=np.int64), np.stack([image for _, image in batch])
+def in_order(
+    work: Callable[[S], T], items: Iterable[S], workers: int, ahead: int, name: str
+) -> Generator[T, None, None]:
+    """Map work over items in threads, and give the results in the items' order.
 
+    Items are taken in the calling thread while the threads work, so that these overlap with whatever makes the items.
 
-def _in_order(work: Callable[[int], T], count: int, workers: int, ahead: int) -> Generator[T, None, None]:
-    """Map `work` over 0 ... count - 1; at most `ahead` results wait for the consumer."""
+    Args:
+        work: What is done with each item.
+        items: What it is done with.
+        workers: Threads, at least 0; 0 works in the calling thread.
+        ahead: Most items that are taken before the oldest result is given away.
+        name: What the threads do, for their names.
+
+    Yields:
+        The results. An error of `work` is raised in the place of its result. No thread is left, even if the consumer
+        stops early or is interrupted; what is under way then is finished, what waits is not begun.
+    """
     if workers == 0:
-        yield from map(work, range(count))
+        yield from map(work, items)
         return
-    executor = ThreadPoolExecutor(workers, thread_name_prefix="embedcam-decode")
+    executor = ThreadPoolExecutor(workers, thread_name_prefix=f"embedcam-{name}")
     try:
         pending: deque[Future[T]] = deque()
-        for index in range(count):
-            pending.append(executor.submit(work, index))
+        for item in items:
+            pending.append(executor.submit(work, item))
             if len(pending) > ahead:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    finally:  # also when the consumer stops early, or on Ctrl-C
+    finally:
         executor.shutdown(wait=True, cancel_futures=True)

@@ -20,8 +20,9 @@ from ..nets.network import Network
 from ..progress import track
 from ..show.grid import grid, save_png
 from .against import Against, Comparison, Pair
+from .drawing import DrawOptions, bounded, draw_overlay
 from .explainer import Explainer
-from .files import DrawOptions, bounded, draw_overlay, find_files
+from .files import find_files
 
 logger = logging.getLogger("embedcam")
 

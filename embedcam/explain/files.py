@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import zipfile
+import zlib
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,23 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..data.images import list_images
-from ..data.loading import batches
+from .. import __version__, progress
+from ..data.images import list_images, read_image
+from ..data.loading import in_order, read_batches
 from ..data.samples import FileSamples
-from ..errors import DataError
+from ..errors import DataError, OutputError
 from ..explanation import Explanation
-from ..files import atomic_path, require_writable, write_text
+from ..files import atomic_path, require_writable
+from ..locks import locked
 from ..preprocess import Preprocess
-from ..progress import track
-from ..show.boxes import draw_boxes, find_boxes
-from ..show.grid import grid, save_png
-from ..show.overlay import overlay
+from ..show.grid import save_png
+from .drawing import SHEET_IMAGES, DrawOptions, Pair, bounded, contact_sheet, draw_overlay
+from .journal import Journal, Lines, remove_unfinished
 
 logger = logging.getLogger("embedcam")
 
-_SHEET_IMAGES = 40
-_SHEET_PAIRS_A_ROW = 4
-_SHEET_CELL = 160
 # Overlays keep a picture's own pixels up to this side; more adds nothing to a map of a few cells.
 _LONGEST_SIDE = 1600
 
@@ -54,23 +57,6 @@ class AnyExplainer(Protocol):
     def exemplar(self, index: int) -> tuple[str, str | None]:
         """Name a training image, and its label if it is known."""
         ...
-
-
-@dataclass(frozen=True)
-class DrawOptions:
-    """How overlays look.
-
-    Attributes:
-        boxes: Draw boxes around strong regions too.
-        threshold: Least heat inside a box's region, in (0, 1].
-        alpha: Weight of the heat map, in [0, 1].
-        colormap: Any name that the cmap library knows.
-    """
-
-    boxes: bool = False
-    threshold: float = 0.5
-    alpha: float = 0.5
-    colormap: str = "turbo"
 
 
 def find_files(inputs: Sequence[str | Path]) -> FileSamples:
@@ -129,12 +115,14 @@ def explain_files(
     batch_size: int = 16,
     strict: bool = False,
     workers: int = 2,
-) -> list[dict[str, Any]]:
+    resume: bool = False,
+) -> Lines:
     """Explain images and write what is seen.
 
     Writes `overlays/<id>.png`, `maps/<id>.npz` ("heatmap" and "raw", at the explainer's input size),
     `contact_sheet.png` of the first images, and `explanations.jsonl`, a line an image, whose boxes are in pixels of
-    the overlay.
+    the overlay; until all is done, `explanations.journal` stands for the lines. Reading, explaining and writing go on
+    side by side, a batch apart. The memory needed does not grow with the number of images.
 
     Args:
         explainer: What explains.
@@ -143,78 +131,133 @@ def explain_files(
         draw: How overlays look.
         batch_size: Images a batch.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
-        workers: Threads that read images ahead.
+        workers: Threads that read images ahead, and as many that draw and write; the files do not depend on them.
+        resume: Go on after the last finished batch of an interrupted run, if there is one, as if it had not been
+            interrupted. It must have had the same images, explainer and options.
 
     Returns:
         The lines of `explanations.jsonl`.
 
     Raises:
         DataError: If no image can be read, or one cannot and `strict` is set.
-        OutputError: If the folder cannot be written.
+        OutputError: If the folder cannot be written, another process is writing it, or the interrupted run was another.
     """
     draw, out = draw or DrawOptions(), Path(out)
-    samples = find_files(inputs)
-    require_writable(out / "explanations.jsonl")
-    lines: list[dict[str, Any]] = []
-    sheet: list[_Pair] = []
-    loaded = batches(samples, explainer.preprocess, batch_size, strict=strict, workers=workers)
-    for indices, images in track(loaded, "explaining", len(samples), unit=batch_size):
-        explanation = explainer(images)
-        for place, index in enumerate(indices.tolist()):
-            image, heatmap = samples.image(index), explanation.heatmaps[place]
-            drawn, boxes = draw_overlay(bounded(image, _LONGEST_SIDE), heatmap, draw)
-            line = _line(explainer, samples.files[index], explanation, place)
-            if draw.boxes:
-                line["boxes"] = boxes
-            line |= _write(out, samples.ids[index], drawn, explanation, place)
-            lines.append(line)
-            if len(sheet) < _SHEET_IMAGES:
-                small = bounded(image, _SHEET_CELL)  # boxes drawn at full size would be too thin to see
-                sheet.append(_Pair(small, draw_overlay(small, heatmap, draw)[0], *_captions(samples.ids[index], line)))
-    if len(lines) < len(samples):
-        logger.warning("%d of %d images could not be read and were left out", len(samples) - len(lines), len(samples))
-    save_png(_contact_sheet(sheet), out / "contact_sheet.png")
-    write_text(out / "explanations.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    return lines
+    samples, table = find_files(inputs), out / "explanations.jsonl"
+    run = {
+        "embedcam": __version__,
+        "images": _digest(str(name) for name in itertools.chain(samples.files, samples.ids)),
+        "explainer": _identity(explainer),
+        "batch_size": batch_size,
+        **asdict(draw),
+    }
+    with locked(table), Journal(out / "explanations.journal", run, resume=resume) as journal:
+        require_writable(table)
+        sheet = _begin(out, journal, len(samples), draw, strict=strict)
+        explained = _explained(explainer, samples, journal.done, batch_size, strict=strict, workers=workers)
+        write = functools.partial(_write, out, draw)
+        ahead = batch_size + workers
+        with (
+            contextlib.closing(explained),
+            contextlib.closing(in_order(write, explained, workers, ahead, "write")) as written,
+        ):
+            lines: list[dict[str, Any]] = []
+            for image in written:
+                lines.append(image.line)
+                if len(sheet) < SHEET_IMAGES:
+                    sheet.append(Pair.of(image.picture, image.heatmap, image.line, draw))
+                if image.last:
+                    journal.add(image.number + 1, lines)
+                    lines = []
+        if journal.count < len(samples):
+            left_out = len(samples) - journal.count
+            logger.warning("%d of %d images could not be read and were left out", left_out, len(samples))
+        save_png(contact_sheet(sheet), out / "contact_sheet.png")
+        return journal.finish(table)
 
 
-def bounded(image: Image.Image, longest: int) -> NDArray[np.uint8]:
-    """Shrink a picture, in place, if it is larger than needed.
+class _Image(NamedTuple):
+    """One image on its way from the explainer to the files."""
 
-    Args:
-        image: The picture.
-        longest: Most pixels of its longer side.
-
-    Returns:
-        uint8 (H, W, 3).
-    """
-    image.thumbnail((longest, longest))
-    return np.asarray(image)
+    number: int
+    name: str
+    picture: NDArray[np.uint8]
+    heatmap: NDArray[np.float32]
+    raw: NDArray[np.float32]
+    line: dict[str, Any]
+    last: bool  # of its batch
 
 
-def draw_overlay(
-    picture: NDArray[np.uint8], heatmap: NDArray[np.float32], draw: DrawOptions
-) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
-    """Lay a heat map over a picture, with boxes if they are wanted.
+def _explained(
+    explainer: AnyExplainer, samples: FileSamples, start: int, batch_size: int, *, strict: bool, workers: int
+) -> Generator[_Image, None, None]:
+    """Read and explain the images from `start` on."""
 
-    Args:
-        picture: uint8 (H, W, 3).
-        heatmap: (h, w) in [0, 1].
-        draw: How it looks.
+    def prepare(image: Image.Image) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        return explainer.preprocess(image), bounded(image, _LONGEST_SIDE)
 
-    Returns:
-        The overlay, of the picture's size, and its boxes in its pixels.
-    """
-    drawn = overlay(picture, heatmap, alpha=draw.alpha, colormap=draw.colormap)
-    if not draw.boxes:
-        return drawn, []
-    size = (picture.shape[1], picture.shape[0])
-    heat = np.asarray(Image.fromarray(heatmap).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
-    boxes = find_boxes(heat, draw.threshold)
-    known = [
-        {"left": b.left, "top": b.top, "right": b.right, "bottom": b.bottom, "score": float(b.score)} for b in boxes
-    ]
-    return draw_boxes(drawn, boxes), known
+    read = read_batches(samples, prepare, batch_size, start=start, strict=strict, workers=workers)
+    with contextlib.closing(read):
+        for batch in progress.track(read, "explaining", len(samples) - start, unit=batch_size):
+            explanation = explainer(np.stack([image for _, (image, _) in batch]))
+            for place, (index, (_, picture)) in enumerate(batch):
+                line = _line(explainer, samples.files[index], explanation, place)
+                maps = explanation.heatmaps[place], explanation.raw[place]
+                yield _Image(index, samples.ids[index], picture, *maps, line, last=place == len(batch) - 1)
+
+
+def _write(out: Path, draw: DrawOptions, image: _Image) -> _Image:
+    """Draw and write an image's files, and add to its line where they are."""
+    drawn, boxes = draw_overlay(image.picture, image.heatmap, draw)
+    # The suffix stays in the name: a.jpg and a.png may lie in one folder.
+    files = {"overlay": f"overlays/{image.name}.png", "map": f"maps/{image.name}.npz"}
+    with atomic_path(out / files["overlay"]) as temporary:
+        # Photographs repeat nothing but runs: looking for more takes four times as long and saves no bytes.
+        Image.fromarray(drawn).save(temporary, compress_type=zlib.Z_RLE)
+    with atomic_path(out / files["map"]) as temporary:
+        # Not compressed: the digits of floats are noise, a quarter fewer bytes would take longer than all else here.
+        np.savez(temporary, heatmap=image.heatmap, raw=image.raw)
+    return image._replace(line=image.line | ({"boxes": boxes} if draw.boxes else {}) | files)
+
+
+def _begin(out: Path, journal: Journal, total: int, draw: DrawOptions, *, strict: bool) -> list[Pair]:
+    """Tidy up after an interrupted run, and bring back what its finished batches left on the contact sheet."""
+    if journal.interrupted:
+        folders = (out / "overlays", out / "maps")
+        remove_unfinished(itertools.chain(out.glob(".*"), *(folder.rglob(".*") for folder in folders)))
+    if journal.done:
+        progress.say(f"resuming: {journal.done} of {total} images are done")
+    if strict and journal.count < journal.done:
+        raise DataError(
+            f"{journal.done - journal.count} of the first {journal.done} images could not be read and were left out "
+            "before the interruption; resume without strict, or start again"
+        )
+    pairs = []
+    for line in itertools.islice(journal.lines(), SHEET_IMAGES):
+        try:
+            with np.load(out / line["map"]) as maps:
+                heatmap = maps["heatmap"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise OutputError(
+                f"cannot read {out / line['map']}, which the interrupted run wrote: {error}; start again, without "
+                "resuming"
+            ) from error
+        pairs.append(Pair.of(bounded(read_image(line["image"]), _LONGEST_SIDE), heatmap, line, draw))
+    return pairs
+
+
+def _identity(explainer: AnyExplainer) -> str:
+    """Know an explainer by what it says of a made picture: network, weights and options of every kind show in it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    explanation = explainer(explainer.preprocess(Image.fromarray(pixels))[None])
+    return _digest([json.dumps(_line(explainer, Path(), explanation, 0)), explanation.raw.tobytes().hex()])
+
+
+def _digest(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(json.dumps(text).encode())
+    return digest.hexdigest()[:16]
 
 
 def _line(explainer: AnyExplainer, file: Path, explanation: Explanation, place: int) -> dict[str, Any]:
@@ -237,36 +280,3 @@ def _line(explainer: AnyExplainer, file: Path, explanation: Explanation, place: 
     if explanation.neighbors is not None:
         line["looks_like"], line["looks_like_label"] = explainer.exemplar(int(explanation.neighbors[place]))
     return line
-
-
-def _write(out: Path, name: str, drawn: NDArray[np.uint8], explanation: Explanation, place: int) -> dict[str, str]:
-    # The suffix stays in the name: a.jpg and a.png may lie in one folder.
-    overlay_path, map_path = out / "overlays" / f"{name}.png", out / "maps" / f"{name}.npz"
-    save_png(drawn, overlay_path)
-    with atomic_path(map_path) as temporary:
-        np.savez_compressed(temporary, heatmap=explanation.heatmaps[place], raw=explanation.raw[place])
-    return {"overlay": overlay_path.relative_to(out).as_posix(), "map": map_path.relative_to(out).as_posix()}
-
-
-class _Pair(NamedTuple):
-    picture: NDArray[np.uint8]
-    drawn: NDArray[np.uint8]
-    picture_caption: str
-    drawn_caption: str
-
-
-def _captions(name: str, line: dict[str, Any]) -> tuple[str, str]:
-    """Say under the picture which one it is and what to mind, under its overlay where the weights come from."""
-    usual = line["typicality_in_words"]
-    notes = [said for note in line["notes"] if (said := note.partition(":")[0]) != usual]
-    label = next(iter(line["cluster_labels"]), None)
-    about = f"cluster {line['cluster']}{f' of {label}' if label else ''}"
-    # A long label is cut at the end; what warns the reader stands before it.
-    return "\n".join([Path(name).name, *notes]), f"{usual}\n{about}"
-
-
-def _contact_sheet(sheet: list[_Pair]) -> Image.Image:
-    rows = [sheet[start : start + _SHEET_PAIRS_A_ROW] for start in range(0, len(sheet), _SHEET_PAIRS_A_ROW)]
-    pictures = [[cell for pair in row for cell in (pair.picture, pair.drawn)] for row in rows]
-    captions = [[text for pair in row for text in (pair.picture_caption, pair.drawn_caption)] for row in rows]
-    return grid(pictures, captions, cell_size=_SHEET_CELL)

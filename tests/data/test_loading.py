@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedcam.data.loading import batches
+from embedcam.data.loading import batches, in_order, read_batches
 from embedcam.data.samples import FileSamples
 from embedcam.errors import DataError
 from embedcam.preprocess import Preprocess
@@ -22,8 +22,8 @@ def make(folder, count, damaged=()):
     return FileSamples(files=tuple(files), ids=tuple(str(i) for i in range(count)))
 
 
-def decoders():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("embedcam-decode")]
+def decoders(name="decode"):
+    return [thread for thread in threading.enumerate() if thread.name.startswith(f"embedcam-{name}")]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 5])
@@ -111,3 +111,48 @@ def test_error_that_is_not_about_data_is_not_hidden(tmp_path):
 def test_senseless_sizes_are_errors(tmp_path, batch_size, workers):
     with pytest.raises(ValueError, match="batch_size must be >= 1 and workers >= 0"):
         next(batches(make(tmp_path, 2), PREPROCESS, batch_size, workers=workers))
+
+
+def test_reading_can_start_anywhere_and_make_anything_of_a_picture(tmp_path):
+    samples = make(tmp_path, 8, damaged=(0, 5))
+    got = list(read_batches(samples, lambda image: image.getpixel((0, 0))[0], 2, start=3))
+    assert got == [[(3, 3), (4, 4)], [(6, 6), (7, 7)]]
+    assert list(read_batches(samples, PREPROCESS, 2, start=8)) == []
+
+
+def test_a_rest_that_cannot_be_read_is_no_error_where_something_could_be(tmp_path):
+    assert list(read_batches(make(tmp_path, 4, damaged=(2, 3)), PREPROCESS, 2, start=2)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_results_come_in_the_order_of_their_items(workers):
+    assert list(in_order(lambda item: item * item, iter(range(50)), workers, 4, "square")) == [n * n for n in range(50)]
+
+
+def test_threads_work_while_the_next_item_is_made():
+    done = threading.Event()
+
+    def items():
+        yield done.set
+        assert done.wait(timeout=30)  # nobody has asked for the first result yet
+        yield int
+
+    assert list(in_order(lambda item: item(), items(), 1, 2, "work")) == [None, 0]
+
+
+def test_an_error_comes_in_its_place_and_ends_the_threads():
+    results = in_order(lambda item: 1 / item, [1, 2, 0, 4], 2, 1, "divide")
+    assert [next(results), next(results)] == [1, 0.5]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert not decoders("divide")
+
+
+def test_an_error_of_the_items_ends_the_threads():
+    def items():
+        yield 1
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(in_order(abs, items(), 2, 5, "items"))
+    assert not decoders("items")

@@ -1,16 +1,20 @@
 """What `embedcam explain` writes, read back."""
 
 import json
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from embedcam.data import samples
 from embedcam.data.images import read_image
 from embedcam.errors import DataError, EmbedcamError, OutputError
 from embedcam.explain import Explainer
 from embedcam.explain.files import DrawOptions, explain_files, find_files
+from embedcam.locks import locked
 from embedcam.nets import EmbeddingNet
 from embedcam.show.boxes import find_boxes
 from embedcam.show.overlay import overlay
@@ -19,6 +23,21 @@ from embedcam.show.overlay import overlay
 @pytest.fixture
 def explainer(trained):
     return Explainer(EmbeddingNet.load(trained / "net.safetensors"), trained / "weights.h5")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for number in range(7):
+        write_picture(tmp_path / "in" / f"{number}.png", seed=number)
+    return tmp_path / "in"
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def threads():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("embedcam")]
 
 
 def write_picture(path, size=(40, 40), seed=0):
@@ -52,7 +71,7 @@ def test_a_missing_input_and_a_folder_without_pictures_are_errors(tmp_path):
 
 def test_the_files_say_what_the_explainer_says(explainer, folder, tmp_path):
     images = [folder / "images" / f"class{i}" / "00.png" for i in range(3)]
-    lines = explain_files(explainer, images, tmp_path, batch_size=2)
+    lines = list(explain_files(explainer, images, tmp_path, batch_size=2))
 
     assert lines == [json.loads(line) for line in (tmp_path / "explanations.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == [str(image) for image in images]
@@ -128,3 +147,121 @@ def test_what_cannot_be_drawn_or_written_is_an_error(explainer, tmp_path):
         explain_files(explainer, [image], tmp_path / "out", DrawOptions(colormap="turbbo"))
     with pytest.raises(OutputError, match="cannot write"):
         explain_files(explainer, [image], image)
+
+
+@pytest.mark.parametrize("workers", [0, 5])
+def test_files_do_not_depend_on_the_workers(explainer, pictures, tmp_path, workers):
+    explain_files(explainer, [pictures], tmp_path / "two", DrawOptions(boxes=True), batch_size=3)
+    explain_files(explainer, [pictures], tmp_path / "out", DrawOptions(boxes=True), batch_size=3, workers=workers)
+    assert content(tmp_path / "out") == content(tmp_path / "two")
+    assert not threads()
+
+
+def test_every_picture_is_read_once(explainer, pictures, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(samples, "read_image", lambda path: read.append(path.name) or read_image(path))
+    explain_files(explainer, [pictures], tmp_path / "out", batch_size=3)
+    assert sorted(read) == [f"{number}.png" for number in range(7)]
+
+
+def test_a_disk_that_is_full_ends_the_run_which_can_go_on_later(explainer, pictures, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    explain_files(explainer, [pictures], whole, batch_size=2)
+    obstacle = out / "maps" / "4.png.npz"
+    obstacle.mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"cannot write .*maps/4\.png\.npz"):
+        explain_files(explainer, [pictures], out, batch_size=2)
+    assert not threads()
+    assert not (out / "explanations.jsonl").exists()
+    obstacle.rmdir()
+    written = (out / "overlays" / "3.png.png").stat().st_mtime_ns
+    explain_files(explainer, [pictures], out, batch_size=2, resume=True)
+    assert (out / "overlays" / "3.png.png").stat().st_mtime_ns == written
+    assert content(out) == content(whole)
+
+
+def test_an_interruption_leaves_whole_files_and_no_thread(explainer, pictures, tmp_path):
+    explain_files(explainer, [pictures], tmp_path / "whole", batch_size=2)
+
+    class Interrupted(Explainer):
+        calls = 0
+
+        def __call__(self, images):
+            Interrupted.calls += 1
+            if Interrupted.calls == 5:  # one is the made picture, the fifth the last batch
+                raise KeyboardInterrupt
+            return super().__call__(images)
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        explain_files(Interrupted(explainer.net, explainer.database), [pictures], out, batch_size=2)
+    assert not threads()
+    left = content(out)
+    assert left.pop(out.relative_to(out) / "explanations.journal")
+    assert left.items() <= content(tmp_path / "whole").items()
+    explain_files(explainer, [pictures], out, batch_size=2, resume=True)
+    assert content(out) == content(tmp_path / "whole")
+
+
+def test_finished_lines_stay_until_the_new_ones_are_whole(explainer, pictures, tmp_path):
+    out = tmp_path / "out"
+    explain_files(explainer, [pictures], out, batch_size=2)
+    before = (out / "explanations.jsonl").read_bytes()
+    (pictures / "5.png").write_text("no picture")
+    with pytest.raises(DataError, match="5.png"):
+        explain_files(explainer, [pictures], out, batch_size=2, strict=True)
+    assert (out / "explanations.jsonl").read_bytes() == before
+    assert len(explain_files(explainer, [pictures], out, batch_size=2)) == 6
+
+
+@pytest.fixture
+def stopped(explainer, pictures, tmp_path):
+    """A folder whose run ended before its last picture."""
+    good = (pictures / "6.png").read_bytes()
+    (pictures / "6.png").write_text("no picture")
+    with pytest.raises(DataError, match="6.png"):
+        explain_files(explainer, [pictures], tmp_path / "out", batch_size=2, strict=True)
+    (pictures / "6.png").write_bytes(good)
+    return tmp_path / "out"
+
+
+def test_a_strict_run_goes_on_once_the_picture_is_mended(explainer, pictures, stopped):
+    lines = list(explain_files(explainer, [pictures], stopped, batch_size=2, strict=True, resume=True))
+    assert [line["image"] for line in lines] == [str(pictures / f"{number}.png") for number in range(7)]
+
+
+def test_only_the_same_run_goes_on(explainer, pictures, stopped, tmp_path):
+    net, db = explainer.net, explainer.database
+    others = {
+        "images": {"inputs": [pictures, write_picture(tmp_path / "more.png")]},
+        "explainer": {"explainer": Explainer(net, db, preset="paper")},
+        "explainer ": {"explainer": Explainer(net, replace(db, weights_mean=db.weights_mean[::-1]))},
+        "batch_size 2 then, 3 now": {"batch_size": 3},
+        "boxes False then, True now": {"draw": DrawOptions(boxes=True)},
+    }
+    before = content(stopped)
+    for said, other in others.items():
+        given = {"explainer": explainer, "inputs": [pictures], "out": stopped, "batch_size": 2, "resume": True} | other
+        with pytest.raises(OutputError, match=rf"explanations\.journal is of another run \({said}"):
+            explain_files(**given)
+    assert content(stopped) == before
+
+
+def test_a_strict_run_does_not_go_on_after_pictures_were_left_out(explainer, pictures, tmp_path):
+    (pictures / "1.png").write_text("no picture")
+    (tmp_path / "out" / "maps" / "6.png.npz").mkdir(parents=True)
+    with pytest.raises(OutputError):
+        explain_files(explainer, [pictures], tmp_path / "out", batch_size=2)
+    with pytest.raises(DataError, match="1 of the first 5 images could not be read and were left out before"):
+        explain_files(explainer, [pictures], tmp_path / "out", batch_size=2, strict=True, resume=True)
+
+
+def test_a_map_that_is_gone_is_named_when_the_contact_sheet_is_drawn_again(explainer, pictures, stopped):
+    (stopped / "maps" / "1.png.npz").unlink()
+    with pytest.raises(OutputError, match=r"cannot read .*maps/1\.png\.npz, which the interrupted run wrote"):
+        explain_files(explainer, [pictures], stopped, batch_size=2, resume=True)
+
+
+def test_two_runs_do_not_write_one_folder(explainer, pictures, tmp_path):
+    with locked(tmp_path / "out" / "explanations.jsonl"), pytest.raises(OutputError, match="another process"):
+        explain_files(explainer, [pictures], tmp_path / "out")
