@@ -15,6 +15,7 @@ from .folder import folder
 from .pets import pets
 from .samples import Samples
 from .splits import SPLITS
+from .wds import wds
 
 _READERS: dict[str, Callable[[str, str], Samples]] = {
     "folder": folder,
@@ -22,6 +23,7 @@ _READERS: dict[str, Callable[[str, str], Samples]] = {
     "cub-metric": functools.partial(cub, protocol="metric"),
     "pets": pets,
     "camvid": camvid,
+    "wds": wds,
 }
 
 KINDS = ("digits", *_READERS)
@@ -31,8 +33,8 @@ def load(spec: str, split: str = "train") -> Samples:
     """Load a data set by its SPEC.
 
     Args:
-        spec: `digits`, `folder:PATH`, `cub:PATH`, `cub-metric:PATH`, `pets:PATH` or `camvid:PATH`; a trailing
-            `@train`, `@test` or `@all` (and `@val` of camvid) overrides `split`.
+        spec: `digits`, `folder:PATH`, `cub:PATH`, `cub-metric:PATH`, `pets:PATH`, `camvid:PATH` or `wds:PATTERN`; a
+            trailing `@train`, `@test` or `@all` (and `@val` of camvid) overrides `split`.
         split: "train", "test" or "all"; "val" of camvid.
 
     Returns:
@@ -88,7 +90,7 @@ def parse(spec: str) -> tuple[str, str, str | None]:
     if kind == "digits" and colon:
         raise DataError(f"data set {spec!r}: digits is built in and takes no path; write 'digits'")
     if kind != "digits" and not path:
-        raise DataError(f"data set {spec!r}: {kind} needs a path; write '{kind}:PATH'")
+        raise DataError(f"data set {spec!r}: {kind} needs a path; write {_usage(kind)!r}")
     if split is None and at and last.isalpha() and _exists(path.rpartition("@")[0]) and not _exists(path):
         raise DataError(f"data set {spec!r}: unknown split {last!r}; choose one of {', '.join(_splits(spec))}")
     return kind, path, split
@@ -126,4 +128,4 @@ def _unknown(spec: str, body: str, kind: str) -> str:
 
 
 def _usage(kind: str) -> str:
-    return kind if kind == "digits" else f"{kind}:PATH"
+    return {"digits": kind, "wds": f"{kind}:PATTERN"}.get(kind, f"{kind}:PATH")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ _TURNS = {
 _WHITES = (1, 255, 1023, 4095, 16383, 65535)
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     """Read a picture of any mode, upright, as RGB.
 
     Transparency is laid on white. More than 8 bits are scaled, not clipped: black is 0 (or the smallest
@@ -47,6 +48,7 @@ def read_image(path: str | Path) -> Image.Image:
 
     Args:
         path: The file.
+        content: Its bytes, where it is no file of its own but part of an archive; `path` then only names it.
 
     Returns:
         An RGB picture that no longer depends on the file.
@@ -54,7 +56,7 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         DataError: If the file is missing, empty, damaged, not an image, or larger than `MAX_PIXELS`.
     """
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         image.load()
         turn = _TURNS.get(_orientation(image))
         picture = _to_rgb(image)
@@ -172,17 +174,18 @@ def _formats() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """Open an image file; whatever goes wrong here or while it is decoded becomes one DataError."""
     try:
-        with Image.open(path, formats=_formats()) as image:
+        with Image.open(path if content is None else io.BytesIO(content), formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path} is larger than {MAX_PIXELS:,} pixels; shrink it") from error
     except UnidentifiedImageError as error:
-        found = "is no image in a known format" if Path(path).stat().st_size else "is empty (0 bytes)"
+        size = Path(path).stat().st_size if content is None else len(content)
+        found = "is no image in a known format" if size else "is empty (0 bytes)"
         raise DataError(f"{path} {found}; replace it by a JPEG or PNG, or remove it") from error
     except FileNotFoundError as error:
         raise DataError(f"no such file: {path}; check the path") from error

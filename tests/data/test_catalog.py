@@ -18,6 +18,7 @@ from embedcam.errors import DataError
         ("cub:x@test", ("cub", "x", "test")),
         ("cub-metric:x", ("cub-metric", "x", None)),
         ("pets:~/pets", ("pets", "~/pets", None)),
+        ("wds:s-{0..9}.tar@test", ("wds", "s-{0..9}.tar", "test")),
     ],
 )
 def test_spec_is_taken_apart(spec, expected):
@@ -37,6 +38,7 @@ def test_spec_is_taken_apart(spec, expected):
         ("", "unknown data set ''"),
         ("folder", "folder needs a path; write 'folder:PATH'"),
         ("folder:@test", "folder needs a path"),
+        ("wds:", "wds needs a path; write 'wds:PATTERN'"),
         ("digits:x", "digits is built in and takes no path"),
         ("digits@val", "unknown split 'val'; choose one of train, test, all"),
     ],
