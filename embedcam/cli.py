@@ -165,6 +165,9 @@ def build(
         bool, typer.Option(help="Look at some images of each cluster more closely, for sharper maps.")
     ] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 32,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last finished part of an interrupted run.")
+    ] = False,
     seed: SeedOption = 0,
     strict: StrictOption = False,
     workers: WorkersOption = 2,
@@ -173,20 +176,27 @@ def build(
     """Build the weight database from the training images.
 
     Example: embedcam build --net net.safetensors --data folder:birds --out weights.h5
+
+    In several processes: torchrun --nproc-per-node=4 -m embedcam build ...
     """
     from .data import load
-    from .database.build import build_database
+    from .database.build import build_file
+    from .distributed import join
     from .files import require_writable
     from .nets import EmbeddingNet
 
+    group = join()
     require_writable(out)
     network = EmbeddingNet.load(net).to(console.device(device))
     if layer is not None:
         network.layer = layer
     training = load(data, "train")
-    database = build_database(
+    database = build_file(
         network,
         training,
+        out,
+        resume=resume,
+        group=group,
         clusters=clusters,
         top_k=top_k,
         pairs=pairs,
@@ -198,9 +208,8 @@ def build(
         strict=strict,
         workers=workers,
     )
-    database.save(out)
     images = int(database.counts.sum())
-    typer.echo(
+    console.echo_once(
         f"wrote {out}: {database.clusters} clusters of {images} images{console.left_out(len(training) - images)}"
     )
 

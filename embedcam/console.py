@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from . import progress
+from .distributed import leave, local_rank, main_process
 from .errors import EmbedcamError
 
 if TYPE_CHECKING:
@@ -143,6 +144,16 @@ def print_cost(report: QuantiseReport) -> None:
     print(f"on {report.images} other images: {'; '.join([same, f'same cluster {report.same_cluster:.3f}', *scores])}")
 
 
+def echo_once(text: str) -> None:
+    """Print a line, in one of the processes that `torchrun` started.
+
+    Args:
+        text: The line.
+    """
+    if main_process():
+        typer.echo(text)
+
+
 def left_out(count: int) -> str:
     """Say how many images could not be read.
 
@@ -170,7 +181,8 @@ def device(name: str) -> torch.device:
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # torchrun starts as many processes on a machine as it has GPUs, and numbers them.
+        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -202,7 +214,8 @@ def run(command: Callable[..., Any], *, debug: bool) -> int:
     Returns:
         The exit code: 0 done, 1 an error, 2 wrong usage, 130 interrupted.
     """
-    progress.show()
+    if main_process():
+        progress.show()
     logger = logging.getLogger("embedcam")
     logger.addHandler(_Warnings())
     logger.propagate = False
@@ -224,6 +237,8 @@ def run(command: Callable[..., Any], *, debug: bool) -> int:
             raise
         usage()
         return int(getattr(error, "exit_code", 2))
+    finally:
+        leave()
     if code == _INTERRUPTED:  # some versions of typer turn Ctrl-C into this code, without a word
         _say_interrupted()
     return code
@@ -231,7 +246,8 @@ def run(command: Callable[..., Any], *, debug: bool) -> int:
 
 def _say_interrupted() -> None:
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
-    training = "finished epochs are kept: add --resume to go on"
-    hint = training if verb == "train" else "nothing was left half-written"
+    hint = "what is finished is kept: add --resume to go on"
+    if verb not in ("train", "build", "explain"):
+        hint = "nothing was left half-written"
     after_sign = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
     print(f"{after_sign}embedcam: interrupted; {hint}", file=sys.stderr)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -41,15 +42,35 @@ def track(items: Iterable[T], what: str, total: int, *, unit: int = 1) -> Iterat
     Yields:
         The items.
     """
+    with counting(what, total) as count:
+        for item in items:
+            yield item
+            count(unit)
+
+
+@contextlib.contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how far work is that says itself what is done.
+
+    Args:
+        what: What is being done, for example "embedding".
+        total: How many things there are in all.
+
+    Yields:
+        A function to call with the number of things just done.
+    """
     if not _shown:
-        yield from items
+        yield lambda _: None
     elif sys.stderr.isatty():
-        yield from _bar(items, what, total, unit)
+        with _bar(what, total) as count:
+            yield count
     else:
-        yield from _lines(items, what, total, unit)
+        with _lines(what, total) as count:
+            yield count
 
 
-def _bar(items: Iterable[T], what: str, total: int, unit: int) -> Iterator[T]:
+@contextlib.contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -61,19 +82,21 @@ def _bar(items: Iterable[T], what: str, total: int, unit: int) -> Iterator[T]:
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=total)
-        for item in items:
-            yield item
-            bar.update(task, advance=unit)
+        yield lambda done: bar.update(task, advance=done)
         bar.update(task, completed=total)
 
 
-def _lines(items: Iterable[T], what: str, total: int, unit: int) -> Iterator[T]:
+@contextlib.contextmanager
+def _lines(what: str, total: int) -> Iterator[Callable[[int], None]]:
     start = last = time.monotonic()
-    done = 0
-    for item in items:
-        yield item
-        done = min(done + unit, total)
+    so_far = 0
+
+    def count(done: int) -> None:
+        nonlocal last, so_far
+        so_far = min(so_far + done, total)
         if time.monotonic() - last > _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            say(f"{what}: {done} of {total}")
+            say(f"{what}: {so_far} of {total}")
+
+    yield count
     say(f"{what}: {total} in {time.monotonic() - start:.1f} s")

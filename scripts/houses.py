@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from embedcam import layers, progress, receptive_field
 from embedcam.data.samples import FileSamples
-from embedcam.database.clusters import kmeans, moments
+from embedcam.database.clusters import Moments, kmeans
 from embedcam.database.grad_weights import grad_weights
 from embedcam.database.neighbors import Neighbors
 from embedcam.errors import DataError, EmbedcamError, NetworkError
@@ -254,7 +254,9 @@ def signed_weights(net: EmbeddingNet, price: nn.Linear, houses: FileSamples, see
         cells=cells,
     )
     centroids, cluster, _ = kmeans(seen.embeddings, CLUSTERS, net.metric, seed)
-    return SignedWeights(centroids, moments(weights.numpy(), cluster, len(centroids))[0])
+    moments = Moments(len(centroids), weights.shape[1])
+    moments.add(cluster, weights.numpy())
+    return SignedWeights(centroids, moments.result(np.bincount(cluster))[0])
 
 
 @torch.no_grad()

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from datetime import datetime, timezone
+import contextlib
+import hashlib
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from .. import __version__, layers, receptive_field
+from .. import __version__
 from ..data.arrays import as_samples
 from ..data.samples import Samples
+from ..distributed import Group
 from ..errors import DatabaseError
 from ..gradient.gradcam import METHODS
-from ..nets.embedding import EmbeddingNet
-from ..nets.inference import Embedded, embed, tensor_batches
+from ..locks import locked
+from ..nets.inference import Embedded
 from ..nets.network import Network
-from ..progress import track
-from . import clusters as clustering
-from .closer import look_closer
-from .grad_weights import direction, grad_weights, weigh
-from .neighbors import Neighbors
-from .record import Exemplars, NetworkRecord, WeightDatabase
+from .record import WeightDatabase
+from .shards import Shards
+from .steps import Build, BuildOptions
 from .triplets import Partners
 
 
@@ -44,8 +41,14 @@ def build_database(
     batch_size: int = 32,
     strict: bool = False,
     workers: int = 2,
+    work: str | Path | None = None,
+    resume: bool = False,
+    group: Group | None = None,
 ) -> WeightDatabase:
     """Embed the training images, cluster them, and average their Grad-CAM channel weights over each cluster.
+
+    What is worked out of single images goes to files, so that memory does not grow with the data set but for some
+    20 bytes an image and, where they are kept, its exemplar.
 
     Args:
         net: The network; its parameters, mode and `.grad` are left as they are.
@@ -63,18 +66,22 @@ def build_database(
         batch_size: Images a batch.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
         workers: Threads that read images ahead.
+        work: Folder for those files, which stay; a temporary one if None. Several processes must all see it.
+        resume: Go on with what an interrupted run left in `work`.
+        group: The processes that share the work, see `distributed.join`. All get the same database.
 
     Returns:
-        The database.
+        The database; the same from any number of processes, and from a resumed run.
 
     Raises:
         DataError: If the images or their labels do not allow triplets.
-        DatabaseError: If `top_k` or `method` cannot be used.
+        DatabaseError: If `top_k` or `method` cannot be used, or `work` holds another run's work.
+        OutputError: If `work` cannot be written.
 
     Source:
         Chen et al. 2020, Adapting Grad-CAM for Embedding Networks (arXiv 2001.06538).
     """
-    samples = as_samples(dataset)
+    samples, group = as_samples(dataset), group or Group()
     if not 1 <= top_k <= net.channels:
         raise DatabaseError(
             f"top_k {top_k} is outside 1..{net.channels}, the channels of layer {net.layer!r}; choose --top-k within"
@@ -83,109 +90,56 @@ def build_database(
         raise DatabaseError(f"unknown method {method!r}; use one of {', '.join(METHODS)}")
     if samples.labels is not None:  # fail before the long pass, not after it
         Partners(samples.labels, samples.names, pairs, seed)
-
-    seen = embedded or embed(net, samples, batch_size=batch_size, strict=strict, workers=workers)
-    samples = samples.subset(seen.kept)
-    centroids, cluster, distance = clustering.kmeans(seen.embeddings, clusters, net.metric, seed)
-    labels = samples.labels
-    pseudo = _cluster_labels(cluster, centroids, net.metric) if labels is None else labels
-    names = samples.names if labels is not None else [f"cluster {c}" for c in range(len(centroids))]
-    partners = Partners(pseudo, names, pairs, seed)
-    known = torch.from_numpy(seen.embeddings)
-
-    def directions(indices: NDArray[np.int64]) -> Tensor:
-        positives, negatives = (np.stack(side) for side in zip(*map(partners.draw, indices.tolist()), strict=True))
-        return direction(known[positives], known[negatives], net.metric).to(net.device)
-
-    options = {"batch_size": batch_size, "workers": workers}
-    weights = _weights(net, samples, seen, directions, method, **options)
-    look = None
-    if closer:
-        look = look_closer(net, samples, centroids, cluster, distance, pseudo, directions, method, **options)
-
-    count = len(centroids)
-    mean, std = clustering.moments(weights, cluster, count)
-    channels, strongest = clustering.top_channels(mean, top_k)
-    kept = None
-    if exemplars:
-        own_channels, own_weights = clustering.top_channels(weights, top_k)
-        label = labels if labels is not None else np.full(len(samples), -1, dtype=np.int64)
-        kept = Exemplars(seen.embeddings, own_channels, own_weights, cluster, label, tuple(samples.ids))
-    return WeightDatabase(
-        network=NetworkRecord.of(net),
-        geometry=receptive_field.geometry(net.body, net.layer, net.preprocess.input_size),
-        method=method,
-        target="triplet_margin",
-        pairs=pairs,
-        seed=seed,
-        created=_now(),
-        centroids=centroids,
-        counts=np.bincount(cluster, minlength=count),
-        weights_mean=mean,
-        weights_std=std,
-        top_channels=channels,
-        top_weights=strongest,
-        distance_quantiles=clustering.distance_quantiles(distance, cluster, count),
-        label_names=tuple(samples.names) if labels is not None else None,
-        label_histogram=_histogram(cluster, labels, count, len(samples.names)) if labels is not None else None,
-        exemplars=kept,
-        closer=look,
-        embedcam_version=__version__,
-    )
+    if work is None and group.size > 1:
+        raise DatabaseError("several processes share their work in files; name a folder for them that all see (work)")
+    options = BuildOptions(clusters, top_k, pairs, method, exemplars, closer, seed, batch_size)
+    about = {
+        "embedcam": __version__,
+        "network": net.sha256(),
+        "layer": net.layer,
+        "data set": _fingerprint(samples),
+        **asdict(options),
+    }
+    with contextlib.nullcontext(work) if work is not None else tempfile.TemporaryDirectory() as folder:
+        shards = Shards(Path(folder), len(samples), about, group, resume=resume)
+        return Build(net, samples, shards, group, options, strict=strict, workers=workers).run(embedded)
 
 
-def _weights(
-    net: Network,
-    samples: Samples,
-    seen: Embedded,
-    directions: Callable[[NDArray[np.int64]], Tensor],
-    method: str,
-    *,
-    batch_size: int,
-    workers: int,
-) -> NDArray[np.float32]:
-    """Work out every image's channel weights (N, K)."""
-    weights = np.empty((len(samples), net.channels), dtype=np.float32)
-    with layers.evaluating(net):
-        if seen.pooled is not None and isinstance(net, EmbeddingNet):
-            cells = net.map_size[0] * net.map_size[1]
-            starts = range(0, len(samples), batch_size)
-            for start in track(starts, "weighing", len(samples), unit=batch_size):
-                indices = np.arange(start, min(start + batch_size, len(samples)))
-                pooled = torch.from_numpy(seen.pooled[indices]).to(net.device)
-                weights[indices] = _of_pooled(net, pooled, directions(indices), method, cells)
-        else:
-            # The head needs whole feature maps: a second pass makes them anew rather than keep them all.
-            for indices, images in tensor_batches(net, samples, batch_size, "weighing", strict=True, workers=workers):
-                found = weigh(net, net.layer, images, directions(indices), method)
-                weights[indices] = found.weights.cpu().numpy()
-    return weights
+def build_file(
+    net: Network, dataset: Any, out: str | Path, *, resume: bool = False, group: Group | None = None, **options: Any
+) -> WeightDatabase:
+    """Build a weight database and write it, so that an interrupted run can be resumed.
+
+    The work lies in `<out>.parts` until the database is written.
+
+    Args:
+        net: The network.
+        dataset: The training images.
+        out: File to write.
+        resume: Go on with what an interrupted run left.
+        group: The processes that share the work.
+        options: As for `build_database`.
+
+    Returns:
+        The database.
+
+    Raises:
+        OutputError: If it cannot be written, or another process is writing it.
+        EmbedcamError: As `build_database`.
+    """
+    out, group = Path(out), group or Group()
+    work = out.with_name(f"{out.name}.parts")
+    with locked(out) if group.main else contextlib.nullcontext():
+        database = build_database(net, dataset, work=work, resume=resume, group=group, **options)
+        if group.main:
+            database.save(out)
+            Shards.remove(work)
+    return database
 
 
-def _of_pooled(net: EmbeddingNet, pooled: Tensor, directions: Tensor, method: str, cells: int) -> NDArray[np.float32]:
-    maps, sums = pooled[:, :, None, None], pooled * cells
-    embed: Callable[[Tensor], Tensor] = lambda maps: net.head_embed(maps[:, :, 0, 0])  # noqa: E731
-    return np.asarray(grad_weights(embed, maps, directions, method, sums=sums, cells=cells).cpu())
-
-
-def _cluster_labels(cluster: NDArray[np.int64], centroids: NDArray[np.float32], metric: str) -> NDArray[np.int64]:
-    """Let clusters serve as labels; an image alone in its cluster joins the nearest larger one, to have a positive."""
-    counts = np.bincount(cluster, minlength=len(centroids))
-    large = np.flatnonzero(counts > 1)
-    if len(large) == 0:
-        return np.zeros_like(cluster)
-    nearest, _ = Neighbors(centroids[large], metric).nearest(centroids)
-    return np.where(counts[cluster] > 1, cluster, large[nearest[cluster]])
-
-
-def _histogram(cluster: NDArray[np.int64], labels: NDArray[np.int64], clusters: int, names: int) -> NDArray[np.int64]:
-    histogram = np.zeros((clusters, names), dtype=np.int64)
-    np.add.at(histogram, (cluster, labels), 1)
-    return histogram
-
-
-def _now() -> str:
-    """Return the time of creation; reproducible builds set SOURCE_DATE_EPOCH."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    moment = datetime.fromtimestamp(int(epoch), timezone.utc) if epoch else datetime.now(timezone.utc)
-    return moment.isoformat(timespec="seconds")
+def _fingerprint(samples: Samples) -> str:
+    """Tell data sets apart by the names and labels of their images."""
+    digest = hashlib.sha256(np.asarray(-1 if samples.labels is None else samples.labels, dtype=np.int64).tobytes())
+    for name in samples.ids:
+        digest.update(f"{name}\n".encode())
+    return digest.hexdigest()

@@ -72,25 +72,56 @@ def kmeans(
     return centroids, cluster, distance
 
 
-def moments(
-    weights: NDArray[np.float32], cluster: NDArray[np.int64], clusters: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Average the channel weights of each cluster's images.
+class Moments:
+    """Sums of the channel weights of each cluster's images, in float64.
+
+    They are additive: parts can be worked out apart, in any process, and put together in the end.
 
     Args:
-        weights: (N, K) float32.
-        cluster: (N,) index of each image's cluster.
-        clusters: C; none is empty.
+        clusters: C.
+        channels: K.
 
-    Returns:
-        Mean (C, K) and standard deviation (C, K), worked out in float64.
+    Attributes:
+        sums: (C, K).
+        squares: (C, K), of the squared weights.
     """
-    count = np.bincount(cluster, minlength=clusters)[:, None]
-    mean, square = (np.zeros((clusters, weights.shape[1])) for _ in range(2))
-    np.add.at(mean, cluster, weights.astype(np.float64))
-    mean /= count
-    np.add.at(square, cluster, (weights - mean[cluster]) ** 2)
-    return mean.astype(np.float32), np.sqrt(square / count).astype(np.float32)
+
+    def __init__(self, clusters: int, channels: int) -> None:
+        self.sums, self.squares = (np.zeros((clusters, channels)) for _ in range(2))
+
+    def add(self, cluster: NDArray[np.int64], weights: NDArray[np.float32]) -> None:
+        """Add some images.
+
+        Args:
+            cluster: (N,) index of each image's cluster.
+            weights: (N, K).
+        """
+        exact = weights.astype(np.float64)
+        np.add.at(self.sums, cluster, exact)
+        np.add.at(self.squares, cluster, exact * exact)
+
+    def merge(self, sums: NDArray[np.float64], squares: NDArray[np.float64]) -> None:
+        """Add what was worked out apart.
+
+        Args:
+            sums: (C, K).
+            squares: (C, K).
+        """
+        self.sums += sums
+        self.squares += squares
+
+    def result(self, counts: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Work out what all images of a cluster have in common, and how far they differ.
+
+        Args:
+            counts: (C,) images of each cluster, all above 0.
+
+        Returns:
+            Mean (C, K) and standard deviation (C, K).
+        """
+        mean = self.sums / counts[:, None]
+        variance = np.maximum(self.squares / counts[:, None] - mean * mean, 0)
+        return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
 
 def top_channels(weights: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

@@ -160,7 +160,7 @@ class Transfer:
 
     def _shares(self, distances: NDArray[np.float32]) -> NDArray[np.float32]:
         closeness = self._closeness(distances)
-        shares = np.exp((closeness[:, :1] - closeness) / self.spread)
+        shares: NDArray[np.float32] = np.exp((closeness[:, :1] - closeness) / self.spread)
         shares /= shares.sum(axis=1, keepdims=True)
         return shares
 

@@ -69,17 +69,37 @@ def test_an_embedding_that_is_not_finite_is_named():
         clusters.kmeans(points, 3, "cosine")
 
 
+def moments(weights, cluster, count):
+    found = clusters.Moments(count, weights.shape[1])
+    found.add(cluster, weights)
+    return found.result(np.bincount(cluster))
+
+
 def test_moments_are_mean_and_deviation_of_each_cluster():
     weights = np.array([[1, 2], [3, 2], [5, 8]], dtype=np.float32)
-    mean, std = clusters.moments(weights, np.array([0, 0, 1]), 2)
+    mean, std = moments(weights, np.array([0, 0, 1]), 2)
 
     np.testing.assert_array_equal(mean, [[2, 2], [5, 8]])
     np.testing.assert_array_equal(std, [[1, 0], [0, 0]])
 
 
+def test_moments_of_parts_put_together_are_those_of_all():
+    rng = np.random.default_rng(0)
+    weights, cluster = rng.standard_normal((40, 5)).astype(np.float32), rng.permutation(40) % 3
+    whole = clusters.Moments(3, 5)
+    for part in (slice(0, 15), slice(15, 40)):
+        mine = clusters.Moments(3, 5)
+        mine.add(cluster[part], weights[part])
+        whole.merge(mine.sums, mine.squares)
+    mean, std = whole.result(np.bincount(cluster))
+    for c in range(3):
+        np.testing.assert_allclose(mean[c], weights[cluster == c].mean(axis=0), atol=1e-6)
+        np.testing.assert_allclose(std[c], weights[cluster == c].std(axis=0), rtol=1e-5)
+
+
 def test_small_weights_do_not_underflow():
     weights = np.full((4, 3), 1e-8, dtype=np.float32) * np.arange(1, 5)[:, None].astype(np.float32)
-    mean, std = clusters.moments(weights, np.zeros(4, dtype=np.int64), 1)
+    mean, std = moments(weights, np.zeros(4, dtype=np.int64), 1)
 
     np.testing.assert_allclose(mean, 2.5e-8, rtol=1e-6)
     np.testing.assert_allclose(std, np.sqrt(1.25) * 1e-8, rtol=1e-6)

@@ -1,0 +1,218 @@
+"""Builds that are cut into shards, interrupted, resumed, and shared out among processes."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import embedcam
+from embedcam.data import load
+from embedcam.database import build as building
+from embedcam.database import shards, steps
+from embedcam.errors import DatabaseError, DataError, OutputError
+from embedcam.locks import locked
+from embedcam.nets import EmbeddingNet
+from embedcam.nets.inference import embed
+
+OPTIONS = {"clusters": 4, "top_k": 12, "pairs": 5, "batch_size": 4}
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(shards, "SHARD", 5)
+
+
+def build_file(net, folder, out, **options):
+    return building.build_file(net, f"folder:{folder}", out, **{**OPTIONS, **options})
+
+
+def assert_same(one, other):
+    np.testing.assert_allclose(
+        one.weights_mean, other.weights_mean, rtol=1e-4, atol=1e-6 * np.abs(other.weights_mean).max()
+    )
+    np.testing.assert_allclose(
+        one.weights_std, other.weights_std, rtol=1e-3, atol=1e-5 * np.abs(other.weights_std).max()
+    )
+    for name in ("counts", "top_channels", "label_histogram"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    np.testing.assert_array_equal(one.exemplars.cluster, other.exemplars.cluster)
+    assert one.exemplars.path == other.exemplars.path
+
+
+def test_shards_change_nothing_but_rounding(net, folder, small_shards, monkeypatch):
+    in_shards = embedcam.build_database(net, f"folder:{folder}", **OPTIONS)
+    monkeypatch.setattr(shards, "SHARD", 1000)
+    assert_same(in_shards, embedcam.build_database(net, f"folder:{folder}", **OPTIONS))
+
+
+def test_what_is_embedded_already_is_not_embedded_again(net, folder, small_shards, monkeypatch):
+    samples = load(f"folder:{folder}", "train")
+    expected = embedcam.build_database(net, samples, **OPTIONS)
+    seen = embed(net, samples, batch_size=4)
+    monkeypatch.setattr(steps, "embed", None)
+    assert_same(embedcam.build_database(net, samples, embedded=seen, **OPTIONS), expected)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("done_before", [0, 2, 4, 5, 8])
+def test_an_interrupted_build_is_resumed_to_the_same_bytes(
+    net, folder, tmp_path, small_shards, monkeypatch, done_before
+):
+    build_file(net, folder, tmp_path / "whole.h5")
+    with monkeypatch.context() as patch:
+        written, write = [], shards.Shards.write
+
+        def stop(self, *args, **arrays):
+            if len(written) == done_before:
+                raise Stop
+            written.append(args)
+            write(self, *args, **arrays)
+
+        patch.setattr(shards.Shards, "write", stop)  # 4 shards embedded, the clusters, 4 shards weighed
+        with pytest.raises(Stop):
+            build_file(net, folder, tmp_path / "cut.h5")
+        assert not (tmp_path / "cut.h5").exists()
+    with monkeypatch.context() as patch:
+        embedded = []
+        patch.setattr(steps, "embed", lambda *args, **options: embedded.append(1) or embed(*args, **options))
+        build_file(net, folder, tmp_path / "cut.h5", resume=True)
+        assert len(embedded) == max(0, 4 - done_before)
+    assert (tmp_path / "cut.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.h5", "whole.h5"]
+
+
+def test_only_the_same_build_is_resumed(net, folder, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "look_closer", lambda *args, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build_file(net, folder, tmp_path / "a.h5")
+    with pytest.raises(DatabaseError, match=r"another run \(pairs 5 then, 6 now\)"):
+        build_file(net, folder, tmp_path / "a.h5", pairs=6, resume=True)
+
+
+def test_a_file_that_is_being_written_is_left_alone(net, folder, tmp_path):
+    with locked(tmp_path / "a.h5"), pytest.raises(OutputError, match="another process is writing"):
+        build_file(net, folder, tmp_path / "a.h5")
+
+
+def test_a_shard_without_a_readable_image_is_left_out(net, folder, tmp_path, small_shards):
+    samples = load(f"folder:{shutil.copytree(folder, tmp_path / 'copy')}", "train")
+    for row in range(5, 10):
+        samples.files[row].write_bytes(b"nothing")
+    db = embedcam.build_database(net, samples, **OPTIONS)
+    assert db.exemplars.path == tuple(samples.ids[:5] + samples.ids[10:])
+    with pytest.raises(DataError, match=samples.files[5].name):
+        embedcam.build_database(net, samples, strict=True, **OPTIONS)
+    for file in samples.files:
+        file.write_bytes(b"nothing")
+    with pytest.raises(DataError, match="none of the 18 images can be read"):
+        embedcam.build_database(net, samples, **OPTIONS)
+
+
+def test_an_embedding_that_is_not_finite_is_named(net, folder, monkeypatch):
+    monkeypatch.setattr(EmbeddingNet, "head_embed", lambda self, vector: self.head(vector) * float("nan"))
+    samples = load(f"folder:{folder}", "train")
+    with pytest.raises(DataError, match=f"the embedding of {samples.ids[0]} is not finite"):
+        embedcam.build_database(net, samples, **OPTIONS)
+
+
+def test_of_many_images_a_sample_is_clustered_and_all_are_assigned(net, folder, monkeypatch):
+    monkeypatch.setattr(steps, "_SAMPLE", 9)
+    monkeypatch.setattr(steps, "_SAMPLE_OF_CLUSTER", 1)
+    sizes, kmeans = [], steps.clustering.kmeans
+    monkeypatch.setattr(
+        steps.clustering, "kmeans", lambda points, *rest: sizes.append(len(points)) or kmeans(points, *rest)
+    )
+    db = embedcam.build_database(net, f"folder:{folder}", **OPTIONS)
+    assert sizes == [9]
+    assert db.counts.sum() == 18
+    away = np.linalg.norm(db.exemplars.embeddings[:, None] - db.centroids, axis=2)
+    np.testing.assert_array_equal(db.exemplars.cluster, away.argmin(axis=1))
+
+
+def test_several_processes_need_a_folder_that_they_share(net, folder):
+    with pytest.raises(DatabaseError, match="name a folder"):
+        embedcam.build_database(net, f"folder:{folder}", group=embedcam.distributed.Group(0, 2), **OPTIONS)
+
+
+RUN = """
+import sys
+from embedcam.database import shards
+shards.SHARD = 5
+from embedcam.cli import main
+main()
+"""
+
+
+def processes(count, *arguments, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=localhost:0", str(script), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_two_and_three_processes_build_the_database_of_one(net, folder, tmp_path):
+    net.save(tmp_path / "net.safetensors")
+    given = (
+        "build",
+        "--net",
+        tmp_path / "net.safetensors",
+        "--data",
+        f"folder:{folder}",
+        "--clusters",
+        4,
+        "--top-k",
+        12,
+    )
+    for count in (1, 2, 3):
+        done = processes(count, *given, "--pairs", 5, "--out", tmp_path / f"{count}.h5", tmp_path=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("wrote") == 1
+    one, two, three = (embedcam.WeightDatabase.load(tmp_path / f"{count}.h5") for count in (1, 2, 3))
+    for other in (two, three):
+        np.testing.assert_allclose(other.weights_mean, one.weights_mean, atol=1e-6 * np.abs(one.weights_mean).max())
+        np.testing.assert_array_equal(other.top_channels, one.top_channels)
+        np.testing.assert_array_equal(other.exemplars.cluster, one.exemplars.cluster)
+
+
+def test_a_dead_process_ends_the_run_with_a_state_to_resume(net, folder, tmp_path):
+    net.save(tmp_path / "net.safetensors")
+    given = (
+        "build",
+        "--net",
+        tmp_path / "net.safetensors",
+        "--data",
+        f"folder:{folder}",
+        "--clusters",
+        4,
+        "--top-k",
+        12,
+    )
+    given += ("--pairs", 5, "--out", tmp_path / "a.h5")
+    script = RUN.replace("from embedcam.cli", DIES + "from embedcam.cli")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "RUN", script)
+        done = processes(2, *given, tmp_path=tmp_path)
+    assert done.returncode != 0
+    assert not (tmp_path / "a.h5").exists()
+    assert list((tmp_path / "a.h5.parts").glob("embedded-*"))
+    done = processes(2, *given, "--resume", tmp_path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert embedcam.WeightDatabase.load(tmp_path / "a.h5").counts.sum() == 18
+    assert not (tmp_path / "a.h5.parts").exists()
+
+
+DIES = """
+import os, signal
+from embedcam.database.steps import Build
+if os.environ["RANK"] == "1":
+    Build.weigh = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+"""
