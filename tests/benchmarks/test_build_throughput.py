@@ -1,0 +1,28 @@
+def test_every_way_to_the_weights_is_timed(run):
+    options = (
+        "--backbone",
+        "tiny",
+        "--image-size",
+        32,
+        "--images",
+        60,
+        "--loop-images",
+        2,
+        "--pairs",
+        3,
+        "--rounds",
+        2,
+    )
+    printed, rows = run("build_throughput.py", *options)
+    assert [row["work"] for row in rows] == [
+        "embedding alone",
+        "build",
+        "build, Grad-CAM++",
+        "build, with the closer look",
+        "weights, closed form",
+        "loop, head",
+        "loop, network",
+    ]
+    assert all(row["images/s"]["value"] > 0 for row in rows)
+    assert rows[0]["x embedding's throughput"]["value"] == 1
+    assert "| build " in printed
