@@ -14,6 +14,20 @@ from .record import QUANTILES
 logger = logging.getLogger("embedcam")
 
 
+def searchable(embeddings: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Tell which embeddings are finite, and short enough for the squared distance of two of them to be finite.
+
+    Args:
+        embeddings: (N, D) float32.
+
+    Returns:
+        (N,) True where faiss can search for it; otherwise it gives the index -1, or ends the whole process.
+    """
+    lengths = np.einsum("nd,nd->n", embeddings, embeddings)  # a plain product would warn of the overflow
+    short: NDArray[np.bool_] = lengths < np.finfo(np.float32).max / 16
+    return short
+
+
 def kmeans(
     embeddings: NDArray[np.float32], clusters: int, metric: str, seed: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
@@ -32,16 +46,19 @@ def kmeans(
         Centroids (C, D), each embedding's cluster (N,), its distance to that centroid (N,).
 
     Raises:
-        DataError: If `clusters` is below 1, or an embedding is not finite.
+        DataError: If `clusters` is below 1, there is no embedding, or one is not finite or far too long.
     """
     import faiss
 
     if clusters < 1:
         raise DataError(f"there must be at least 1 cluster, got {clusters}; set --clusters to 1 or more")
-    if not np.isfinite(embeddings).all():
-        bad = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1))[0])
+    if not len(embeddings):
+        raise DataError("there is no embedding to cluster; give at least one image")
+    usable = searchable(embeddings)
+    if not usable.all():
         raise DataError(
-            f"the embedding of image {bad} is not finite (NaN or infinity); check the network and its training"
+            f"the embedding of image {int(usable.argmin())} is not finite (NaN, infinity, or too large to compare); "
+            "check the network and its training"
         )
     different = len(np.unique(embeddings, axis=0)) if len(embeddings) <= 100 * clusters else len(embeddings)
     wanted, clusters = clusters, min(clusters, different)

@@ -77,6 +77,8 @@ def faithfulness(
     own: list[NDArray[np.float32]] = []
     kept: dict[str, list[list[NDArray[np.float32]]]] = {name: [[], []] for name in (*methods, RANDOM)}
     for indices, batch in batches:
+        if not len(indices):
+            continue
         images = batch.to(net.device)
         size = (int(images.shape[2]), int(images.shape[3]))
         blurred = _blur(images)

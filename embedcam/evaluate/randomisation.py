@@ -59,7 +59,7 @@ def randomisation(
     """
     if stages < 2:
         raise DataError(f"stages must be at least 2, got {stages}; 10 are usual")
-    images = [batch.to(net.device) for _, batch in batches]
+    images = [batch.to(net.device) for _, batch in batches if len(batch)]
     if not images:
         raise DataError("no image was given for the randomisation check; give at least one batch")
     originals = _ranks(explain_with(net), images)

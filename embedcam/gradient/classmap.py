@@ -22,6 +22,7 @@ from ..show.boxes import Box, draw_boxes, find_boxes
 from ..show.grid import grid, save_png
 from ..show.overlay import overlay
 from .convolutional import ConvolutionalClassifier, Window
+from .gradcam import as_images
 
 # Told apart on photographs, and by people who see red and green alike (Okabe and Ito 2008).
 _COLORS = ("#f0e442", "#56b4e9", "#e69f00", "#cc79a7", "#009e73", "#d55e00", "#0072b2")
@@ -128,7 +129,7 @@ def class_maps(
 
     Args:
         classifier: The classifier, made convolutional.
-        images: (B, 3, H, W), normalised, of any size, on the classifier's device.
+        images: (B, 3, H, W), normalised, of any size; moved to the classifier's device.
         class_threshold: A class is found where its probability is at least this, in (0, 1].
         box_threshold: Boxes are drawn around probabilities of at least this, in (0, 1].
         placement: "receptive-field" puts every place where the network looked; "stretch" is the plain
@@ -138,6 +139,7 @@ def class_maps(
         A class map an image.
 
     Raises:
+        DataError: If `images` are not such, or give numbers that are not finite.
         EmbedcamError: If a threshold or the placement cannot be used.
     """
     for what, threshold, usual in (("class", class_threshold, 0.85), ("box", box_threshold, 0.5)):
@@ -146,7 +148,13 @@ def class_maps(
     if placement not in PLACEMENTS:
         raise EmbedcamError(f"unknown placement {placement!r}; use one of {', '.join(PLACEMENTS)}")
     with torch.inference_mode():
-        probabilities = np.asarray(classifier(images).float().softmax(dim=1).cpu())
+        probabilities = np.asarray(classifier(as_images(classifier, images)).float().softmax(dim=1).cpu())
+    unusable = np.flatnonzero(~np.isfinite(probabilities).all(axis=(1, 2, 3)))
+    if unusable.size:
+        raise DataError(
+            f"image {unusable[0]} gives probabilities that are not finite (NaN or infinity in the image or the "
+            "network); leave it out"
+        )
     names = classifier.names
     size = (int(images.shape[2]), int(images.shape[3]))
     geometry = Geometry.stretch(probabilities.shape[2:], size) if placement == "stretch" else classifier.geometry(size)

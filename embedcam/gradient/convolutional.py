@@ -137,7 +137,7 @@ class ConvolutionalClassifier(nn.Module):
         rows, columns = maps.shape[2] - height + 1, maps.shape[3] - width + 1
         places = functional.unfold(maps, self.grid).transpose(1, 2)
         logits: Tensor = self.head(places.reshape(batch * rows * columns, channels, height, width))
-        return logits.reshape(batch, rows, columns, -1).permute(0, 3, 1, 2)
+        return logits.reshape(batch, rows, columns, logits.shape[1]).permute(0, 3, 1, 2)
 
 
 def _noise(model: nn.Module, *shape: int) -> Tensor:

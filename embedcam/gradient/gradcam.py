@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .. import layers, receptive_field
-from ..errors import LayerError, TargetError
+from ..errors import DataError, LayerError, TargetError
 from ..explanation import Explanation
 from ..heatmap import PLACEMENTS, Geometry, combine, place
 from ..nets.network import Network
@@ -80,6 +80,27 @@ def plus_plus_weights(maps: Tensor, gradients: Tensor, variant: str = "grad-cam"
     return (squared / denominator * gradients.clamp(min=0)).sum(dim=(-2, -1))
 
 
+def as_images(model: nn.Module, images: Tensor) -> Tensor:
+    """Give images the model's device and type, after checking that they are images.
+
+    Args:
+        model: The model.
+        images: What was given as (B, 3, H, W), normalised.
+
+    Returns:
+        The images.
+
+    Raises:
+        DataError: If they have another shape, no pixel, or are not floating-point numbers.
+    """
+    if images.ndim != 4 or not images.is_floating_point() or 0 in images.shape[1:]:
+        raise DataError(
+            f"expected images (B, 3, H, W) of normalised floats, got {images.dtype} {tuple(images.shape)}; "
+            "make them with a Preprocess"
+        )
+    return layers.as_input(model, images)
+
+
 class GradCAM:
     """Explain any network by backpropagation, from the output down to the feature layer and no further.
 
@@ -140,7 +161,7 @@ class GradCAM:
         The model is run in evaluation mode and put back; its parameters and their `.grad` are not touched.
 
         Args:
-            images: (B, 3, H, W), normalised, on the model's device.
+            images: (B, 3, H, W), normalised; moved to the model's device.
             target: What to explain, one scalar an image: `ClassScore()` for a classifier's best class, or any
                 other of this room.
 
@@ -150,6 +171,7 @@ class GradCAM:
             `SegmentationScore` of a sequence of classes, in the place of each a dictionary of them by class.
 
         Raises:
+            DataError: If `images` are not such.
             TargetError: If there is no target, or it is not one scalar an image.
             LayerError: If a layer does not run, has no spatial output, or the target does not depend on it.
         """
@@ -159,6 +181,7 @@ class GradCAM:
                 f"what is to be explained? give a target, one of {listed}; ClassScore() is a classifier's best "
                 "class, an embedding has none"
             )
+        images = as_images(self.model, images)
         size = (int(images.shape[2]), int(images.shape[3]))
         # `no_grad` keeps the layers before ours out of the graph; in inference mode there could be no graph.
         with torch.inference_mode(False), torch.no_grad(), layers.evaluating(self.model, self._all_modules):
@@ -190,7 +213,7 @@ class GradCAM:
             leaves = [grabbed[name] for name in self.layers]
             gradients = [
                 torch.autograd.grad(each, leaves, retain_graph=True, allow_unused=True)
-                for each in scores.reshape(len(images), -1).sum(dim=0)
+                for each in (scores if several else scores[:, None]).sum(dim=0)
             ]
         for name, gradient in zip(self.layers, gradients[0], strict=True):
             if gradient is None:
