@@ -115,14 +115,18 @@ def train(
     """Train an embedding network.
 
     Example: embedcam train --data folder:birds --backbone mobilenet_v2 --weights DEFAULT --out net.safetensors
+
+    In several processes: torchrun --nproc-per-node=4 -m embedcam train ...
     """
     import torch
 
     from .data import has_split, load
+    from .distributed import join
     from .nets import EmbeddingNet
     from .train import TrainOptions
     from .train import train as run
 
+    group = join()
     training = load(data, "train")
     test = None if has_split(data) else load(data, "test")
     torch.manual_seed(seed)
@@ -138,10 +142,9 @@ def train(
         freeze_norm=pretrained,
         seed=seed,
     )
-    history = run(
-        net.to(console.device(device)), training, test, out, options, resume=resume, strict=strict, workers=workers
-    )
-    typer.echo(f"wrote {out} (Recall@1 {history[-1]['recall_at_1']:.4f}) and {out.with_suffix('.png')}")
+    reading: dict[str, Any] = {"strict": strict, "workers": workers}
+    history = run(net.to(console.device(device)), training, test, out, options, resume=resume, group=group, **reading)
+    console.echo_once(f"wrote {out} (Recall@1 {history[-1]['recall_at_1']:.4f}) and {out.with_suffix('.png')}")
 
 
 @app.command()

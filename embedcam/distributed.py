@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from .errors import EmbedcamError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # How long a process waits for the others, which may work alone for long; a dead one is noticed at once.
 _PATIENCE = timedelta(days=7)
@@ -35,12 +41,35 @@ class Group:
         Raises:
             EmbedcamError: If one of them has ended.
         """
-        if self.size == 1:
-            return
-        import torch.distributed as dist
+        if self.size > 1:
+            import torch.distributed as dist
 
+            with self._together():
+                dist.barrier()
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """Add up what all processes have.
+
+        Args:
+            tensor: This process's; of one shape in all of them. It is changed.
+
+        Returns:
+            The sum, the same in all of them.
+
+        Raises:
+            EmbedcamError: If one of them has ended.
+        """
+        if self.size > 1:
+            import torch.distributed as dist
+
+            with self._together():
+                dist.all_reduce(tensor)
+        return tensor
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
         try:
-            dist.barrier()
+            yield
         except RuntimeError as error:
             raise EmbedcamError(
                 f"another of the {self.size} processes has ended: {str(error).splitlines()[0]}; see what it said, mend "

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +81,18 @@ def trained(tmp_path_factory, folder):
     net.save(out / "net.safetensors")
     build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=5).save(out / "weights.h5")
     return out
+
+
+@pytest.fixture
+def torchrun(tmp_path):
+    """Run the command line in several processes, after some lines of Python in each."""
+
+    def start(count, *arguments, before=""):
+        script = tmp_path / "run.py"
+        script.write_text(f"{before}\nfrom embedcam.cli import main\nmain()\n")
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", "--rdzv-backend=c10d"]
+        command += ["--rdzv-endpoint=localhost:0", str(script), *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    return start

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .. import layers
-from ..data.loading import batches
+from ..data.loading import batches, in_order
 from ..data.samples import Samples
+from ..distributed import Group
 from ..errors import DataError
 from ..nets.embedding import EmbeddingNet
 from ..nets.inference import tensor_batches
@@ -50,6 +54,20 @@ def labels_of(samples: Samples) -> NDArray[np.int64]:
     return samples.labels
 
 
+class Batch(NamedTuple):
+    """A batch, and what one process has of it.
+
+    Attributes:
+        rows: (b,) rows of the readable images.
+        own: (n,) places in the batch of those that this process has; all of them in a process alone.
+        inputs: Their images or activations (n, ...), on the network's device.
+    """
+
+    rows: NDArray[np.int64]
+    own: NDArray[np.int64]
+    inputs: Tensor
+
+
 class Inputs:
     """A data set as the trained part sees it; unreadable images are found, and left out, at the start.
 
@@ -63,33 +81,53 @@ class Inputs:
         folder: Where cached activations may lie.
         strict: Raise instead of leaving an unreadable image out.
         workers: Threads that read images ahead.
+        group: The processes that share the images, every so many-th each.
 
     Raises:
         DataError: If no image can be read, or one cannot and `strict` is set.
     """
 
     def __init__(
-        self, first: nn.Module | None, net: EmbeddingNet, samples: Samples, folder: Path, *, strict: bool, workers: int
+        self,
+        first: nn.Module | None,
+        net: EmbeddingNet,
+        samples: Samples,
+        folder: Path,
+        *,
+        strict: bool,
+        workers: int,
+        group: Group,
     ) -> None:
-        self._net, self._workers = net, workers
+        self._net, self._workers, self._group = net, workers, group
         self._store: NDArray[np.float32] | None = None
+        self._file: IO[bytes] | None = None
+        mine = np.arange(group.rank, len(samples), group.size)
+        own = samples.subset(mine)
+        options: dict[str, Any] = {"strict": strict, "workers": workers}
         kept: list[NDArray[np.int64]] = []
-        self._file = tempfile.TemporaryFile(dir=folder, prefix=".activations.")  # noqa: SIM115  (closed by close)
         if first is None:
-            loaded = batches(samples, net.preprocess, _BATCH, strict=strict, workers=workers)
-            kept = [indices for indices, _ in track(loaded, "reading", len(samples), unit=_BATCH)]
+            loaded = batches(own, net.preprocess, _BATCH, **options)
+            kept = [indices for indices, _ in track(loaded, "reading", len(own), unit=_BATCH)]
         else:
+            self._file = tempfile.TemporaryFile(dir=folder, prefix=".activations.")  # noqa: SIM115  (closed by exit)
             shape: tuple[int, ...] = ()
             with layers.evaluating(net), torch.inference_mode():
-                passes = tensor_batches(net, samples, _BATCH, "caching", strict=strict, workers=workers)
-                for indices, images in passes:
+                for indices, images in tensor_batches(net, own, _BATCH, "caching", **options):
                     activations = first(images).float().cpu().contiguous().numpy()
                     kept.append(indices)
                     shape = activations.shape[1:]
                     self._file.write(activations.data)
             self._file.flush()
             self._store = np.memmap(self._file, np.float32, "r", shape=(sum(map(len, kept)), *shape))
-        self._samples = samples.subset(np.concatenate(kept))
+        readable = torch.zeros(len(samples), dtype=torch.uint8, device=net.device)
+        readable[torch.from_numpy(mine[np.concatenate(kept)])] = 1
+        rows = np.flatnonzero(group.add_up(readable).cpu().numpy())
+        self._samples = samples.subset(rows)
+        # Each readable image's place in the store of the process that has it.
+        self._owner = rows % group.size
+        self._place = np.empty_like(rows)
+        for rank in range(group.size):
+            self._place[self._owner == rank] = np.arange(np.count_nonzero(self._owner == rank))
         if len(self._samples) < len(samples):
             logger.warning("%d of %d images could not be read and are left out", len(samples) - len(self), len(samples))
 
@@ -98,7 +136,8 @@ class Inputs:
 
     def __exit__(self, *_: object) -> None:
         self._store = None
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     @property
     def samples(self) -> Samples:
@@ -108,21 +147,31 @@ class Inputs:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def batches(self, order: NDArray[np.int64], batch_size: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    def batches(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         """Go through chosen images.
 
         Args:
             order: Rows of the readable images, in the order wanted; repetitions are fine.
-            batch_size: Images a batch.
+            batch_size: Images a batch, of all processes together.
 
         Yields:
-            Rows (b,), and images or activations (b, ...), on the network's device.
+            The batches, with this process's share of their images or activations.
         """
+        cuts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        shares = [np.flatnonzero(self._owner[rows] == self._group.rank) for rows in cuts]
         if self._store is not None:
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                yield rows, torch.from_numpy(self._store[rows]).to(self._net.device)
+            for rows, own in zip(cuts, shares, strict=True):
+                given = torch.from_numpy(self._store[self._place[rows[own]]])
+                yield Batch(rows, own, given.to(self._net.device))
             return
-        chosen = self._samples.subset(order)
-        for places, images in batches(chosen, self._net.preprocess, batch_size, strict=True, workers=self._workers):
-            yield order[places], torch.from_numpy(images).to(self._net.device)
+        mine = [int(row) for rows, own in zip(cuts, shares, strict=True) for row in rows[own]]
+        with contextlib.closing(
+            in_order(self._prepared, mine, self._workers, batch_size + self._workers, "decode")
+        ) as loaded:
+            for rows, own in zip(cuts, shares, strict=True):
+                images = [torch.from_numpy(image) for image in itertools.islice(loaded, len(own))]
+                given = torch.stack(images) if images else torch.empty(0, 3, *self._net.preprocess.input_size)
+                yield Batch(rows, own, given.to(self._net.device, memory_format=torch.channels_last))
+
+    def _prepared(self, row: int) -> NDArray[np.float32]:
+        return self._net.preprocess(self._samples.image(row))

@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.samples import Samples
+from ..distributed import Group
 from ..errors import NetworkError
 from ..files import require_writable
+from ..locks import locked
 from ..nets.embedding import EmbeddingNet
 from ..progress import say, track
 from ..retrieval import retrieval
 from ..show.curve import training_curve
 from . import checkpoint
 from .cut import cut
-from .inputs import Inputs, labels_of
+from .inputs import Batch, Inputs, labels_of
 from .objectives import Objective
 
 
@@ -62,6 +64,7 @@ def train(
     resume: bool = False,
     strict: bool = False,
     workers: int = 2,
+    group: Group | None = None,
 ) -> list[dict[str, float]]:
     """Train a network and write it; after each epoch measure it, draw the curve, and write a checkpoint.
 
@@ -74,6 +77,8 @@ def train(
         resume: Go on from the checkpoint of an interrupted run, if there is one.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
         workers: Threads that read images ahead.
+        group: The processes that share the images, see `distributed.join`; each works on its part of every batch, and
+            the loss is that of the whole batch.
 
     Returns:
         A row an epoch: "epoch" (0 is before training), "loss", "recall_at_1", "map_at_r", "nmi".
@@ -84,7 +89,7 @@ def train(
         LayerError: If the network cannot be cut at `train_from`.
         OutputError: If `out` cannot be written.
     """
-    options, out = options or TrainOptions(), Path(out)
+    options, out, group = options or TrainOptions(), Path(out), group or Group()
     if out.suffix != ".safetensors":
         raise NetworkError(f"the network file {out} must end in .safetensors; rename --out")
     require_writable(out)
@@ -95,9 +100,12 @@ def train(
     optimizer = _optimizer(second, net.head, objective, options)
     net.eval()
     with contextlib.ExitStack() as stack:
+        if group.main:
+            stack.enter_context(locked(out))
 
         def feed(samples: Samples) -> Inputs:
-            return stack.enter_context(Inputs(first, net, samples, out.parent, strict=strict, workers=workers))
+            inputs = Inputs(first, net, samples, out.parent, strict=strict, workers=workers, group=group)
+            return stack.enter_context(inputs)
 
         inputs, held_out = feed(training), None if test is None else feed(test)
         labels_of(inputs.samples)  # again: unreadable images may have left a class with one image
@@ -106,9 +114,10 @@ def train(
         saved = checkpoint.path_of(out)
 
         def measure(**row: float) -> None:
-            history.append({**row, **_scores(second, net, inputs, held_out, options.batch_size)})
-            _report(history)
-            training_curve(history, out.with_suffix(".png"))
+            history.append({**row, **_scores(second, net, inputs, held_out, options.batch_size, group)})
+            if group.main:
+                _report(history)
+                training_curve(history, out.with_suffix(".png"))
 
         if resume and saved.is_file():
             state = checkpoint.load(saved, run, net, objective, optimizer)
@@ -117,11 +126,14 @@ def train(
         else:
             measure(epoch=0)
         for epoch in range(len(history), options.epochs + 1):
-            loss = _epoch(epoch, second, net, objective, optimizer, inputs, options)
+            loss = _epoch(epoch, second, net, objective, optimizer, inputs, options, group)
             measure(epoch=epoch, loss=loss)
-            checkpoint.save(saved, checkpoint.Checkpoint(run, epoch, history), net, objective, optimizer)
-    net.save(out)
-    saved.unlink(missing_ok=True)
+            if group.main:
+                checkpoint.save(saved, checkpoint.Checkpoint(run, epoch, history), net, objective, optimizer)
+        if group.main:
+            net.save(out)
+            saved.unlink(missing_ok=True)
+        group.wait()
     return history
 
 
@@ -172,6 +184,7 @@ def _epoch(
     optimizer: torch.optim.Optimizer,
     inputs: Inputs,
     options: TrainOptions,
+    group: Group,
 ) -> float:
     """Train one epoch and return its mean loss."""
     labels = labels_of(inputs.samples)
@@ -181,24 +194,68 @@ def _epoch(
     steps = math.ceil(len(order) / size)
     target = torch.from_numpy(labels).to(net.device)
     losses: list[float] = []
-    for step, (rows, batch) in enumerate(track(inputs.batches(order, size), f"epoch {epoch}", len(order), unit=size)):
+    batches = inputs.batches(order, size)
+    for step, batch in enumerate(track(batches, f"epoch {epoch}", len(order), unit=size)):
         _set_rate(optimizer, options, (epoch - 1) * steps + step, options.epochs * steps)
-        with _autocast(net.device):
-            vector = second(batch)
-        embeddings = net.head_embed(vector.float())
-        loss = objective(embeddings, target[torch.from_numpy(rows)])
+        embeddings = _embeddings(second, net, batch, group)
+        loss = objective(embeddings, target[torch.from_numpy(batch.rows)])
         if not torch.isfinite(loss):
             raise NetworkError(
                 f"the loss became {loss.item()} in epoch {epoch}; lower --lr and --head-lr, or check the images"
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        _add_up_gradients(optimizer, objective, group)
         optimizer.step()
         losses.append(loss.item())
+    if not options.freeze_norm:
+        _share_statistics(second, group)
     optimizer.zero_grad(set_to_none=True)
     net.eval()
     second.eval()
     return float(np.mean(losses))
+
+
+def _embeddings(second: nn.Module, net: EmbeddingNet, batch: Batch, group: Group) -> Tensor:
+    """Embed a whole batch (b, D), each process its part; gradients reach that part alone."""
+    mine = None
+    if len(batch.own):
+        with _autocast(net.device):
+            vector = second(batch.inputs)
+        mine = net.head_embed(vector.float())
+    if group.size == 1:
+        assert mine is not None
+        return mine
+    own = torch.from_numpy(batch.own).to(net.device)
+    whole = torch.zeros(len(batch.rows), net.dim, device=net.device)
+    if mine is not None:
+        whole[own] = mine.detach()
+    group.add_up(whole)
+    # Parameters of the loss need a gradient even where no image of the batch is this process's.
+    return whole.requires_grad_() if mine is None else whole.index_copy(0, own, mine)
+
+
+def _add_up_gradients(optimizer: torch.optim.Optimizer, objective: nn.Module, group: Group) -> None:
+    """Make the gradients of parts of a batch those of the whole batch."""
+    if group.size == 1:
+        return
+    shared = set(objective.parameters())  # each process has the whole gradient of these
+    parameters = [parameter for entries in optimizer.param_groups for parameter in entries["params"]]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        elif parameter in shared:
+            parameter.grad /= group.size
+    flat = group.add_up(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+    for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad.copy_(gradient.view_as(parameter))
+
+
+def _share_statistics(second: nn.Module, group: Group) -> None:
+    """Average what batch-norm layers have seen, each process of its own images."""
+    for buffer in second.buffers():
+        if buffer.is_floating_point():
+            group.add_up(buffer).div_(group.size)
 
 
 def _training_mode(second: nn.Module, head: nn.Module, freeze_norm: bool) -> None:
@@ -224,25 +281,27 @@ def _autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast("cuda", torch.bfloat16)
 
 
-def _embed(second: nn.Module, net: EmbeddingNet, inputs: Inputs, batch_size: int) -> NDArray[np.float32]:
-    rows = np.arange(len(inputs))
+def _embed(second: nn.Module, net: EmbeddingNet, inputs: Inputs, batch_size: int, group: Group) -> NDArray[np.float32]:
+    whole = torch.zeros(len(inputs), net.dim, device=net.device)
     with torch.inference_mode():
-        parts = [net.head_embed(second(batch)).cpu().numpy() for _, batch in inputs.batches(rows, batch_size)]
-    return np.concatenate(parts)
+        for batch in inputs.batches(np.arange(len(inputs)), batch_size):
+            if len(batch.own):
+                whole[torch.from_numpy(batch.rows[batch.own])] = net.head_embed(second(batch.inputs)).float()
+    return group.add_up(whole).cpu().numpy()
 
 
 def _scores(
-    second: nn.Module, net: EmbeddingNet, inputs: Inputs, held_out: Inputs | None, batch_size: int
+    second: nn.Module, net: EmbeddingNet, inputs: Inputs, held_out: Inputs | None, batch_size: int, group: Group
 ) -> dict[str, float]:
     """Measure on the test images: against the training images if they share labels, else among themselves."""
     known = labels_of(inputs.samples)
     if held_out is None:
-        return retrieval(_embed(second, net, inputs, batch_size), known)
-    query, asked = _embed(second, net, held_out, batch_size), held_out.samples.labels
+        return retrieval(_embed(second, net, inputs, batch_size, group), known)
+    query, asked = _embed(second, net, held_out, batch_size, group), held_out.samples.labels
     assert asked is not None  # of the same kind of data set as the training images
     if not set(asked.tolist()) <= set(known.tolist()):
         return retrieval(query, asked)
-    return retrieval(query, asked, _embed(second, net, inputs, batch_size), known)
+    return retrieval(query, asked, _embed(second, net, inputs, batch_size, group), known)
 
 
 def _report(history: list[dict[str, float]]) -> None:

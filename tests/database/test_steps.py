@@ -1,9 +1,6 @@
 """Builds that are cut into shards, interrupted, resumed, and shared out among processes."""
 
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -141,78 +138,43 @@ def test_several_processes_need_a_folder_that_they_share(net, folder):
         embedcam.build_database(net, f"folder:{folder}", group=embedcam.distributed.Group(0, 2), **OPTIONS)
 
 
-RUN = """
-import sys
+SMALL_SHARDS = """
 from embedcam.database import shards
 shards.SHARD = 5
-from embedcam.cli import main
-main()
 """
-
-
-def processes(count, *arguments, tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(RUN)
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", "--rdzv-backend=c10d"]
-    command += ["--rdzv-endpoint=localhost:0", str(script), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
-def test_two_and_three_processes_build_the_database_of_one(net, folder, tmp_path):
-    net.save(tmp_path / "net.safetensors")
-    given = (
-        "build",
-        "--net",
-        tmp_path / "net.safetensors",
-        "--data",
-        f"folder:{folder}",
-        "--clusters",
-        4,
-        "--top-k",
-        12,
-    )
-    for count in (1, 2, 3):
-        done = processes(count, *given, "--pairs", 5, "--out", tmp_path / f"{count}.h5", tmp_path=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("wrote") == 1
-    one, two, three = (embedcam.WeightDatabase.load(tmp_path / f"{count}.h5") for count in (1, 2, 3))
-    for other in (two, three):
-        np.testing.assert_allclose(other.weights_mean, one.weights_mean, atol=1e-6 * np.abs(one.weights_mean).max())
-        np.testing.assert_array_equal(other.top_channels, one.top_channels)
-        np.testing.assert_array_equal(other.exemplars.cluster, one.exemplars.cluster)
-
-
-def test_a_dead_process_ends_the_run_with_a_state_to_resume(net, folder, tmp_path):
-    net.save(tmp_path / "net.safetensors")
-    given = (
-        "build",
-        "--net",
-        tmp_path / "net.safetensors",
-        "--data",
-        f"folder:{folder}",
-        "--clusters",
-        4,
-        "--top-k",
-        12,
-    )
-    given += ("--pairs", 5, "--out", tmp_path / "a.h5")
-    script = RUN.replace("from embedcam.cli", DIES + "from embedcam.cli")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[__name__], "RUN", script)
-        done = processes(2, *given, tmp_path=tmp_path)
-    assert done.returncode != 0
-    assert not (tmp_path / "a.h5").exists()
-    assert list((tmp_path / "a.h5.parts").glob("embedded-*"))
-    done = processes(2, *given, "--resume", tmp_path=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert embedcam.WeightDatabase.load(tmp_path / "a.h5").counts.sum() == 18
-    assert not (tmp_path / "a.h5.parts").exists()
-
-
 DIES = """
 import os, signal
 from embedcam.database.steps import Build
 if os.environ["RANK"] == "1":
     Build.weigh = lambda self: os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+def given(net, folder, out):
+    net.save(out.with_suffix(".safetensors"))
+    files = ("--net", out.with_suffix(".safetensors"), "--data", f"folder:{folder}", "--out", out)
+    return ("build", *files, "--clusters", 4, "--top-k", 12, "--pairs", 5)
+
+
+def test_two_and_three_processes_build_the_database_of_one(net, folder, tmp_path, torchrun, small_shards):
+    one = embedcam.build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=5)
+    for count in (2, 3):
+        done = torchrun(count, *given(net, folder, tmp_path / "a.h5"), before=SMALL_SHARDS)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("wrote") == 1
+        several = embedcam.WeightDatabase.load(tmp_path / "a.h5")
+        np.testing.assert_allclose(several.weights_mean, one.weights_mean, atol=1e-6 * np.abs(one.weights_mean).max())
+        np.testing.assert_array_equal(several.top_channels, one.top_channels)
+        np.testing.assert_array_equal(several.exemplars.cluster, one.exemplars.cluster)
+
+
+def test_a_dead_process_ends_the_run_with_a_state_to_resume(net, folder, tmp_path, torchrun):
+    command = given(net, folder, tmp_path / "a.h5")
+    done = torchrun(2, *command, before=SMALL_SHARDS + DIES)
+    assert done.returncode != 0
+    assert not (tmp_path / "a.h5").exists()
+    assert list((tmp_path / "a.h5.parts").glob("embedded-*"))
+    done = torchrun(2, *command, "--resume", before=SMALL_SHARDS)
+    assert done.returncode == 0, done.stderr
+    assert embedcam.WeightDatabase.load(tmp_path / "a.h5").counts.sum() == 18
+    assert not (tmp_path / "a.h5.parts").exists()
