@@ -13,7 +13,7 @@ def test_two_processes_train_the_network_of_one(folder, tmp_path, torchrun, opti
     # Pretrained weights: batch-norm statistics stay as they are, or each process would have its own images'.
     save_file(EmbeddingNet("tiny", 8, image_size=32).backbone.state_dict(), tmp_path / "tiny.safetensors")
     given = ("train", "--data", f"folder:{folder}", "--backbone", "tiny", "--weights", tmp_path / "tiny.safetensors")
-    given += ("--image-size", 32, "--dim", 8, "--epochs", 2, "--batch-size", 13, *options)
+    given += ("--image-size", 32, "--dim", 8, "--epochs", 2, "--batch-size", 13, "--lr", 1e-2, *options)
     nets = []
     for count in (1, 2):
         out = tmp_path / f"{count}.safetensors"
