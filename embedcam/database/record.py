@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from ..heatmap import Geometry
 from ..preprocess import Preprocess
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 1.0)
+# Of e: a distance times that is still a float32.
+_LARGEST_POWER = 40.0
 
 
 @dataclass(frozen=True)
@@ -282,7 +286,8 @@ class WeightDatabase:
             math.log(h * w) for h, w in (self.network.preprocess.input_size, self.closer.input_size, size)
         )
         share = (wanted - own) / (fused - own) if fused != own else 0.0
-        return float(self.closer.distance_scale**share)
+        power = share * math.log(self.closer.distance_scale)
+        return math.exp(max(-_LARGEST_POWER, min(power, _LARGEST_POWER)))
 
     def typicality(self, clusters: NDArray[np.int64], distances: NDArray[np.float32]) -> NDArray[np.float32]:
         """Say how usual images are for their clusters.
@@ -295,11 +300,8 @@ class WeightDatabase:
             (B,) in [0, 1]: the share of the cluster's training images that lie at least as far out, interpolated
             between the stored quantiles; 0 beyond the farthest.
         """
-        typical = [
-            _share_beyond(d, row)
-            for d, row in zip(distances.astype(float), self.distance_quantiles[clusters].astype(float), strict=True)
-        ]
-        return np.asarray(typical, dtype=np.float32)
+        rows = self.distance_quantiles[clusters].astype(float)
+        return _shares_beyond(distances.astype(float), rows).astype(np.float32)
 
     def anomaly(self, distances: NDArray[np.float32]) -> NDArray[np.float32]:
         """Say how unlike all training images others are: the distance, in units of the outermost 1 % of those.
@@ -318,20 +320,28 @@ class WeightDatabase:
     @cached_property
     def _far_distance(self) -> float:
         """The distance beyond which 1 % of all training images lie from their centroids, from the stored quantiles."""
-        rows = self.distance_quantiles.astype(float)
+        rows, least = self.distance_quantiles.astype(float), 0.01
         steps = np.unique(rows)
-        beyond = [np.average([_share_beyond(d, row) for row in rows], weights=self.counts) for d in steps]
-        return float(np.interp(-0.01, -np.asarray(beyond), steps))
+
+        def beyond(step: int) -> float:
+            return float(np.average(_shares_beyond(np.full(len(rows), steps[step]), rows), weights=self.counts))
+
+        # The share falls from step to step: halving finds the last that is large enough, however many clusters.
+        last = bisect.bisect_right(range(len(steps)), -least, key=lambda step: -beyond(step)) - 1
+        pair = [max(last, 0), min(last + 1, len(steps) - 1)]
+        return float(np.interp(-least, [-beyond(step) for step in pair], steps[pair]))
 
 
-def _share_beyond(distance: float, quantiles: NDArray[np.float64]) -> float:
-    """Interpolate the share of a cluster's images that lie at least so far out."""
-    row = np.concatenate([[0.0], quantiles])
-    # At equal distances (a cluster of one image) the largest share holds, and rounding must not decide it.
-    if distance <= row[1] * 1e-6 + 1e-6:
-        return 1.0
+def _shares_beyond(distances: NDArray[np.float64], quantiles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Interpolate the share of a cluster's images that lie at least so far out: (B,), for rows (B, 5) of quantiles."""
+    rows = np.concatenate([np.zeros((len(quantiles), 1)), quantiles], axis=1)
     shares = np.array([1.0, *(1 - q for q in QUANTILES)])
-    return float(np.interp(distance, row, shares)) if distance <= row[-1] else 0.0
+    below = ((rows <= distances[:, None]).sum(axis=1) - 1).clip(0, len(QUANTILES) - 1)
+    near, far = (rows[np.arange(len(rows)), place] for place in (below, below + 1))
+    part = (distances - near) / np.where(far > near, far - near, 1.0)
+    found = np.where(distances < rows[:, -1], shares[below] + part * np.diff(shares)[below], 0.0)
+    # At equal distances (a cluster of one image) the largest share holds, and rounding must not decide it.
+    return np.where(distances <= rows[:, 1] * 1e-6 + 1e-6, 1.0, found)
 
 
 def _explained(closer: Closer | None) -> str:
@@ -352,93 +362,8 @@ def _validate(db: WeightDatabase) -> None:
     Raises:
         DatabaseError: Naming the item, what was expected and what was found.
     """
-    c, k, d = len(db.centroids), db.network.channels, db.network.dim
-    t = db.top_channels.shape[1] if db.top_channels.ndim == 2 else 0
-    shapes: dict[str, tuple[NDArray[Any] | None, tuple[int, ...], str]] = {
-        "/clusters/centroids": (db.centroids, (c, d), "float32"),
-        "/clusters/counts": (db.counts, (c,), "int64"),
-        "/clusters/weights_mean": (db.weights_mean, (c, k), "float32"),
-        "/clusters/weights_std": (db.weights_std, (c, k), "float32"),
-        "/clusters/top_channels": (db.top_channels, (c, t), "int32"),
-        "/clusters/top_weights": (db.top_weights, (c, t), "float32"),
-        "/clusters/distance_quantiles": (db.distance_quantiles, (c, len(QUANTILES)), "float32"),
-    }
-    labels = len(db.label_names) if db.label_names is not None else 0
-    if db.label_histogram is not None:
-        shapes["/labels/histogram"] = (db.label_histogram, (c, labels), "int64")
-    if (ex := db.exemplars) is not None:
-        n = len(ex)
-        shapes |= {
-            "/exemplars/embeddings": (ex.embeddings, (n, d), "float32"),
-            "/exemplars/top_channels": (ex.top_channels, (n, t), "int32"),
-            "/exemplars/top_weights": (ex.top_weights, (n, t), "float32"),
-            "/exemplars/cluster": (ex.cluster, (n,), "int64"),
-            "/exemplars/label": (ex.label, (n,), "int64"),
-        }
-        _require(len(ex.path) == n, "/exemplars/path", f"{n} names", len(ex.path))
-    if (closer := db.closer) is not None:
-        _require(min(closer.input_size) >= 1, "/closer input_size", "positive numbers", closer.input_size)
-        scale = closer.distance_scale
-        _require(0 < scale < np.inf, "/closer distance_scale", "a positive number", scale)
-    if (fusion := db.fusion) is not None:
-        channels = fusion.weights_mean.shape[-1]
-        shapes["/closer/fusion/weights_mean"] = (fusion.weights_mean, (c, channels), "float32")
-        _require_geometry(fusion.geometry, "/closer/fusion")
-    for name, (array, shape, dtype) in shapes.items():
-        found = array if array is not None else np.empty(0)
-        _require(found.shape == shape, name, f"shape {shape}", found.shape)
-        _require(found.dtype == dtype, name, dtype, found.dtype)
-        _require(bool(np.isfinite(found).all()), name, "finite numbers", "NaN or infinity")
-    _require(c >= 1 and t >= 1, "/clusters", "at least one cluster and one channel", (c, t))
-    _require(
-        db.clusters <= int(db.counts.sum()) and bool((db.counts >= 1).all()),
-        "/clusters/counts",
-        "no empty cluster",
-        db.counts.min(),
-    )
-    _require_range(db.top_channels, k, "/clusters/top_channels")
-    _require(
-        (db.label_names is None) == (db.label_histogram is None),
-        "/labels",
-        "names and histogram",
-        "one of them",
-    )
-    if ex is not None:
-        _require_range(ex.top_channels, k, "/exemplars/top_channels")
-        _require_range(ex.cluster, c, "/exemplars/cluster")
-        _require(
-            len(ex) > 0 and int(ex.label.min()) >= -1 and int(ex.label.max()) < max(labels, 1),
-            "/exemplars/label",
-            f"-1..{labels - 1}",
-            "an index outside",
-        )
-    _require(
-        bool((np.diff(db.top_weights, axis=1) <= 0).all()),
-        "/clusters/top_weights",
-        "strongest first",
-        "another order",
-    )
-    _require(
-        bool((np.diff(db.distance_quantiles, axis=1) >= 0).all()),
-        "/clusters/distance_quantiles",
-        "rising numbers",
-        "falling ones",
-    )
-    _require_geometry(db.geometry, "/geometry")
-    _require(db.network.metric in ("cosine", "euclidean"), "metric", "cosine or euclidean", db.network.metric)
+    from .checks import contents, forms
 
-
-def _require(true: bool, item: str, expected: str, found: object) -> None:
-    if not true:
-        raise DatabaseError(f"{item}: expected {expected}, found {found}; the database is damaged, build it again")
-
-
-def _require_geometry(geometry: Geometry, item: str) -> None:
-    _require(min(geometry.cell_stride) > 0, f"{item} cell_stride", "positive numbers", geometry.cell_stride)
-    finite = bool(np.isfinite([*geometry.cell_stride, *geometry.first_cell_center]).all())
-    _require(finite, item, "finite numbers", geometry)
-
-
-def _require_range(indices: NDArray[Any], end: int, item: str) -> None:
-    bad = indices[(indices < 0) | (indices >= end)]
-    _require(bad.size == 0, item, f"indices in 0..{end - 1}", bad[:1])
+    for item, true, expected, found in chain(forms(db), contents(db)):
+        if not true:
+            raise DatabaseError(f"{item}: expected {expected}, found {found}; the database is damaged, build it again")

@@ -1,10 +1,18 @@
+import subprocess
+import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from embedcam.database import Closer, Exemplars, Fusion, NetworkRecord, WeightDatabase
+from embedcam.database.store import seal
 from embedcam.errors import DatabaseError, OutputError
 from embedcam.heatmap import Geometry
 from embedcam.preprocess import Preprocess
@@ -34,7 +42,7 @@ def database() -> WeightDatabase:
         top_weights=top,
         distance_quantiles=np.sort(rng.random((C, 5)).astype(np.float32), axis=1),
         label_names=("Ünïcode", "東京"),
-        label_histogram=np.array([[2, 0], [1, 2], [0, 3]]),
+        label_histogram=np.array([[2, 0], [1, 2], [0, 2]]),
         exemplars=Exemplars(
             rng.standard_normal((N, D)).astype(np.float32),
             order.astype(np.int32)[cluster],
@@ -56,8 +64,12 @@ def assert_same(a: WeightDatabase, b: WeightDatabase) -> None:
         if isinstance(value, Exemplars):
             for key, array in vars(value).items():
                 np.testing.assert_array_equal(array, getattr(other, key))
+                assert type(array) is type(getattr(other, key))
         elif isinstance(value, Closer):
             assert (value.input_size, value.distance_scale) == (other.input_size, other.distance_scale)
+            if value.fusion is None:
+                assert other.fusion is None
+                continue
             assert (value.fusion.layer, value.fusion.geometry) == (other.fusion.layer, other.fusion.geometry)
             np.testing.assert_array_equal(value.fusion.weights_mean, other.fusion.weights_mean)
         elif isinstance(value, np.ndarray):
@@ -220,6 +232,23 @@ def test_a_missing_file_is_refused(tmp_path):
         (lambda f: f["closer/fusion"].attrs.modify("cell_stride", [16.0, np.nan]), "/closer/fusion: expected finite"),
         (lambda f: f["closer"].attrs.modify("input_size", [0, 96]), "/closer input_size: expected positive"),
         (lambda f: f["closer"].attrs.modify("distance_scale", np.inf), "/closer distance_scale: expected a positive"),
+        (lambda f: f["closer"].attrs.modify("input_size", [10**5, 10**5]), "/closer input_size: .* 67,108,864 pixels"),
+        (lambda f: f["network"].attrs.modify("input_size", [10**5, 10**5]), "/network: .* more than 67,108,864 pixels"),
+        (lambda f: f["network"].attrs.modify("std", [1.0, 0.0, 1.0]), "/network: .* std positive"),
+        (lambda f: f["network"].attrs.modify("mean", [1.0, np.nan, 1.0]), "/network: .* must be finite"),
+        (lambda f: f["network"].attrs.modify("layer", "\x1b[2J"), "/network: 'layer' is no plain text"),
+        (
+            lambda f: f["network"].attrs.modify("layer", "x" * 2000),
+            "/network: 'layer' is no plain text of at most 1024",
+        ),
+        (lambda f: f["network"].attrs.__delitem__("dim"), "/network: expected an attribute 'dim', found none"),
+        (lambda f: f["network"].attrs.__setitem__("dim", "four"), "/network: it is damaged .*'four'"),
+        (lambda f: f.__delitem__("geometry"), "/geometry: expected .* found nothing"),
+        (replace_item("labels/names", np.zeros(L, "f4")), "/labels/names: expected a list of strings, found float32"),
+        (replace_item("exemplars/path", np.array([b"a"] * (N + 1))), "/exemplars/path: expected 8 names, found 9"),
+        (replace_item("clusters/centroids", np.float32(1)), r"/clusters/centroids: expected shape"),
+        (replace_item("clusters/top_channels", np.zeros((C, 0), "i4")), "/clusters/top_"),
+        (replace_item("clusters/centroids", np.array(["text"], dtype=h5py.string_dtype())), "/clusters/centroids"),
         (lambda f: f.attrs.modify("metric", "manhattan"), "metric: expected cosine or euclidean"),
         (lambda f: f.__setitem__("clusters/extra", h5py.ExternalLink("/etc/passwd", "/")), "found a link"),
         (lambda f: f.__setitem__("clusters/extra", h5py.SoftLink("/clusters")), "found a link"),
@@ -231,9 +260,112 @@ def test_wrong_content_is_refused_by_name(path, change, message):
         WeightDatabase.load(path)
 
 
-def test_a_newer_minor_version_is_read(path):
-    edit(path, lambda file: file.attrs.modify("encoding-version", "1.4.0"))
-    assert WeightDatabase.load(path).clusters == C
+def test_a_newer_minor_version_is_read_with_a_notice(path, caplog):
+    assert_same(WeightDatabase.load(path), database())
+    assert not caplog.messages
+
+    def newer(file):
+        file.attrs.modify("encoding-version", "1.1.0")
+        file["clusters/of_a_newer_version"] = np.zeros(3)
+        file.create_group("newer")
+
+    edit(path, newer)
+    assert_same(WeightDatabase.load(path), database())
+    (notice,) = caplog.messages
+    assert "weights.h5 is of format 1.1.0; this embedcam knows 1.0.0" in notice
+
+
+@pytest.mark.parametrize("version", ["2.0.0", "10.0.0", "0.9.0", "1.x", "", "1.0.0\n"])
+def test_other_major_versions_are_refused(path, version):
+    edit(path, lambda file: file.attrs.modify("encoding-version", version))
+    with pytest.raises(DatabaseError, match="encoding-version"):
+        WeightDatabase.load(path)
+
+
+def test_a_file_with_a_true_checksum_is_not_trusted_either(path):
+    edit(path, replace_item("clusters/weights_mean", np.full((C, K), np.inf, "f4")))
+    path.write_bytes(seal(path.read_bytes()))
+    with pytest.raises(DatabaseError, match="/clusters/weights_mean: expected finite"):
+        WeightDatabase.load(path)
+
+
+def test_a_file_too_large_to_be_a_database_is_not_read(tmp_path):
+    with (tmp_path / "sparse.h5").open("wb") as file:
+        file.truncate(2**34 + 1)
+    with pytest.raises(DatabaseError, match="has 17,179,869,185 bytes, a weight database has 17,179,869,184 at most"):
+        WeightDatabase.load(tmp_path / "sparse.h5")
+
+
+def test_a_database_is_read_without_h5py(path):
+    code = f"import sys; sys.modules['h5py'] = None; import embedcam; embedcam.WeightDatabase.load({str(path)!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+FLOATS = st.floats(-(2.0**99), 2.0**99, width=32)
+NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
+
+
+@st.composite
+def databases(draw):
+    """Any valid database, from one cluster, channel and dimension up."""
+    c, k, d = (draw(st.integers(1, 4)) for _ in range(3))
+    t = draw(st.integers(1, k))
+
+    def numbers(*shape):
+        return draw(arrays.arrays("f4", shape, elements=FLOATS))
+
+    def indices(end, *shape, first=0, dtype="i8"):
+        return draw(arrays.arrays(dtype, shape, elements=st.integers(first, end - 1)))
+
+    names = draw(st.none() | st.lists(NAMES, min_size=1, max_size=3, unique=True).map(tuple))
+    exemplars = None
+    if draw(st.booleans()):
+        n = draw(st.integers(1, 5))
+        own = -np.sort(-numbers(n, t), axis=1)
+        label = indices(len(names or "1"), n, first=-1)
+        paths = tuple(draw(NAMES) for _ in range(n))
+        exemplars = Exemplars(numbers(n, d), indices(k, n, t, dtype="i4"), own, indices(c, n), label, paths)
+    positive = st.floats(1e-3, 1e3)
+    sides = st.tuples(st.integers(1, 8192), st.integers(1, 8192))
+    geometries = st.builds(Geometry, st.tuples(positive, positive), st.tuples(st.floats(-99, 99), st.floats(-99, 99)))
+    fusion = draw(st.none() | st.builds(Fusion, NAMES, geometries, st.just(numbers(c, draw(st.integers(1, 3))))))
+    return WeightDatabase(
+        network=NetworkRecord(
+            "cd" * 32,
+            draw(NAMES),
+            draw(NAMES),
+            k,
+            d,
+            draw(st.sampled_from(["cosine", "euclidean"])),
+            Preprocess(draw(sides), (0.1, 0.2, 0.3), draw(st.tuples(positive, positive, positive)), "bicubic"),
+        ),
+        geometry=draw(geometries),
+        method=draw(st.sampled_from(["gradcam", "gradcam++"])),
+        target="triplet_margin",
+        pairs=draw(st.integers(1, 10**6)),
+        seed=draw(st.integers(0, 2**62)),
+        created="2026-01-01T00:00:00+00:00",
+        centroids=numbers(c, d),
+        counts=indices(2**40, c, first=1),
+        weights_mean=numbers(c, k),
+        weights_std=numbers(c, k),
+        top_channels=indices(k, c, t, dtype="i4"),
+        top_weights=-np.sort(-numbers(c, t), axis=1),
+        distance_quantiles=np.sort(numbers(c, 5), axis=1),
+        label_names=names,
+        label_histogram=None if names is None else indices(2**40, c, len(names)),
+        exemplars=exemplars,
+        closer=draw(st.none() | st.builds(Closer, sides, positive, st.just(fusion))),
+        embedcam_version=draw(NAMES),
+    )
+
+
+@given(databases())
+@settings(deadline=None, max_examples=40)
+def test_any_valid_database_comes_back_as_it_was(db):
+    with tempfile.TemporaryDirectory() as folder:
+        db.save(Path(folder) / "weights.h5")
+        assert_same(WeightDatabase.load(Path(folder) / "weights.h5"), db)
 
 
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(path, monkeypatch):
@@ -251,7 +383,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(path, monkeypatch):
 
 def test_labels_of_a_cluster_come_commonest_first():
     assert database().labels_of(1) == [("東京", 2), ("Ünïcode", 1)]
-    assert database().labels_of(2) == [("東京", 3)]
+    assert database().labels_of(2) == [("東京", 2)]
 
 
 def test_typicality_by_hand():
@@ -275,6 +407,35 @@ def test_anomaly_is_the_distance_in_units_of_the_outermost_percent():
     np.testing.assert_array_less(flat.anomaly(np.array([0, 1e-7], "f4")), 1)
 
 
+def test_typicality_and_anomaly_as_numpy_interpolates():
+    rng = np.random.default_rng(1)
+    rows = np.sort(rng.random((40, 5)).astype("f4"), axis=1)
+    rows[3] = rows[3, 0]  # a cluster of one image
+    rows[4] = 0
+    many = np.repeat(np.arange(C), 1)
+    for start in range(0, 39, C):
+        quantiles = rows[start : start + C]
+        if len(quantiles) < C:
+            break
+        db = replace(database(), distance_quantiles=quantiles)
+        distances = np.concatenate([rng.random(20), quantiles.ravel()]).astype("f4")
+        for cluster in many:
+            row, shares = np.array([0.0, *quantiles[cluster]]), [1, 0.5, 0.1, 0.05, 0.01, 0]
+            wanted = [
+                1 if d <= row[1] * 1e-6 + 1e-6 else np.interp(d, row, shares) if d <= row[-1] else 0
+                for d in distances.astype(float)
+            ]
+            found = db.typicality(np.full(len(distances), cluster), distances)
+            np.testing.assert_allclose(found, wanted, atol=1e-6)
+        steps = np.unique(quantiles.astype(float))
+        beyond = [
+            np.average([float(db.typicality(np.array([c]), np.array([s]))[0]) for c in range(C)], weights=db.counts)
+            for s in steps
+        ]
+        far = np.interp(-0.01, -np.array(beyond), steps)
+        np.testing.assert_allclose(db.anomaly(np.array([1], "f4")), 1 / max(far, 1e-6), rtol=1e-4)
+
+
 def test_distances_grow_with_the_size_that_is_looked_at():
     db = database()  # 32 x 48, explained at 64 x 96, where they are 2.5 times as large
     assert db.distance_scale((32, 48)) == 1
@@ -283,6 +444,10 @@ def test_distances_grow_with_the_size_that_is_looked_at():
     assert replace(db, closer=None).distance_scale((64, 96)) == 1
     same = replace(db, closer=replace(db.closer, input_size=(32, 48)))
     assert same.distance_scale((64, 96)) == 1
+    # Sizes almost alike and an absurd scale would give a number that no float holds.
+    absurd = replace(db, closer=replace(db.closer, input_size=(32, 49), distance_scale=1e300))
+    assert 1e15 < absurd.distance_scale((640, 960)) < 1e20
+    assert 0 < absurd.distance_scale((8, 8)) < 1e-15
 
 
 def test_another_network_is_refused_and_all_differences_are_named():
