@@ -1,0 +1,214 @@
+"""Time explanations beside the plain embedding that they come with, and beside grad-cam, torchcam and captum.
+
+    pip install "embedcam[test]"
+    python benchmarks/explain_peers.py [--weights mobilenet_v2.safetensors] [--compile] [--json explain_peers.json]
+
+One embedding network, one feature layer (the default also looks at a finer one), the same images for all. Every method
+has a copy of the network of its own and runs once a round, so that all share whatever else the machine does. A ratio is
+the median, over the rounds, of two times of the same round:
+
+- "x torch": this by the plain forward pass in torch;
+- "x channels last": this by the same with the images turned into that memory format, as embedcam turns them;
+- "x compiled": this by that one compiled with `torch.compile`, only of what is compiled too;
+- "x ONNX": this by the plain forward pass in onnxruntime, which is of float32 even where this is of 8 bits;
+- "grad-cam / this", "torchcam / this": how many times as long those take.
+
+Images are handed over as they mostly come: float32, contiguous. embedcam and grad-cam return heat maps at image size;
+torchcam and captum return a value a cell, and are spared the rest. Methods with backpropagation explain how near the
+embedding is to one fixed vector. onnxruntime gets as many threads as torch, and everything starts after a rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import captum.attr
+import onnxruntime
+import pytorch_grad_cam
+import torch
+import torchcam.methods
+from measure import Median, about, interleaved, ratio, report
+from torch import Tensor, nn
+from torch.nn import functional
+
+import embedcam
+from embedcam.data.arrays import as_samples
+from embedcam.explain import CompiledExplainer
+from embedcam.explain.explainer import PRESETS
+from embedcam.explain.export import OPSET, export
+from embedcam.explain.quantise import quantise
+from embedcam.gradient import GradCAM, Proxy
+
+DIM, TRAINING, CALIBRATING = 128, 60, 16
+TORCH, CHANNELS_LAST = "torch forward", "torch forward, channels last"
+COMPILED, ONNX = "torch forward, channels last, compiled", "ONNX forward"
+# Seconds. Threads go on spinning after their work, onnxruntime's for 30 ms, torch's for 5: right after onnxruntime, the
+# torch forward took twice as long. Rests hardly change the ratios within torch.
+REST = 0.05
+COLUMNS = {
+    **dict.fromkeys(("backbone", "batch", "method", "backprop"), ""),
+    "ms": ".1f",
+    **dict.fromkeys(
+        ("x torch", "x channels last", "x compiled", "x ONNX", "grad-cam / this", "torchcam / this"), ".2f"
+    ),
+}
+
+Method = Callable[[Tensor], object]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--backbones", nargs="+", default=["mobilenet_v2", "resnet50"])
+    parser.add_argument("--weights", type=Path, help="state dict of torchvision's mobilenet_v2; random if left out")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="images at once")
+    parser.add_argument("--rounds", type=int, default=40, help="times that every method runs")
+    parser.add_argument("--image-size", type=int, default=224, help="side of every method's images")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too: minutes, and a C++ compiler")
+    parser.add_argument("--json", type=Path, help="also write the table there")
+    given = parser.parse_args()
+    rows = []
+    for backbone in given.backbones:
+        torch.manual_seed(0)
+        training = torch.rand(TRAINING, 3, given.image_size, given.image_size)
+        net = network(backbone, given.weights if backbone == "mobilenet_v2" else None, training)
+        without = {**plain(net, given.compile), **explainers(net, training, given.compile)}
+        backprop = with_backprop(net)
+        for batch in given.batches:
+            images = torch.rand(batch, *training.shape[1:])
+            found = measure({**without, **backprop}, images, given.rounds)
+            rows += [
+                {"backbone": backbone, "batch": batch, "backprop": row["method"] in backprop, **row} for row in found
+            ]
+    made_with = about("torch", "onnxruntime", "grad-cam", "torchcam", "captum")
+    options = {"threads": torch.get_num_threads(), "image size": given.image_size, "rounds": given.rounds}
+    report(COLUMNS, rows, {**made_with, **options}, given.json)
+
+
+def measure(methods: dict[str, Method], images: Tensor, rounds: int) -> list[dict[str, Any]]:
+    """Time every method once a round, each after a rest."""
+    works: dict[str, Callable[[], object]] = {}
+    for name, method in methods.items():
+        works[f"rest before {name}"] = partial(time.sleep, REST)
+        works[name] = partial(method, images)
+    seconds = interleaved(works, rounds)
+    return [
+        {
+            "method": name,
+            "ms": Median.of(1000 * each for each in seconds[name]),
+            "x torch": ratio(seconds[name], seconds[TORCH]),
+            "x channels last": ratio(seconds[name], seconds[CHANNELS_LAST]),
+            "x compiled": ratio(seconds[name], seconds[COMPILED]) if "compiled" in name else None,
+            "x ONNX": ratio(seconds[name], seconds[ONNX]) if "ONNX" in name else None,
+            "grad-cam / this": ratio(seconds["grad-cam"], seconds[name]),
+            "torchcam / this": ratio(seconds["torchcam"], seconds[name]),
+        }
+        for name in methods
+    ]
+
+
+def network(backbone: str, weights: Path | None, training: Tensor) -> embedcam.EmbeddingNet:
+    """Make the network that all methods explain."""
+    net = embedcam.EmbeddingNet(backbone, DIM, weights=weights, image_size=training.shape[-1])
+    if weights is None:
+        # Or the signal of random weights fades from layer to layer, and all embeddings lie in one cluster.
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+        with torch.no_grad():
+            net.train()(training)
+    return net.eval()
+
+
+def plain(net: embedcam.EmbeddingNet, compiled: bool) -> dict[str, Method]:
+    """Embed without explaining: what the others are compared with."""
+    session = onnx_session(net)
+    methods = {
+        TORCH: forward(copy.deepcopy(net), torch.contiguous_format),
+        CHANNELS_LAST: forward(copy.deepcopy(net), torch.channels_last),
+        ONNX: lambda images: session.run(None, {"images": images.numpy()}),
+    }
+    if compiled:
+        methods[COMPILED] = forward(torch.compile(copy.deepcopy(net)), torch.channels_last)
+    return methods
+
+
+def forward(model: Callable[[Tensor], object], memory_format: torch.memory_format) -> Method:
+    @torch.inference_mode()
+    def embed(images: Tensor) -> object:
+        return model(images.contiguous(memory_format=memory_format))
+
+    return embed
+
+
+def onnx_session(net: embedcam.EmbeddingNet) -> onnxruntime.InferenceSession:
+    """Write the embedding alone as a graph, and open it, both as embedcam does with an explainer."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's advice to its developers
+        program = torch.onnx.export(
+            net,
+            (torch.zeros(2, 3, *net.preprocess.input_size),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images"],
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            verbose=False,
+        )
+    assert program is not None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    model = program.model_proto.SerializeToString()
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def explainers(net: embedcam.EmbeddingNet, training: Tensor, compiled: bool) -> dict[str, Method]:
+    """Explain by a database of random images: by default and as published, in torch and in onnxruntime."""
+    labelled = [(image, number % 2) for number, image in enumerate(training)]
+    database = embedcam.build_database(net, labelled, pairs=5)
+    methods: dict[str, Method] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {preset: Path(folder) / f"{preset}.onnx" for preset in PRESETS}
+        for preset, path in files.items():
+            explainer = embedcam.Explainer(copy.deepcopy(net), database, preset=preset)
+            export(explainer, path, size=net.preprocess.input_size)
+            methods[f"embedcam, {preset}"] = explainer
+            if compiled:
+                methods[f"embedcam, {preset}, compiled"] = CompiledExplainer(
+                    copy.deepcopy(net), database, preset=preset
+                )
+        files["default, int8"] = Path(folder) / "int8.onnx"
+        small = quantise(files["default"], as_samples(labelled[:CALIBRATING]), files["default, int8"])
+        print(f"int8: {len(small.float_layers)} of {small.layers} convolutions of {net.architecture} stay in float")
+        for name, path in files.items():
+            methods[f"embedcam ONNX, {name}"] = on_arrays(embedcam.OnnxExplainer(path, threads=torch.get_num_threads()))
+    return methods
+
+
+def on_arrays(explainer: embedcam.OnnxExplainer) -> Method:
+    return lambda images: explainer(images.numpy())
+
+
+def with_backprop(net: embedcam.EmbeddingNet) -> dict[str, Method]:
+    """Explain by gradients how near the embedding is to one vector."""
+    proxy = functional.normalize(torch.randn(DIM), dim=0)
+    ours, for_torchcam, for_captum, for_grad_cam = (copy.deepcopy(net) for _ in range(4))
+    extractor = torchcam.methods.GradCAM(for_torchcam, for_torchcam.feature_layer)
+    attribution = captum.attr.LayerGradCam(lambda images: for_captum(images) @ proxy, for_captum.feature_layer)
+    grad_cam = pytorch_grad_cam.GradCAM(for_grad_cam, [for_grad_cam.feature_layer])
+    return {
+        "embedcam, Grad-CAM": partial(GradCAM(ours), target=Proxy(proxy)),
+        "torchcam": lambda images: extractor(0, for_torchcam(images) @ proxy[:, None]),
+        "captum": lambda images: attribution.attribute(images, relu_attributions=True),
+        "grad-cam": lambda images: grad_cam(images, [lambda embedding: embedding @ proxy] * len(images)),
+    }
+
+
+if __name__ == "__main__":
+    main()

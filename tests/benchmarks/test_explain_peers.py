@@ -1,0 +1,30 @@
+import pytest
+
+for peer in ("captum", "onnxruntime", "onnxscript", "pytorch_grad_cam", "torchcam"):
+    pytest.importorskip(peer)
+
+PLAIN = ["torch forward", "torch forward, channels last", "ONNX forward"]
+OURS = ["embedcam, default", "embedcam, paper"]
+OURS_ONNX = ["embedcam ONNX, default", "embedcam ONNX, paper", "embedcam ONNX, default, int8"]
+BACKPROP = ["embedcam, Grad-CAM", "torchcam", "captum", "grad-cam"]
+
+
+def test_every_method_is_timed_at_every_batch_against_what_its_ratios_name(run):
+    options = ("--backbones", "tiny", "--image-size", 32, "--batches", 1, 3, "--rounds", 2)
+    printed, rows = run("explain_peers.py", *options)
+    assert "of 5 convolutions of tiny stay in float" in printed
+    assert [row["batch"] for row in rows] == [1] * 12 + [3] * 12
+    for found in (rows[:12], rows[12:]):
+        assert {row["method"]: row["backprop"] for row in found} == {
+            **dict.fromkeys([*PLAIN, *OURS, *OURS_ONNX], False),
+            **dict.fromkeys(BACKPROP, True),
+        }
+        of = {row["method"]: row for row in found}
+        baselines = {"x torch": "torch forward", "x channels last": "torch forward, channels last"}
+        baselines |= {"x ONNX": "ONNX forward", "grad-cam / this": "grad-cam", "torchcam / this": "torchcam"}
+        for column, baseline in baselines.items():
+            assert of[baseline][column] == {"value": 1, "low": 1, "high": 1}
+        for row in found:
+            ratios = [column for column in baselines if row[column] is not None]
+            assert ("x ONNX" in ratios) == ("ONNX" in row["method"])
+            assert all(0 < row[name]["low"] <= row[name]["value"] <= row[name]["high"] for name in ["ms", *ratios])
