@@ -132,3 +132,62 @@ def test_a_fused_map_with_few_lit_cells_is_not_put_out():
     fine[0, 3, 4] = 2
     ones, everywhere = np.ones((1, 1, 1), dtype=np.float32), Geometry((20, 20), (10, 10))
     np.testing.assert_array_equal(fuse(ones, everywhere, fine, Geometry((1, 1), (0.5, 0.5))), fine)
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_stays_in_its_own_image(library, bad):
+    rng = np.random.default_rng(0)
+    maps, fine = (rng.random((3, 4, side, side)).astype(np.float32) + 1 for side in (5, 10))
+    weights = rng.random((3, 4)).astype(np.float32)
+    coarse_geometry, fine_geometry = Geometry((4, 4), (2, 2)), Geometry((2, 2), (1, 1))
+
+    def placed(maps):
+        coarse, finer, weighted = (torch.from_numpy(a) if library == "torch" else a for a in (maps, fine, weights))
+        fused = fuse(combine(coarse, weighted), coarse_geometry, combine(finer, weighted), fine_geometry)
+        return np.asarray(place(fused, fine_geometry, (20, 20)))
+
+    with np.errstate(invalid="ignore"):
+        good, spoilt = placed(maps), placed(np.where(np.arange(300).reshape(maps.shape) == 150, bad, maps))
+    np.testing.assert_array_equal(spoilt[[0, 2]], good[[0, 2]])
+    assert not np.isfinite(spoilt[1]).all()  # or it would pass for a map
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ([0, 1e-41], [0, 0]),  # flat: the quotient of denormal numbers has no digits left
+        ([0, 2e-38], [0, 1]),
+        ([0, 1.7e38, 3.4e38], [0, 0.5, 1]),
+        ([1, np.nextafter(np.float32(1), np.float32(2))], [0, 1]),
+        ([3.4e38, 3.4e38], [0, 0]),
+        ([-2, -1], [0, 1]),
+    ],
+)
+def test_normalize_at_the_ends_of_what_float32_holds(values, expected):
+    np.testing.assert_allclose(normalize(np.array([[values]], np.float32)), [[expected]], atol=1e-6)
+
+
+def test_maps_too_small_to_be_multiplied_fuse_to_nothing():
+    ones, everywhere = np.ones((1, 3, 3), np.float32), Geometry((1, 1), (0.5, 0.5))
+    assert fuse(1e-18 * ones, everywhere, 1e-18 * ones, everywhere).min() > 0
+    assert not fuse(1e-25 * ones, everywhere, 1e-25 * ones, everywhere).any()
+
+
+@pytest.mark.parametrize("library", [np.asarray, torch.from_numpy])
+def test_an_empty_batch_stays_empty(library):
+    maps, weights = library(np.zeros((0, 4, 5, 6), np.float32)), library(np.zeros((0, 4), np.float32))
+    here = Geometry((2, 2), (1, 1))
+    combined = combine(maps, weights, library(np.zeros((0, 4), np.int64)))
+    fused = fuse(combined, here, combined, here)
+    assert tuple(place(fused, here, (10, 12)).shape) == (0, 10, 12)
+    assert normalize(np.zeros((0, 3, 4), np.float32)).shape == (0, 3, 4)
+
+
+@pytest.mark.parametrize("size", [(1, 8000), (8000, 1)])
+def test_a_strip_is_placed_along_its_length(size):
+    cells = tuple(-(-side // 32) for side in size)
+    ramp = np.arange(250, dtype=np.float32).reshape(1, *cells)
+    placed = place(ramp, Geometry((32, 32), (0.5, 0.5)), size)
+    np.testing.assert_allclose(placed.ravel(), np.minimum(np.arange(8000) / 32, 249), rtol=1e-5)

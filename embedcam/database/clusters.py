@@ -84,9 +84,14 @@ def kmeans(
     centroids = np.asarray(trainer.centroids, dtype=np.float32)
     cluster, _ = Neighbors(centroids, metric).nearest(embeddings)
     used = np.unique(cluster)
-    centroids = np.ascontiguousarray(centroids[used])
+    if len(used) < clusters:
+        # Where there are too few different embeddings, faiss has split clusters of equal ones and moved the halves.
+        centroids = np.stack([embeddings[cluster == c].mean(axis=0, dtype=np.float64) for c in used]).astype(np.float32)
+        if metric == "cosine":
+            centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     cluster, distance = Neighbors(centroids, metric).nearest(embeddings)
-    return centroids, cluster, distance
+    used, cluster = np.unique(cluster, return_inverse=True)
+    return np.ascontiguousarray(centroids[used]), cluster, distance
 
 
 class Moments:

@@ -1,4 +1,6 @@
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from PIL import Image, ImageOps
 from embedcam.data import images
 from embedcam.data.images import image_size, list_images, read_image, read_mask
 from embedcam.errors import DataError
+from embedcam.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 # 4 wide, 2 high, every pixel another colour: any turn or swap shows.
 PIXELS = np.array(
@@ -128,6 +131,28 @@ def test_12_bit_values_in_16_bits_are_not_almost_black(tmp_path):
 def test_floats_are_scaled_to_8_bits(tmp_path, values, expected):
     path = saved(tmp_path / "a.tif", Image.fromarray(np.array([values], dtype=np.float32)))
     assert read(path)[0, :, 0].tolist() == expected
+
+
+def test_48_bit_colours_keep_their_upper_8_bits(tmp_path):
+    colors = np.array([[[255, 128, 0], [10, 20, 30]]], dtype=">u2") * 257
+    rows = b"".join(b"\0" + row.tobytes() for row in colors)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    (tmp_path / "a.png").write_bytes(png)
+    assert read(tmp_path / "a.png").tolist() == [[[255, 128, 0], [10, 20, 30]]]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8000, 1), (1, 8000)])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "gif", "webp"])
+def test_pictures_of_one_pixel_and_strips_are_read_and_prepared(tmp_path, size, suffix):
+    path = saved(tmp_path / f"a.{suffix}", Image.new("RGB", size, (200, 200, 200)))
+    picture = read_image(path)
+    assert picture.size == image_size(path) == size
+    prepared = Preprocess((6, 8))(picture)
+    expected = (np.float32([200] * 3) / 255 - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    np.testing.assert_allclose(prepared, np.broadcast_to(expected[:, None, None], (3, 6, 8)), atol=0.05)
 
 
 def test_first_frame_of_an_animation_is_read(tmp_path):

@@ -128,3 +128,53 @@ def test_neighbors_are_exact():
     away = np.linalg.norm(queries[:, None] - points[None], axis=2)
     np.testing.assert_array_equal(index, away.argmin(axis=1))
     np.testing.assert_allclose(distance, away.min(axis=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, 1e20, 3e38])
+def test_embeddings_that_cannot_be_compared_are_named(metric, bad):
+    # Those whose squared length overflows would end the whole process.
+    points = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
+    points[5] = bad
+    with pytest.raises(DataError, match="embedding of image 5 is not finite"):
+        clusters.kmeans(points, 3, metric)
+    assert clusters.searchable(points).tolist() == [True] * 5 + [False] + [True] * 3
+
+
+def test_long_embeddings_that_can_be_compared_are():
+    points = 1e18 * np.array([[1, 0], [1, 0.1], [-1, 0], [-1, 0.1]], np.float32)
+    _, cluster, distance = clusters.kmeans(points, 2, "euclidean")
+    assert cluster[0] == cluster[1] != cluster[2] == cluster[3]
+    np.testing.assert_allclose(distance, 5e16, rtol=1e-3)
+
+
+def test_no_embedding_is_an_error():
+    with pytest.raises(DataError, match="no embedding to cluster"):
+        clusters.kmeans(np.zeros((0, 4), np.float32), 3, "cosine")
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_a_single_dimension_is_clustered(metric):
+    line = np.array([[1], [-1], [1], [-1], [1]], np.float32)
+    centroids, cluster, distance = clusters.kmeans(line, 4, metric)
+    np.testing.assert_allclose(centroids[cluster], line, atol=1e-6)
+    np.testing.assert_allclose(distance, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_too_many_duplicates_to_count_still_make_no_empty_cluster(metric):
+    # Beyond 100 images a cluster, different ones are not counted beforehand.
+    points, _ = blobs("cosine")
+    different = points[[0, 30, 60]]
+    centroids, cluster, distance = clusters.kmeans(np.tile(different, (400, 1)), 10, metric)
+    assert len(centroids) == 3 and np.bincount(cluster).tolist() == [400] * 3
+    np.testing.assert_allclose(centroids[cluster[:3]], different, atol=1e-6)
+    assert distance.max() < (1e-6 if metric == "cosine" else 1e-3)  # a square root of roundings
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-41])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_embeddings_of_no_length_are_one_cluster(metric, value):
+    centroids, cluster, distance = clusters.kmeans(np.full((6, 3), value, np.float32), 2, metric)
+    assert len(centroids) == 1 and not cluster.any()
+    assert (distance == (1 if metric == "cosine" else 0)).all()
