@@ -10,7 +10,7 @@ import json
 import logging
 import zipfile
 import zlib
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -115,6 +115,7 @@ def explain_files(
     batch_size: int = 16,
     strict: bool = False,
     workers: int = 2,
+    lanes: int = 1,
     resume: bool = False,
 ) -> Lines:
     """Explain images and write what is seen.
@@ -132,6 +133,8 @@ def explain_files(
         batch_size: Images a batch.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
         workers: Threads that read images ahead, and as many that draw and write; the files do not depend on them.
+        lanes: Batches that are explained at once, each in a thread; the explainer must bear that. Several lanes that
+            compute on a core each do more than one on all of them, whose threads wait for each other.
         resume: Go on after the last finished batch of an interrupted run, if there is one, as if it had not been
             interrupted. It must have had the same images, explainer and options.
 
@@ -154,13 +157,16 @@ def explain_files(
     with locked(table), Journal(out / "explanations.journal", run, resume=resume) as journal:
         require_writable(table)
         sheet = _begin(out, journal, len(samples), draw, strict=strict)
-        explained = _explained(explainer, samples, journal.done, batch_size, strict=strict, workers=workers)
+        prepare = functools.partial(_prepare, explainer.preprocess)
+        explain = functools.partial(_explain, explainer, samples)
         write = functools.partial(_write, out, draw)
-        ahead = batch_size + workers
-        with (
-            contextlib.closing(explained),
-            contextlib.closing(in_order(write, explained, workers, ahead, "write")) as written,
-        ):
+        read = read_batches(samples, prepare, batch_size, start=journal.done, strict=strict, workers=workers)
+        # A single lane is the calling thread.
+        explained = in_order(explain, read, lanes if lanes > 1 else 0, lanes, "explain")
+        tracked = progress.track(explained, "explaining", len(samples) - journal.done, unit=batch_size)
+        images = itertools.chain.from_iterable(tracked)
+        written = in_order(write, images, workers, batch_size + workers, "write")
+        with contextlib.closing(read), contextlib.closing(explained), contextlib.closing(written):
             lines: list[dict[str, Any]] = []
             for image in written:
                 lines.append(image.line)
@@ -176,6 +182,13 @@ def explain_files(
         return journal.finish(table)
 
 
+class _Read(NamedTuple):
+    """One image as it is read: for the explainer, and to be drawn on."""
+
+    image: NDArray[np.float32]
+    picture: NDArray[np.uint8]
+
+
 class _Image(NamedTuple):
     """One image on its way from the explainer to the files."""
 
@@ -188,22 +201,18 @@ class _Image(NamedTuple):
     last: bool  # of its batch
 
 
-def _explained(
-    explainer: AnyExplainer, samples: FileSamples, start: int, batch_size: int, *, strict: bool, workers: int
-) -> Generator[_Image, None, None]:
-    """Read and explain the images from `start` on."""
+def _prepare(preprocess: Preprocess, image: Image.Image) -> _Read:
+    return _Read(preprocess(image), bounded(image, _LONGEST_SIDE))
 
-    def prepare(image: Image.Image) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        return explainer.preprocess(image), bounded(image, _LONGEST_SIDE)
 
-    read = read_batches(samples, prepare, batch_size, start=start, strict=strict, workers=workers)
-    with contextlib.closing(read):
-        for batch in progress.track(read, "explaining", len(samples) - start, unit=batch_size):
-            explanation = explainer(np.stack([image for _, (image, _) in batch]))
-            for place, (index, (_, picture)) in enumerate(batch):
-                line = _line(explainer, samples.files[index], explanation, place)
-                maps = explanation.heatmaps[place], explanation.raw[place]
-                yield _Image(index, samples.ids[index], picture, *maps, line, last=place == len(batch) - 1)
+def _explain(explainer: AnyExplainer, samples: FileSamples, batch: list[tuple[int, _Read]]) -> list[_Image]:
+    explanation = explainer(np.stack([read.image for _, read in batch]))
+    images = []
+    for place, (number, read) in enumerate(batch):
+        line = _line(explainer, samples.files[number], explanation, place)
+        maps = explanation.heatmaps[place], explanation.raw[place]
+        images.append(_Image(number, samples.ids[number], read.picture, *maps, line, last=place == len(batch) - 1))
+    return images
 
 
 def _write(out: Path, draw: DrawOptions, image: _Image) -> _Image:

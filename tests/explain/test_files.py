@@ -157,6 +157,28 @@ def test_files_do_not_depend_on_the_workers(explainer, pictures, tmp_path, worke
     assert not threads()
 
 
+def test_lanes_explain_side_by_side_and_write_the_same(explainer, pictures, tmp_path):
+    class Shared:
+        """Lets no batch end before another has begun, but for the last: there are seven."""
+
+        preprocess, labels_of, exemplar = explainer.preprocess, explainer.labels_of, explainer.exemplar
+        lock, meeting, left = threading.Lock(), threading.Barrier(2, timeout=30), 6
+
+        def __call__(self, images):
+            if threading.current_thread().name.startswith("embedcam-explain"):
+                with self.lock:
+                    alone, Shared.left = Shared.left == 0, Shared.left - 1
+                if not alone:
+                    self.meeting.wait()
+            with self.lock:
+                return explainer(images)
+
+    explain_files(explainer, [pictures], tmp_path / "one", batch_size=1)
+    explain_files(Shared(), [pictures], tmp_path / "two", batch_size=1, lanes=2)
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    assert not threads()
+
+
 def test_every_picture_is_read_once(explainer, pictures, tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(samples, "read_image", lambda path: read.append(path.name) or read_image(path))
