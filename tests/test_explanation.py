@@ -30,6 +30,22 @@ def test_flat_and_infinite_maps_are_zero_and_noted():
     assert np.isfinite(explanation.raw).all()
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_maps_at_the_ends_of_what_float32_holds_are_scaled_or_noted():
+    raw = np.float32([[[0, 1e-41]], [[0, 2e-38]], [[0, 3.4e38]], [[np.inf, 0]], [[-np.inf, 0]]])
+    explanation = Explanation.of(raw)
+
+    assert explanation.notes == [[FLAT], [], [], [NOT_FINITE], [NOT_FINITE]]
+    np.testing.assert_allclose(explanation.heatmaps, [[[0, 0]], [[0, 1]], [[0, 1]], [[0, 0]], [[0, 0]]], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 8000), (8000, 1)])
+def test_a_map_of_one_value_has_nothing_that_stands_out_and_a_strip_may(size):
+    explanation = Explanation.of(np.random.default_rng(0).random((1, *size), np.float32))
+    assert explanation.notes == ([[FLAT]] if size == (1, 1) else [[]])
+    assert bool(explanation.boxes(0.5)[0]) == (size != (1, 1))
+
+
 def test_an_empty_batch_is_an_empty_explanation():
     explanation = Explanation.of(np.zeros((0, 4, 4), np.float32))
     assert len(explanation) == 0

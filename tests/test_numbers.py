@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import embedcam
+from embedcam.data import load
 from embedcam.database import Closer, Fusion, NetworkRecord, WeightDatabase
 from embedcam.database.build import build_database
 from embedcam.database.clusters import top_channels
@@ -20,7 +21,9 @@ from embedcam.explain.export import export
 from embedcam.explain.transfer import TRANSFERS
 from embedcam.explanation import FLAT, NOT_FINITE
 from embedcam.heatmap import Geometry
+from embedcam.nets import EmbeddingNet
 from embedcam.preprocess import Preprocess
+from embedcam.train import TrainOptions, train, trainer
 
 C, K, FINE, D, T = 12, 6, 5, 4, 4
 
@@ -268,3 +271,22 @@ def test_the_size_of_stored_weights_does_not_matter(scale):
         expected, found = (embedcam.Explainer(net, d, transfer=transfer)(batch) for d in (db, scaled))
         assert found.notes == expected.notes == [[], []]
         np.testing.assert_allclose(found.heatmaps, expected.heatmaps, atol=1e-4)
+
+
+# --- batches of one ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8, 16])
+def test_no_batch_of_a_training_run_is_a_single_image(folder, tmp_path, batch_size):
+    """Batch norm has no statistics of one image, nor a triplet loss a triplet."""
+    samples = load(f"folder:{folder}", "train")
+    for count in (9, 17):  # one more than whole batches of 8 and of 16
+        rows = np.arange(len(samples))[:count]
+        labels = samples.labels[rows]
+        order, size = trainer._order(labels, batch_size, seed=0, epoch=1)
+        assert len(order) >= count - size and len(order) % size == 0 and size >= 8
+    net = EmbeddingNet("tiny", 4, image_size=32)
+    options = TrainOptions(epochs=1, batch_size=batch_size)
+    (_, trained) = train(net, samples.subset(np.arange(9)), None, tmp_path / "net.safetensors", options)
+    assert np.isfinite(trained["loss"])
+    assert all(value.isfinite().all() for value in net.state_dict().values())
