@@ -100,7 +100,8 @@ def members(file: BinaryIO) -> Iterator[Member]:
 
 def _check(header: bytes) -> None:
     """Compare the header's checksum, which counts its own eight bytes as spaces."""
-    if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+    total = sum(header) - sum(header[148:156]) + 8 * ord(" ")
+    if _text(header[148:156]).strip().lstrip(b"0") != b"%o" % total:
         raise ValueError("no header of a tar archive (a compressed one must be unpacked first)")
 
 
