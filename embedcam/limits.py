@@ -6,8 +6,23 @@ import math
 
 from .preprocess import Preprocess
 
-LARGEST_INPUT = 2**26
-"""Pixels of one image as a network sees it: 8192 x 8192."""
+LARGEST_INPUT = 2**24
+"""Pixels of one image as a network sees it: 4096 x 4096."""
+
+RATIO, FLOOR, LARGEST = 64, 2**26, 2**34
+"""What a file unpacks to may take so many times its size, FLOOR bytes in any case, and never more than LARGEST."""
+
+
+def allowance(size: int) -> int:
+    """Say how much memory a file may ask for.
+
+    Args:
+        size: Of the file, in bytes.
+
+    Returns:
+        Bytes.
+    """
+    return min(FLOOR + RATIO * size, LARGEST)
 
 
 def usable(preprocess: Preprocess) -> Preprocess:
@@ -25,6 +40,8 @@ def usable(preprocess: Preprocess) -> Preprocess:
     height, width = preprocess.input_size
     if height * width > LARGEST_INPUT:
         raise ValueError(f"an input of {height} x {width} has more than {LARGEST_INPUT:,} pixels")
+    if not len(preprocess.mean) == len(preprocess.std) == 3:
+        raise ValueError(f"mean {preprocess.mean} and std {preprocess.std} must have three numbers each")
     if not all(map(math.isfinite, (*preprocess.mean, *preprocess.std))) or not min(preprocess.std) > 0:
         raise ValueError(f"mean {preprocess.mean} and std {preprocess.std} must be finite, and std positive")
     return preprocess

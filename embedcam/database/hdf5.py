@@ -19,10 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DatabaseError
+from ..limits import allowance
 from . import filters
-
-RATIO, FLOOR, LARGEST = 64, 2**26, 2**34
-"""A file may unpack to so many times its size, but always to FLOOR bytes and never to more than LARGEST."""
 
 _DATASPACE, _DATATYPE, _LAYOUT, _FILTERS, _ATTRIBUTE, _CONTINUATION, _SYMBOL_TABLE = 1, 3, 8, 11, 12, 16, 17
 # Messages that lead elsewhere.
@@ -61,7 +59,7 @@ class Hdf5:
 
     def __init__(self, data: bytes | memoryview) -> None:
         self._data = memoryview(data)
-        self._budget = min(FLOOR + RATIO * len(data), LARGEST)
+        self._budget = allowance(len(data))
         self._groups: dict[str, dict[str, int]] = {}
         self._heaps: dict[int, dict[int, memoryview]] = {}
         self._heap_bytes = 0

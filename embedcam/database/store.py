@@ -13,7 +13,8 @@ import numpy as np
 from ..errors import DatabaseError
 from ..files import write_bytes
 from ..heatmap import Geometry
-from .hdf5 import LARGEST, Hdf5
+from ..limits import LARGEST
+from .hdf5 import Hdf5
 from .items import CLUSTERS, ENCODING, EXEMPLARS, VERSION, fields_of, item_names, read_item, read_version
 from .record import WeightDatabase
 

@@ -94,12 +94,7 @@ def classifier(name: str, *, download: bool = False) -> nn.Module:
     """
     from torchvision import models
 
-    if name not in names():
-        near = difflib.get_close_matches(name, names(), n=3)
-        hint = (
-            f"did you mean {' or '.join(near)}?" if near else "use 'tiny' or a torchvision classifier, such as resnet50"
-        )
-        raise NetworkError(f"unknown backbone {name!r}; {hint}")
+    _require_known(name)
     # These two would otherwise spend minutes on drawing random weights, and grow auxiliary classifiers.
     options = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     if not download:
@@ -119,6 +114,35 @@ def classifier(name: str, *, download: bool = False) -> nn.Module:
     if name in ("googlenet", "inception_v3"):
         model.aux_logits = False  # type: ignore[assignment]
     return model
+
+
+def parameters(name: str) -> int:
+    """Say how large a backbone is with its classifier, without making it.
+
+    Args:
+        name: "tiny" or the name of a torchvision classifier.
+
+    Returns:
+        Number of its parameters.
+
+    Raises:
+        NetworkError: If the name is unknown.
+    """
+    from torchvision import models
+
+    if name == TINY:
+        return sum(parameter.numel() for parameter in tiny().parameters())
+    _require_known(name)
+    return int(models.get_model_weights(name).DEFAULT.meta["num_params"])
+
+
+def _require_known(name: str) -> None:
+    if name not in names():
+        near = difflib.get_close_matches(str(name), names(), n=3)
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else "use 'tiny' or a torchvision classifier, such as resnet50"
+        )
+        raise NetworkError(f"unknown backbone {name!r}; {hint}")
 
 
 def _remove_classifier(name: str, model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn import functional
 from .. import layers
 from ..errors import NetworkError
 from ..files import write_bytes
+from ..limits import LARGEST_INPUT, allowance, usable
 from ..preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from . import backbones
 from .network import Network
@@ -21,6 +23,8 @@ from .network import Network
 # One metadata key only: safetensors writes several in no fixed order, and files must not differ between runs.
 _KEY = "embedcam"
 _FORMAT = 1
+# Characters of the configuration, and tensors, of a file: far more than any network of torchvision needs.
+_LONGEST, _MOST = 2**16, 2**14
 
 
 class EmbeddingNet(Network):
@@ -51,9 +55,10 @@ class EmbeddingNet(Network):
         image_size: int = 224,
         layer: str | None = None,
     ) -> None:
-        if dim < 1 or image_size < 8 or (hidden is not None and hidden < 1):
+        largest = math.isqrt(LARGEST_INPUT)
+        if dim < 1 or not 8 <= image_size <= largest or (hidden is not None and hidden < 1):
             raise NetworkError(
-                f"dim and hidden must be at least 1 and image_size at least 8, got {dim}, {hidden}, {image_size}"
+                f"dim and hidden must be at least 1 and image_size 8 to {largest}, got {dim}, {hidden}, {image_size}"
             )
         super().__init__(backbone, metric, Preprocess((image_size, image_size), IMAGENET_MEAN, IMAGENET_STD))
         saved = None if weights in (None, "DEFAULT") else _read_config(Path(str(weights)))
@@ -181,6 +186,7 @@ class EmbeddingNet(Network):
                 f"make one with `embedcam train --weights {path}`"
             )
         try:
+            _require_plausible(path, config)
             net = cls(
                 config["backbone"],
                 config["dim"],
@@ -189,7 +195,9 @@ class EmbeddingNet(Network):
                 metric=config["metric"],
                 image_size=config["preprocess"]["input_size"][0],
             )
-        except (KeyError, TypeError, IndexError) as error:
+        except NetworkError:
+            raise
+        except Exception as error:  # whatever a made-up configuration leads to
             raise NetworkError(
                 f"the configuration in {path} is damaged: {error!r}; train or export the network again"
             ) from error
@@ -204,11 +212,33 @@ class EmbeddingNet(Network):
                 )
         try:
             self.load_state_dict(backbones.read_state_dict(path))
-            self.preprocess = Preprocess(**{**saved["preprocess"], "input_size": self.preprocess.input_size})
+            self.preprocess = usable(Preprocess(**{**saved["preprocess"], "input_size": self.preprocess.input_size}))
         except (RuntimeError, TypeError, ValueError) as error:
             raise NetworkError(
                 f"{path} does not match its own configuration: {error}; train or export the network again"
             ) from error
+
+
+def _require_plausible(path: Path, config: dict[str, Any]) -> None:
+    """Refuse a network that its file cannot fill, before it is made in memory.
+
+    Raises:
+        ValueError: Saying what does not fit.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        if len(names) > _MOST:
+            raise ValueError(f"it has {len(names)} tensors, at most {_MOST} are read")
+        heads = ["head"] if config["hidden"] is None else ["head.0", "head.2"]
+        rows = [file.get_slice(f"{head}.weight").get_shape()[0] for head in heads if f"{head}.weight" in names]
+    wanted = [config["dim"]] if config["hidden"] is None else [config["hidden"], config["dim"]]
+    if rows != wanted:
+        raise ValueError(f"its head has {rows} rows, the configuration says {wanted}")
+    size, needed = path.stat().st_size, 4 * backbones.parameters(config["backbone"])
+    if needed > allowance(size):
+        raise ValueError(f"{config['backbone']} needs {needed:,} bytes, too many for a file of {size:,}")
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:
@@ -229,8 +259,8 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
+        config = json.loads(text[:_LONGEST])
+    except (json.JSONDecodeError, RecursionError) as error:
         raise NetworkError(
             f"the configuration in {path} is damaged: {error}; train or export the network again"
         ) from error
