@@ -15,6 +15,9 @@ _EXACT = 4_000_000
 _PROBES = 64
 # Of 300,000 exemplars, with 128 points and 25 rounds as many cells have to be read, 30 and not 31.
 _POINTS_A_CELL, _ROUNDS = 32, 5
+# So few embeddings are looked up one by one: faiss would share them between threads, and to wake these was measured
+# to take 10 ms on cores that had other work, against 0.2 ms for all 16 among 50 centroids.
+_ALONE = 32
 _SAMPLE, _NEAREST, _RECALL = 1000, 10, 0.99
 
 
@@ -36,7 +39,8 @@ class Cells:
 def coarse_cells(points: NDArray[np.float32], metric: str, seed: int = 0) -> Cells | None:
     """Part exemplars into cells, once, offline.
 
-    As many cells are read as find 99 % of the 10 nearest exemplars of exemplars, and 64 at least.
+    A search reads as many cells as find 99 % of the 10 nearest exemplars of exemplars, but at least 64, and at least
+    as many as it can in half the time of the largest exact search: images unlike all exemplars need more of them.
 
     Args:
         points: (N, D) float32, finite, of length 1 for cosine.
@@ -75,7 +79,9 @@ def coarse_cells(points: NDArray[np.float32], metric: str, seed: int = 0) -> Cel
     order = faiss.knn(points[own], centroids, count, metric=measure)[1]
     rank = np.take_along_axis(np.argsort(order, axis=1), cell[near], axis=1)
     enough = int(np.quantile(rank[near != own[:, None]], _RECALL, method="higher")) + 1
-    return None if 2 * enough > count else Cells(centroids, cell, max(_PROBES, enough))
+    if 2 * enough > count:
+        return None
+    return Cells(centroids, cell, max(enough, _PROBES, count * _EXACT // (2 * points.size)))
 
 
 class Neighbors:
@@ -93,27 +99,25 @@ class Neighbors:
         import faiss
 
         self._cosine = metric == "cosine"
-        dim = points.shape[1]
-        # Exact search is one cell of all points, not faiss's flat index: from 20 embeddings on that one takes
-        # another way, whose last bits differ, and a single one among 30,000 points was measured to take it 16 ms on
-        # 2 cores, where this takes 0.7.
+        dim, measure = points.shape[1], _measure(metric)
         coarse: Any
         if cells is None:
-            coarse = faiss.IndexFlat(dim, _measure(metric))
+            # Exact search is one cell of all points, not faiss's flat index: from 20 embeddings on that one takes
+            # another way, whose last bits differ, and a single one among 30,000 points was measured to take it 16 ms
+            # on 2 cores, where this takes 0.7.
+            coarse = faiss.IndexFlat(dim, measure)
             coarse.add(np.zeros((1, dim), dtype=np.float32))
-            cells = Cells(np.zeros((1, dim), dtype=np.float32), np.zeros(len(points), dtype=np.int32), 1)
+            self._index: Any = faiss.IndexIVFFlat(coarse, dim, 1, measure)
+            self._fill(0, np.arange(len(points)), points)
         else:
             coarse = Neighbors(cells.centroids, metric)._index
-        self._index: Any = faiss.IndexIVFFlat(coarse, dim, len(cells.centroids), _measure(metric))
-        self._index.is_trained, self._index.ntotal, self._index.nprobe = True, len(points), cells.probes
-        lists: Any = self._index.invlists
-        # Each list is filled at once and so takes no more memory than it needs; `add` lets them grow by doubling.
-        members = np.argsort(cells.cell, kind="stable")
-        bounds = np.searchsorted(cells.cell[members], np.arange(len(cells.centroids) + 1))
-        for number, (start, end) in enumerate(pairwise(bounds)):
-            ids = members[start:end]
-            codes = np.ascontiguousarray(points[ids], dtype=np.float32).view(np.uint8)
-            lists.add_entries(number, len(ids), faiss.swig_ptr(ids), faiss.swig_ptr(codes))
+            self._index = faiss.IndexIVFFlat(coarse, dim, len(cells.centroids), measure)
+            self._index.nprobe = cells.probes
+            members = np.argsort(cells.cell, kind="stable")
+            bounds = np.searchsorted(cells.cell[members], np.arange(len(cells.centroids) + 1))
+            for number, (start, end) in enumerate(pairwise(bounds)):
+                self._fill(number, members[start:end], points[members[start:end]])
+        self._index.is_trained, self._index.ntotal = True, len(points)
 
     def nearest(self, embeddings: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Find the nearest point of each embedding.
@@ -141,7 +145,12 @@ class Neighbors:
 
         count = min(count, self._index.ntotal)
         embeddings = np.ascontiguousarray(embeddings)
-        scores, indices = self._index.search(embeddings, count)
+        scores = np.empty((len(embeddings), count), dtype=np.float32)
+        indices = np.empty((len(embeddings), count), dtype=np.int64)
+        step = 1 if len(embeddings) <= _ALONE else len(embeddings)
+        for start in range(0, len(embeddings), step):
+            part = slice(start, start + step)
+            scores[part], indices[part] = self._index.search(embeddings[part], count)
         # Where the cells that were read hold too few points, all are read.
         short = indices[:, -1] < 0
         if short.any():
@@ -150,6 +159,13 @@ class Neighbors:
             scores[short], indices[short] = self._index.search(embeddings[short], count, params=everything)
         distances = 1 - scores if self._cosine else np.sqrt(np.maximum(scores, 0))
         return indices, np.maximum(distances, 0).astype(np.float32)
+
+    def _fill(self, cell: int, ids: NDArray[np.int64], points: NDArray[np.float32]) -> None:
+        """Fill a cell at once: it takes no more memory than it needs, while faiss's `add` lets it grow by doubling."""
+        import faiss
+
+        codes = np.ascontiguousarray(points, dtype=np.float32).view(np.uint8)
+        self._index.invlists.add_entries(cell, len(ids), faiss.swig_ptr(ids), faiss.swig_ptr(codes))
 
 
 def _measure(metric: str) -> int:

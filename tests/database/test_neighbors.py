@@ -67,6 +67,7 @@ def test_a_part_of_the_cells_holds_what_is_nearest(many, metric):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_as_many_cells_are_read_as_the_exemplars_themselves_need(many, monkeypatch, metric):
+    monkeypatch.setattr(neighbors, "_EXACT", 0)
     monkeypatch.setattr(neighbors, "_PROBES", 1)
     monkeypatch.setattr(neighbors, "_SAMPLE", 1000)
     points, _ = classes(metric, 1000)
@@ -77,6 +78,13 @@ def test_as_many_cells_are_read_as_the_exemplars_themselves_need(many, monkeypat
     near = np.argsort(to_points, axis=1)[:, :10]
     rank = np.argsort(np.argsort(to_cells, axis=1), axis=1)[np.arange(1000)[:, None], cells.cell[near]]
     assert (rank < cells.probes).mean() >= 0.99 > (rank < cells.probes - 1).mean()
+
+
+def test_at_least_half_of_what_an_exact_search_may_is_read(many, monkeypatch):
+    monkeypatch.setattr(neighbors, "_EXACT", 32_000)
+    points, _ = classes("cosine")
+
+    assert coarse_cells(points, "cosine").probes == 253 // 4  # 16,000 of 4,000 x 16 numbers
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -113,7 +121,7 @@ def test_an_embedding_finds_the_same_to_the_bit_in_any_company(many, metric, wit
     index = Neighbors(points, metric, coarse_cells(points, metric) if with_cells else None)
     alone = [np.concatenate(parts) for parts in zip(*(index.search(one[None], 10) for one in embeddings), strict=True)]
 
-    for batch in (7, 19, 20, 21, len(embeddings)):
+    for batch in (0, 7, 19, 20, 33, len(embeddings)):
         together = index.search(embeddings[:batch], 10)
         for one, both in zip(alone, together, strict=True):
             np.testing.assert_array_equal(one[:batch], both)
