@@ -157,8 +157,8 @@ class Journal:
         differs = [f"{k} {before.get(k)!r} then, {v!r} now" for k, v in run.items() if before.get(k) != v]
         if differs:
             raise OutputError(
-                f"{self._path} is of another run ({'; '.join(differs)}); resume with the same images and options, or "
-                + _AGAIN
+                f"{self._path} is of another run ({'; '.join(differs)}); resume with the same images, explainer, "
+                "options and cores, or " + _AGAIN
             )
 
 
