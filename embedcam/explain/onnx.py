@@ -15,6 +15,7 @@ from ..errors import DatabaseError, DataError, MissingDependencyError, NetworkEr
 from ..explanation import Explanation
 from ..heatmap import Geometry, normalize, place
 from .notes import explanation_of
+from .onnx_guard import look_through, require_outputs, require_signature
 from .onnx_record import INPUT, KEY, OUTPUTS, OnnxRecord
 
 if TYPE_CHECKING:
@@ -65,11 +66,10 @@ class OnnxExplainer:
         path = Path(path)
         model = _read(path)
         try:
+            look_through(model)
             self._session = _session(model, providers, threads)
             self.record = OnnxRecord.from_json(self._session.get_modelmeta().custom_metadata_map.get(KEY, ""))
-            found = [item.name for item in self._session.get_outputs()]
-            if found != list(OUTPUTS):
-                raise NetworkError(f"expected the outputs {', '.join(OUTPUTS)}, found {', '.join(found)}")
+            require_signature(self._session, self.record)
         except NetworkError as error:
             raise NetworkError(f"{path}: {error}; export it again with `embedcam export`") from error
         self.preprocess = self.record.preprocess
@@ -91,13 +91,14 @@ class OnnxExplainer:
 
         Raises:
             DataError: If the images do not fit.
+            NetworkError: If the file gives something else than its record says.
         """
         inputs = self.prepared(images)
         size = self.preprocess.input_size if self.record.uint8_input else (inputs.shape[2], inputs.shape[3])
         # onnxruntime cannot multiply nothing.
         given = inputs if len(inputs) else np.zeros((1, *inputs.shape[1:]), inputs.dtype)
         try:
-            outputs = [output[: len(inputs)] for output in self._session.run(list(OUTPUTS), {INPUT: given})]
+            outputs = self._session.run(list(OUTPUTS), {INPUT: given})
         except (
             Exception
         ) as error:  # of a type of onnxruntime's own, such as for a side that ends before the last stride
@@ -106,6 +107,8 @@ class OnnxExplainer:
                 "make them with the explainer's preprocess"
             ) from error
         found: dict[str, Any] = dict(zip(OUTPUTS, outputs, strict=True))
+        require_outputs(found, len(given), size, self.record)
+        found = {name: output[: len(inputs)] for name, output in found.items()}
         if self.record.heatmap == "map":
             raw = place(found["raw"], self._geometry(found["raw"], size), size)
             found |= {"raw": raw, "heatmap": normalize(raw)}

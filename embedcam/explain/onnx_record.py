@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import NetworkError
 from ..heatmap import Geometry
+from ..limits import usable
 from ..preprocess import Preprocess
 
 # The metadata entry, and its version.
@@ -89,7 +91,7 @@ class OnnxRecord:
             if known["schema"] != SCHEMA:
                 raise NetworkError(f"it has schema {known['schema']!r}, this embedcam reads {SCHEMA}; update embedcam")
             return cls._of(known)
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise NetworkError(f"its metadata is damaged: {error!r}") from error
 
     @classmethod
@@ -101,20 +103,22 @@ class OnnxRecord:
             raise ValueError(f"heatmap {known['heatmap']!r}")
         labels = tuple(tuple((str(name), int(count)) for name, count in row) for row in known["labels"])
         database = dict(known["database"])
-        if labels and len(labels) != database["clusters"]:
-            raise ValueError(f"labels of {len(labels)} clusters, not of {database['clusters']}")
+        if type(clusters := database["clusters"]) is not int or (labels and len(labels) != clusters):
+            raise ValueError(f"labels of {len(labels)} clusters, not of {clusters!r}")
         return cls(
             embedcam_version=str(known["embedcam_version"]),
-            preprocess=Preprocess(
-                (int(height), int(width)),
-                (red, green, blue),
-                (red_std, green_std, blue_std),
-                str(known["preprocess"]["interpolation"]),
+            preprocess=usable(
+                Preprocess(
+                    (int(height), int(width)),
+                    (red, green, blue),
+                    (red_std, green_std, blue_std),
+                    str(known["preprocess"]["interpolation"]),
+                )
             ),
             uint8_input=bool(known["uint8_input"]),
             dynamic=bool(known["dynamic"]),
             heatmap=str(known["heatmap"]),
-            geometry=None if geometry is None else Geometry(*(_pair(geometry[key]) for key in _GEOMETRY)),
+            geometry=None if geometry is None else _geometry(geometry),
             transfer=str(known["transfer"]),
             fused=None if known["fused"] is None else str(known["fused"]),
             network=dict(known["network"]),
@@ -124,7 +128,11 @@ class OnnxRecord:
         )
 
 
-_GEOMETRY = ("cell_stride", "first_cell_center")
+def _geometry(known: dict[str, Any]) -> Geometry:
+    stride, first = _pair(known["cell_stride"]), _pair(known["first_cell_center"])
+    if not all(map(math.isfinite, (*stride, *first))) or min(stride) <= 0:
+        raise ValueError(f"cells every {stride} from {first}")
+    return Geometry(stride, first)
 
 
 def _pair(values: Any) -> tuple[float, float]:

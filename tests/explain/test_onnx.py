@@ -148,7 +148,7 @@ def test_metadata_that_cannot_be_used_is_refused(file, tmp_path, metadata, messa
 
 
 def test_what_onnxruntime_cannot_run_is_refused(tmp_path):
-    (tmp_path / "e.onnx").write_bytes(with_checksum(b"not a model"))
+    (tmp_path / "e.onnx").write_bytes(with_checksum(b"\x08\x0a"))  # a version, and no graph
     with pytest.raises(NetworkError, match=r"e.onnx: onnxruntime cannot run it: .*export it again"):
         OnnxExplainer(tmp_path / "e.onnx")
 
