@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -20,13 +22,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_SPEC = "digits, folder:PATH, cub:PATH, cub-metric:PATH or pets:PATH; with @train, @test or @all at the end if need be."
+_SPEC = (
+    "digits, folder:PATH, wds:PATTERN (tar shards; quote it), cub:PATH, cub-metric:PATH or pets:PATH; with @train, "
+    "@test or @all at the end if need be."
+)
 
 NetOption = Annotated[Path, typer.Option("--net", help="Network file made by `embedcam train`.", metavar="FILE")]
 DbOption = Annotated[Path, typer.Option("--db", help="Weight database made by `embedcam build`.", metavar="FILE")]
 DataOption = Annotated[str, typer.Option("--data", help=f"Images: {_SPEC}", metavar="SPEC")]
 SeedOption = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at an unreadable image instead of leaving it out.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run has finished.")]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Threads that read images ahead.")]
 ExplainSizeOption = Annotated[
     int | None, typer.Option(min=8, help="Side in pixels that images are explained at; the database knows the best.")
@@ -104,9 +110,7 @@ def train(
         str | None,
         typer.Option(help="Train only what comes after this layer, on activations computed once.", metavar="LAYER"),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after the last finished epoch of an interrupted run.")
-    ] = False,
+    resume: ResumeOption = False,
     seed: SeedOption = 0,
     strict: StrictOption = False,
     workers: WorkersOption = 2,
@@ -168,9 +172,7 @@ def build(
         bool, typer.Option(help="Look at some images of each cluster more closely, for sharper maps.")
     ] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 32,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after the last finished part of an interrupted run.")
-    ] = False,
+    resume: ResumeOption = False,
     seed: SeedOption = 0,
     strict: StrictOption = False,
     workers: WorkersOption = 2,
@@ -264,6 +266,7 @@ def explain(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
+    resume: ResumeOption = False,
     strict: StrictOption = False,
     workers: WorkersOption = 2,
     device: DeviceOption = "auto",
@@ -324,10 +327,9 @@ def explain(
             typer.echo(f"{pair['image']}: similarity {pair['similarity']:.3f}, see {out / pair['pair']}")
         typer.echo(f"wrote {len(pairs)} pictures to {out / 'pairs'}, and {out / 'pairs.jsonl'}")
         return
-    lines = explain_files(explainer, inputs, out, draw, **reading)
-    if anomaly:
-        lines = sorted(lines, key=lambda line: -line["anomaly"])
-    for line in lines[:20]:
+    lines = explain_files(explainer, inputs, out, draw, resume=resume, **reading)
+    shown = heapq.nlargest(20, lines, key=lambda line: line["anomaly"]) if anomaly else itertools.islice(lines, 20)
+    for line in shown:
         labels = ", ".join(f"{name} ({count})" for name, count in line["cluster_labels"].items())
         cluster = f"cluster {line['cluster']}{f' of {labels}' if labels else ''}"
         score = [f"anomaly {line['anomaly']:.2f}"] if anomaly else []

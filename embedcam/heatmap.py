@@ -167,7 +167,7 @@ def normalize(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     low = maps.min(axis=(1, 2), keepdims=True)
     span = maps.max(axis=(1, 2), keepdims=True) - low
-    scaled = maps - low
+    scaled: NDArray[np.float32] = maps - low
     # By infinity where the span is zero, or so small that the quotient would overflow.
     scaled /= np.where(span > np.finfo(np.float32).tiny, span, np.inf)
     return scaled.astype(np.float32, copy=False)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from .errors import LayerError
+from .errors import DataError, LayerError
 
 
 def names(model: nn.Module) -> list[str]:
@@ -194,6 +194,27 @@ def as_input(model: nn.Module, values: Tensor) -> Tensor:
     """
     parameter = next(model.parameters(), torch.empty(0))
     return values.to(device=parameter.device, dtype=parameter.dtype)
+
+
+def as_images(model: nn.Module, images: Tensor) -> Tensor:
+    """Give images the model's device and type, after checking that they are images.
+
+    Args:
+        model: The model.
+        images: What was given as (B, 3, H, W), normalised.
+
+    Returns:
+        The images.
+
+    Raises:
+        DataError: If they have another shape, no pixel, or are not floating-point numbers.
+    """
+    if images.ndim != 4 or not images.is_floating_point() or 0 in images.shape[1:]:
+        raise DataError(
+            f"expected images (B, 3, H, W) of normalised floats, got {images.dtype} {tuple(images.shape)}; "
+            "make them with a Preprocess"
+        )
+    return as_input(model, images)
 
 
 @contextlib.contextmanager

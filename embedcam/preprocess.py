@@ -90,9 +90,10 @@ class Preprocess:
             images: float32 (B, 3, H, W), normalised.
 
         Returns:
-            uint8 (B, H, W, 3) RGB.
+            uint8 (B, H, W, 3) RGB; NaN is black.
         """
         mean, std = (np.asarray(v, dtype=np.float32)[:, None, None] for v in (self.mean, self.std))
-        pixels = (images * std + mean) * 255.0
+        with np.errstate(over="ignore", invalid="ignore"):
+            pixels = np.nan_to_num((images * std + mean) * 255.0, nan=0)
         rounded: NDArray[np.uint8] = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
         return rounded.transpose(0, 2, 3, 1)

@@ -461,7 +461,7 @@ def test_ctrl_c_during_training_keeps_the_finished_epochs(run, folder, tmp_path)
     code, lines = interrupt("epoch 2: loss", *command)
 
     assert code == 130
-    assert lines[-1] == "embedcam: interrupted; finished epochs are kept: add --resume to go on\n"
+    assert lines[-1] == "embedcam: interrupted; what is finished is kept: add --resume to go on\n"
     assert not [line for line in lines if "Traceback" in line or "Error" in line]
     assert left_in(out.parent) == ["net.checkpoint.safetensors", "net.png"]
 
@@ -485,6 +485,6 @@ def test_ctrl_c_during_a_build_leaves_nothing(trained, tmp_path):
     code, lines = interrupt("embedcam: warning", *build, "--data", f"folder:{tmp_path / 'data'}@all", "--out", out)
 
     assert code == 130
-    assert lines[-1] == "embedcam: interrupted; nothing was left half-written\n"
+    assert lines[-1] == "embedcam: interrupted; what is finished is kept: add --resume to go on\n"
     assert not [line for line in lines if "Traceback" in line or "Error" in line]
     assert left_in(out.parent) == []

@@ -130,7 +130,10 @@ def build_file(
     out, group = Path(out), group or Group()
     work = out.with_name(f"{out.name}.parts")
     with locked(out) if group.main else contextlib.nullcontext():
-        database = build_database(net, dataset, work=work, resume=resume, group=group, **options)
+        try:
+            database = build_database(net, dataset, work=work, resume=resume, group=group, **options)
+        finally:
+            Shards.remove_if_empty(work)
         if group.main:
             database.save(out)
             Shards.remove(work)

@@ -157,6 +157,16 @@ class Shards:
             raise DatabaseError(f"{path} cannot be read: {error}; remove it and go on with --resume") from error
 
     @staticmethod
+    def remove_if_empty(folder: Path) -> None:
+        """Remove a folder in which no step has left a result to go on with.
+
+        Args:
+            folder: The folder.
+        """
+        if not any(folder.glob("*.npz")):
+            Shards.remove(folder)
+
+    @staticmethod
     def remove(folder: Path) -> None:
         """Remove a folder of shards, once all work is in the database.
 

@@ -47,7 +47,7 @@ class CompiledExplainer(Explainer):
         Raises:
             NetworkError: If the network cannot be compiled.
         """
-        images = torch.as_tensor(images).to(self.net.device, memory_format=torch.channels_last)
+        images = layers.as_images(self.net, torch.as_tensor(images)).contiguous(memory_format=torch.channels_last)
         size = (int(images.shape[2]), int(images.shape[3]))
         if size not in self._programs:
             self._programs[size] = self._compile(images)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import layers
+from ..database.clusters import searchable
 from ..database.record import NetworkRecord, WeightDatabase
 from ..errors import DatabaseError
 from ..explanation import Explanation
@@ -100,15 +101,17 @@ class Explainer:
             Heat maps (B, H, W) in [0, 1], and each image's embedding, cluster, distance, typicality, anomaly and notes.
 
         Raises:
+            DataError: If they are no images.
             DatabaseError: If the database's finer layer is not as wide as the network's.
         """
+        images = layers.as_images(self.net, torch.as_tensor(images))
         # Convolutions are up to half as fast again with the channels last.
-        images = torch.as_tensor(images).to(self.net.device, memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
         size = (int(images.shape[2]), int(images.shape[3]))
         with layers.evaluating(self.net, self._modules), self.precision(images.device):
             seen = self.net.activations(images, None if self.fusion is None else self.fusion.layer)
         embeddings = seen.embeddings.float().cpu().numpy()
-        finite: NDArray[np.bool_] = np.isfinite(embeddings.sum(axis=1))
+        finite = searchable(embeddings)
         scale = self.database.distance_scale(size)
         found = self.transfer.find(embeddings if finite.all() else np.where(finite[:, None], embeddings, 0), scale)
         maps = _combined(seen.maps, self.transfer.choose(found))

@@ -135,8 +135,8 @@ class ExplainerGraph(nn.Module):
         embeddings = seen.embeddings.float()
         size = self._size or (images.shape[2], images.shape[3])
         matrices = self._kept_matrices() if self._size else self._matrices(_cells(seen.maps), _cells(seen.fine), size)
-        # Of NaN, a sum is certain to be NaN in every runtime; a maximum is not.
-        finite = embeddings.norm(p=1, dim=1, keepdim=True) < math.inf
+        # Of NaN, a sum is certain to be NaN in every runtime; a maximum is not. The bound is that of `searchable`.
+        finite = embeddings.square().sum(dim=1, keepdim=True) < torch.finfo(torch.float32).max / 16
         nearness = self._nearness(torch.where(finite, embeddings, 0.0))
         near, clusters = nearness.topk(min(CLUSTERS, len(self.centroids)) if self._soft else 1, dim=1)
         near = near.clamp(max=1) if self._cosine else near  # a cosine may be rounded up to more

@@ -49,7 +49,7 @@ def explanation_of(
     Returns:
         The explanation.
     """
-    notes = unlike_notes(found["distance"], found["anomaly"], np.isfinite(found["embedding"]).all(axis=1))
+    notes = unlike_notes(found["distance"], found["anomaly"], found["finite"])
     flat = found["heatmap"].max(axis=(1, 2)) == 0
     for mine, finite, blank in zip(notes, found["finite"], flat, strict=True):
         if not finite:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from .. import layers
 from ..data.images import read_image
 from ..errors import DataError, EmbedcamError, NetworkError
 from ..heatmap import PLACEMENTS, Geometry, place
@@ -22,7 +23,6 @@ from ..show.boxes import Box, draw_boxes, find_boxes
 from ..show.grid import grid, save_png
 from ..show.overlay import overlay
 from .convolutional import ConvolutionalClassifier, Window
-from .gradcam import as_images
 
 # Told apart on photographs, and by people who see red and green alike (Okabe and Ito 2008).
 _COLORS = ("#f0e442", "#56b4e9", "#e69f00", "#cc79a7", "#009e73", "#d55e00", "#0072b2")
@@ -148,7 +148,7 @@ def class_maps(
     if placement not in PLACEMENTS:
         raise EmbedcamError(f"unknown placement {placement!r}; use one of {', '.join(PLACEMENTS)}")
     with torch.inference_mode():
-        probabilities = np.asarray(classifier(as_images(classifier, images)).float().softmax(dim=1).cpu())
+        probabilities = np.asarray(classifier(layers.as_images(classifier, images)).float().softmax(dim=1).cpu())
     unusable = np.flatnonzero(~np.isfinite(probabilities).all(axis=(1, 2, 3)))
     if unusable.size:
         raise DataError(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .. import layers, receptive_field
-from ..errors import DataError, LayerError, TargetError
+from ..errors import LayerError, TargetError
 from ..explanation import Explanation
 from ..heatmap import PLACEMENTS, Geometry, combine, place
 from ..nets.network import Network
@@ -78,27 +78,6 @@ def plus_plus_weights(maps: Tensor, gradients: Tensor, variant: str = "grad-cam"
         denominator = 2 * squared + (maps * cubed).sum(dim=(-2, -1), keepdim=True)
         denominator = torch.where(denominator != 0, denominator, 1) + 1e-7
     return (squared / denominator * gradients.clamp(min=0)).sum(dim=(-2, -1))
-
-
-def as_images(model: nn.Module, images: Tensor) -> Tensor:
-    """Give images the model's device and type, after checking that they are images.
-
-    Args:
-        model: The model.
-        images: What was given as (B, 3, H, W), normalised.
-
-    Returns:
-        The images.
-
-    Raises:
-        DataError: If they have another shape, no pixel, or are not floating-point numbers.
-    """
-    if images.ndim != 4 or not images.is_floating_point() or 0 in images.shape[1:]:
-        raise DataError(
-            f"expected images (B, 3, H, W) of normalised floats, got {images.dtype} {tuple(images.shape)}; "
-            "make them with a Preprocess"
-        )
-    return layers.as_input(model, images)
 
 
 class GradCAM:
@@ -181,7 +160,7 @@ class GradCAM:
                 f"what is to be explained? give a target, one of {listed}; ClassScore() is a classifier's best "
                 "class, an embedding has none"
             )
-        images = as_images(self.model, images)
+        images = layers.as_images(self.model, images)
         size = (int(images.shape[2]), int(images.shape[3]))
         # `no_grad` keeps the layers before ours out of the graph; in inference mode there could be no graph.
         with torch.inference_mode(False), torch.no_grad(), layers.evaluating(self.model, self._all_modules):

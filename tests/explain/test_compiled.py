@@ -22,7 +22,7 @@ def compiled(fused):
 def test_the_compiled_graph_explains_as_the_explainer_does(fused, compiled, count):
     images = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(count))
     ours, expected = compiled(images), embedcam.Explainer(*fused)(images)
-    np.testing.assert_allclose(ours.heatmaps, expected.heatmaps, atol=1e-5)
+    np.testing.assert_allclose(ours.heatmaps, expected.heatmaps, atol=3e-5)
     np.testing.assert_allclose(ours.embeddings, expected.embeddings, atol=1e-6)
     np.testing.assert_allclose(ours.typicality, expected.typicality, atol=1e-3)
     np.testing.assert_array_equal(ours.clusters, expected.clusters)
