@@ -16,6 +16,9 @@ the median, over the rounds, of two times of the same round:
 Images are handed over as they mostly come: float32, contiguous. embedcam and grad-cam return heat maps at image size;
 torchcam and captum return a value a cell, and are spared the rest. Methods with backpropagation explain how near the
 embedding is to one fixed vector. onnxruntime gets as many threads as torch, and everything starts after a rest.
+
+With random weights, int8 leaves many convolutions in float, which the run counts, and takes minutes to find them: it
+tells little of a trained network.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ from embedcam.data.arrays import as_samples
 from embedcam.explain import CompiledExplainer
 from embedcam.explain.explainer import PRESETS
 from embedcam.explain.export import OPSET, export
-from embedcam.explain.quantise import quantise
+from embedcam.explain.quantise import QuantiseReport, quantise
 from embedcam.gradient import GradCAM, Proxy
 
 DIM, TRAINING, CALIBRATING = 128, 60, 16
@@ -74,13 +77,14 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile too: minutes, and a C++ compiler")
     parser.add_argument("--json", type=Path, help="also write the table there")
     given = parser.parse_args()
-    rows = []
+    rows, left = [], {}
     for backbone in given.backbones:
         torch.manual_seed(0)
         training = torch.rand(TRAINING, 3, given.image_size, given.image_size)
         net = network(backbone, given.weights if backbone == "mobilenet_v2" else None, training)
-        without = {**plain(net, given.compile), **explainers(net, training, given.compile)}
-        backprop = with_backprop(net)
+        explaining, small = explainers(net, training, given.compile)
+        left[backbone] = f"{len(small.float_layers)} of {small.layers}"
+        without, backprop = {**plain(net, given.compile), **explaining}, with_backprop(net)
         for batch in given.batches:
             images = torch.rand(batch, *training.shape[1:])
             found = measure({**without, **backprop}, images, given.rounds)
@@ -88,8 +92,8 @@ def main() -> None:
                 {"backbone": backbone, "batch": batch, "backprop": row["method"] in backprop, **row} for row in found
             ]
     made_with = about("torch", "onnxruntime", "grad-cam", "torchcam", "captum")
-    options = {"threads": torch.get_num_threads(), "image size": given.image_size, "rounds": given.rounds}
-    report(COLUMNS, rows, {**made_with, **options}, given.json)
+    made_with |= {"threads": torch.get_num_threads(), "image size": given.image_size, "rounds": given.rounds}
+    report(COLUMNS, rows, {**made_with, "convolutions left in float by int8": left}, given.json)
 
 
 def measure(methods: dict[str, Method], images: Tensor, rounds: int) -> list[dict[str, Any]]:
@@ -168,7 +172,9 @@ def onnx_session(net: embedcam.EmbeddingNet) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def explainers(net: embedcam.EmbeddingNet, training: Tensor, compiled: bool) -> dict[str, Method]:
+def explainers(
+    net: embedcam.EmbeddingNet, training: Tensor, compiled: bool
+) -> tuple[dict[str, Method], QuantiseReport]:
     """Explain by a database of random images: by default and as published, in torch and in onnxruntime."""
     labelled = [(image, number % 2) for number, image in enumerate(training)]
     database = embedcam.build_database(net, labelled, pairs=5)
@@ -185,10 +191,9 @@ def explainers(net: embedcam.EmbeddingNet, training: Tensor, compiled: bool) -> 
                 )
         files["default, int8"] = Path(folder) / "int8.onnx"
         small = quantise(files["default"], as_samples(labelled[:CALIBRATING]), files["default, int8"])
-        print(f"int8: {len(small.float_layers)} of {small.layers} convolutions of {net.architecture} stay in float")
         for name, path in files.items():
             methods[f"embedcam ONNX, {name}"] = on_arrays(embedcam.OnnxExplainer(path, threads=torch.get_num_threads()))
-    return methods
+    return methods, small
 
 
 def on_arrays(explainer: embedcam.OnnxExplainer) -> Method:
