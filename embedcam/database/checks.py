@@ -23,6 +23,7 @@ _TYPES = {
     "embeddings": "float32",
     "cluster": "int64",
     "label": "int64",
+    "cell": "int32",
 }
 
 
@@ -58,6 +59,8 @@ def arrays(db: WeightDatabase) -> dict[str, NDArray[Any]]:
     if db.exemplars is not None:
         keys = [key for key in _TYPES if hasattr(db.exemplars, key)]
         found |= {f"/exemplars/{key}": getattr(db.exemplars, key) for key in keys}
+        if (cells := db.exemplars.cells) is not None:
+            found |= {"/exemplars/cells/centroids": cells.centroids, "/exemplars/cells/cell": cells.cell}
     if db.closer is not None and db.closer.fusion is not None:
         found["/closer/fusion/weights_mean"] = db.closer.fusion.weights_mean
     return found
@@ -76,6 +79,7 @@ def forms(db: WeightDatabase) -> Iterator[Check]:
     c, t = _side(db.centroids, 0), _side(db.top_channels, 1)
     k, d, labels = db.network.channels, db.network.dim, len(db.label_names or ())
     n = _side(known["/exemplars/embeddings"], 0) if db.exemplars is not None else 0
+    m = _side(known.get("/exemplars/cells/centroids", np.empty(0)), 0)
     fine = _side(known.get("/closer/fusion/weights_mean", np.empty(0)), 1)
     shapes = {
         "/clusters/centroids": (c, d),
@@ -91,6 +95,8 @@ def forms(db: WeightDatabase) -> Iterator[Check]:
         "/exemplars/top_weights": (n, t),
         "/exemplars/cluster": (n,),
         "/exemplars/label": (n,),
+        "/exemplars/cells/centroids": (m, d),
+        "/exemplars/cells/cell": (n,),
         "/closer/fusion/weights_mean": (c, fine),
     }
     for item, array in known.items():
@@ -139,6 +145,10 @@ def contents(db: WeightDatabase) -> Iterator[Check]:
             ("/exemplars/cluster", ex.cluster, 0, len(db.centroids)),
             ("/exemplars/label", ex.label, -1, max(len(db.label_names or ()), 1)),
         ]
+        if ex.cells is not None:
+            m = len(ex.cells.centroids)
+            ranges.append(("/exemplars/cells/cell", ex.cells.cell, 0, m))
+            yield Check("/exemplars/cells probes", 1 <= ex.cells.probes <= m, f"1..{m}", ex.cells.probes)
     for item, indices, first, end in ranges:
         outside = indices[(indices < first) | (indices >= end)]
         yield Check(item, outside.size == 0, f"indices in {first}..{end - 1}", outside[:1])

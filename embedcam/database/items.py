@@ -14,6 +14,7 @@ from ..heatmap import Geometry
 from ..limits import usable
 from ..preprocess import Preprocess
 from .hdf5 import Hdf5
+from .neighbors import Cells
 from .record import Closer, Exemplars, Fusion, NetworkRecord
 
 ENCODING = "embedcam-weight-database"
@@ -28,6 +29,7 @@ CLUSTERS = (
     "distance_quantiles",
 )
 EXEMPLARS = ("embeddings", "top_channels", "top_weights", "cluster", "label")
+CELLS = ("centroids", "cell")
 # Characters of an attribute, and those that it must not have: they would steer a terminal.
 _LONGEST, _CONTROL = 1024, re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -69,6 +71,7 @@ def item_names(file: Hdf5) -> list[str]:
         "clusters": CLUSTERS,
         "labels": ("names", "histogram"),
         "exemplars": (*EXEMPLARS, "path"),
+        "exemplars/cells": CELLS,
         "closer/fusion": ("weights_mean",),
     }
     with _about(""):
@@ -136,9 +139,18 @@ def fields_of(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         fields |= {"label_names": _names(items, "labels/names"), "label_histogram": items["labels/histogram"]}
     if "exemplars/path" in items:
         arrays = {key: items[f"exemplars/{key}"] for key in EXEMPLARS}
-        fields["exemplars"] = Exemplars(**arrays, path=_names(items, "exemplars/path"))
+        names, cells = _names(items, "exemplars/path"), _read_cells(file, items)
+        fields["exemplars"] = Exemplars(**arrays, path=names, cells=cells)
     fields["closer"] = _read_closer(file, items)
     return fields
+
+
+def _read_cells(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> Cells | None:
+    if "exemplars/cells/cell" not in items:
+        return None
+    attrs = _attrs(file, "exemplars/cells")
+    with _about("exemplars/cells"):
+        return Cells(items["exemplars/cells/centroids"], items["exemplars/cells/cell"], int(attrs["probes"]))
 
 
 def _read_closer(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> Closer | None:

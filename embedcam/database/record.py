@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..errors import DatabaseError
 from ..heatmap import Geometry
 from ..preprocess import Preprocess
+from .neighbors import Cells
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 1.0)
 # Of e: a distance times that is still a float32.
@@ -92,6 +93,7 @@ class Exemplars:
         cluster: (N,) int64.
         label: (N,) int64 into the database's label names; -1 where unknown.
         path: N names, relative to the data set.
+        cells: Of very many, for a quick search; None where an exact one is quick enough.
     """
 
     embeddings: NDArray[np.float32]
@@ -100,6 +102,7 @@ class Exemplars:
     cluster: NDArray[np.int64]
     label: NDArray[np.int64]
     path: tuple[str, ...]
+    cells: Cells | None = None
 
     def __len__(self) -> int:
         return len(self.embeddings)

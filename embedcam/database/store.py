@@ -15,7 +15,7 @@ from ..files import write_bytes
 from ..heatmap import Geometry
 from ..limits import LARGEST
 from .hdf5 import Hdf5
-from .items import CLUSTERS, ENCODING, EXEMPLARS, VERSION, fields_of, item_names, read_item, read_version
+from .items import CELLS, CLUSTERS, ENCODING, EXEMPLARS, VERSION, fields_of, item_names, read_item, read_version
 from .record import WeightDatabase
 
 if TYPE_CHECKING:
@@ -108,6 +108,11 @@ def _fill(file: h5py.File, db: WeightDatabase) -> None:
         for key in EXEMPLARS:
             _array(exemplars, key, getattr(db.exemplars, key))
         _strings(exemplars, "path", db.exemplars.path)
+        if db.exemplars.cells is not None:
+            cells = _group(file, "exemplars/cells")
+            cells.attrs["probes"] = db.exemplars.cells.probes
+            for key in CELLS:
+                _array(cells, key, getattr(db.exemplars.cells, key))
     if db.closer is not None:
         closer = _group(file, "closer")
         closer.attrs["input_size"], closer.attrs["distance_scale"] = db.closer.input_size, db.closer.distance_scale

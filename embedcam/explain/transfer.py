@@ -93,7 +93,9 @@ class Transfer:
         self.spread = max(float(np.median(self._closeness(medians))), 1e-6)
         self._clusters = Neighbors(database.centroids, database.network.metric)
         exemplars = database.exemplars
-        self._exemplars = Neighbors(exemplars.embeddings, database.network.metric) if exemplars is not None else None
+        self._exemplars = None
+        if exemplars is not None:
+            self._exemplars = Neighbors(exemplars.embeddings, database.network.metric, exemplars.cells)
 
     def find(self, embeddings: NDArray[np.float32], scale: float = 1.0) -> Found:
         """Look up embeddings.

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from embedcam.database import Closer, Exemplars, Fusion, NetworkRecord, WeightDatabase
+from embedcam.database.neighbors import Cells
 from embedcam.database.store import seal
 from embedcam.errors import DatabaseError, OutputError
 from embedcam.heatmap import Geometry
@@ -50,6 +51,7 @@ def database() -> WeightDatabase:
             cluster,
             np.array([0, 0, 0, 1, 1, 1, 1, -1]),
             tuple(f"class/{i}.jpg" for i in range(N)),
+            Cells(rng.standard_normal((2, D)).astype("f4"), np.array([0, 1] * (N // 2), dtype="i4"), 1),
         ),
         closer=Closer(
             (64, 96), 2.5, Fusion("layer3", Geometry((16.0, 8.0), (0.5, 4.0)), rng.random((C, FINE)).astype("f4"))
@@ -62,9 +64,11 @@ def assert_same(a: WeightDatabase, b: WeightDatabase) -> None:
     for name, value in vars(a).items():
         other = getattr(b, name)
         if isinstance(value, Exemplars):
-            for key, array in vars(value).items():
-                np.testing.assert_array_equal(array, getattr(other, key))
-                assert type(array) is type(getattr(other, key))
+            parts = [(value, other)] if value.cells is None else [(value, other), (value.cells, other.cells)]
+            for mine, theirs in parts:
+                for key in set(vars(mine)) - {"cells"}:
+                    np.testing.assert_array_equal(getattr(mine, key), getattr(theirs, key))
+                    assert type(getattr(mine, key)) is type(getattr(theirs, key))
         elif isinstance(value, Closer):
             assert (value.input_size, value.distance_scale) == (other.input_size, other.distance_scale)
             if value.fusion is None:
@@ -152,6 +156,8 @@ def test_the_file_is_format_1(path):
         "exemplars/top_weights": ((N, T), "float32"),
         "exemplars/cluster": ((N,), "int64"),
         "exemplars/label": ((N,), "int64"),
+        "exemplars/cells/centroids": ((2, D), "float32"),
+        "exemplars/cells/cell": ((N,), "int32"),
         "closer/fusion/weights_mean": ((C, FINE), "float32"),
     }
 
@@ -223,6 +229,8 @@ def test_a_missing_file_is_refused(tmp_path):
         (replace_item("clusters/top_weights", np.tile(np.arange(T, dtype="f4"), (C, 1))), "strongest first"),
         (replace_item("exemplars/cluster", np.full(N, C)), r"/exemplars/cluster: expected indices in 0\.\.2"),
         (replace_item("exemplars/label", np.full(N, L)), "/exemplars/label"),
+        (replace_item("exemplars/cells/cell", np.full(N, 2, "i4")), "/exemplars/cells/cell"),
+        (lambda file: file["exemplars/cells"].attrs.modify("probes", 3), "/exemplars/cells probes"),
         (lambda f: f.__delitem__("clusters/weights_std"), "/clusters/weights_std: expected a dataset, found nothing"),
         (lambda f: f["geometry"].attrs.modify("cell_stride", [0.0, 1.0]), "/geometry cell_stride"),
         (
