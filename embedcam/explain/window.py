@@ -1,0 +1,78 @@
+"""A window that shows pictures one after the other and tells which keys were pressed, by Python's own tkinter."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+_LONGEST_WAIT = 0.02  # seconds without looking at the keys
+
+
+class Window:
+    """An open window; made by `open_window`."""
+
+    def __init__(self, root: Any, label: Any) -> None:
+        self._root, self._label, self._keys = root, label, ""
+        self._photo: Any = None
+        root.bind("<Key>", lambda event: self._press(event.char.lower()))
+        root.protocol("WM_DELETE_WINDOW", lambda: self._press("q"))
+
+    def _press(self, key: str) -> None:
+        self._keys += key
+
+    def show(self, picture: NDArray[np.uint8], seconds: float = 0.0) -> str:
+        """Show a picture.
+
+        Args:
+            picture: uint8 (H, W, 3) RGB.
+            seconds: How long it stays at least, if no key is pressed.
+
+        Returns:
+            The keys that were pressed, in lower case; closing the window presses "q".
+        """
+        from PIL import ImageTk
+
+        end = time.monotonic() + seconds
+        self._photo = ImageTk.PhotoImage(Image.fromarray(picture), master=self._root)  # kept, since tkinter does not
+        self._label.configure(image=self._photo)
+        self._root.update()
+        while not self._keys and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _LONGEST_WAIT))
+            self._root.update()
+        keys, self._keys = self._keys, ""
+        return keys
+
+
+@contextlib.contextmanager
+def open_window(title: str) -> Iterator[Window | None]:
+    """Open a window; it closes with the context.
+
+    Args:
+        title: What stands above it.
+
+    Yields:
+        The window; None where there is no display, or Python was built without tkinter.
+    """
+    try:
+        import tkinter
+    except ImportError:
+        yield None
+        return
+    try:
+        root = tkinter.Tk()
+    except tkinter.TclError:
+        yield None
+        return
+    try:
+        root.title(title)
+        label = tkinter.Label(root)
+        label.pack()
+        yield Window(root, label)
+    finally:
+        root.destroy()
