@@ -1,6 +1,6 @@
 """Time `explain_files` from image files to overlays: images per second, busy cores, where time goes, peak memory.
 
-    python benchmarks/end_to_end.py [--images 1000] [--batch-size 16] [--lanes 1] [--json FILE]
+    python benchmarks/end_to_end.py [--images 1000] [--batch-size 4] [--lanes 1] [--json FILE]
     python benchmarks/end_to_end.py --net net.safetensors --db weights.h5 --data DIR ...
     python benchmarks/end_to_end.py --onnx explainer.onnx --data DIR ...
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224, help="its input")
     parser.add_argument("--data", type=Path, help="folder of real images; made ones if left out")
     parser.add_argument("--images", type=int, default=1000, help="of them; a run with a quarter of it comes first")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--lanes", type=int, default=1)
     parser.add_argument("--json", type=Path)
