@@ -107,7 +107,7 @@ def explain_stream(
         window = opened.enter_context(open_window(title)) if wanted else None
         if window is None and (out is None or show):
             raise OutputError(f"there is no display to show {source} on; write it to a file with --out FILE.mp4")
-        writer = opened.enter_context(write_video(out, video)) if out is not None else None
+        writer = None if out is None else opened.enter_context(write_video(out, video.time_base, video.rate))
         start = time.perf_counter()
         frames = _run(explainer, video, window, writer, _Painter(draw), smoothing)
         seconds = time.perf_counter() - start

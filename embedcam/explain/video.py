@@ -225,11 +225,11 @@ def newest(items: Iterable[T], video: Video) -> Generator[T, None, None]:
 class VideoWriter:
     """Writes frames into a video file; made by `write_video`."""
 
-    def __init__(self, path: Path, container: OutputContainer, video: Video) -> None:
-        self._path, self._container, self._time_base = path, container, video.time_base
-        stream = container.add_stream(container.default_video_codec, rate=video.rate, options=_ENCODING)
+    def __init__(self, path: Path, container: OutputContainer, time_base: Fraction, rate: Fraction) -> None:
+        self._path, self._container, self._time_base = path, container, time_base
+        stream = container.add_stream(container.default_video_codec, rate=rate, options=_ENCODING)
         self._stream = cast("VideoStream", stream)
-        self._stream.codec_context.time_base = video.time_base
+        self._stream.codec_context.time_base = time_base
 
     def write(self, picture: NDArray[np.uint8], pts: int) -> None:
         """Write one frame.
@@ -273,12 +273,13 @@ class VideoWriter:
 
 
 @contextlib.contextmanager
-def write_video(path: str | Path, video: Video) -> Iterator[VideoWriter]:
+def write_video(path: str | Path, time_base: Fraction, rate: Fraction = Fraction(30)) -> Iterator[VideoWriter]:
     """Write a video file, whole or not at all: it gets its name when it is finished.
 
     Args:
         path: Where to; its suffix chooses the format.
-        video: Where the frames' times come from.
+        time_base: Unit of the frames' times, in seconds.
+        rate: About how many frames a second there are.
 
     Yields:
         What to write frames with.
@@ -293,7 +294,7 @@ def write_video(path: str | Path, video: Video) -> Iterator[VideoWriter]:
         raise OutputError(f"cannot write {path}: no video format; name a file that ends in {', '.join(WRITTEN)}")
     require_writable(path)
     with locked(path), atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
-        writer = VideoWriter(path, container, video)
+        writer = VideoWriter(path, container, time_base, rate)
         yield writer
         writer.finish()
 
