@@ -81,7 +81,7 @@ def coarse_cells(points: NDArray[np.float32], metric: str, seed: int = 0) -> Cel
     enough = int(np.quantile(rank[near != own[:, None]], _RECALL, method="higher")) + 1
     if 2 * enough > count:
         return None
-    return Cells(centroids, cell, max(enough, _PROBES, count * _EXACT // (2 * points.size)))
+    return Cells(centroids, cell, min(count, max(enough, _PROBES, count * _EXACT // (2 * points.size))))
 
 
 class Neighbors:
