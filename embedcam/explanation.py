@@ -131,6 +131,35 @@ class Explanation:
 
         return [find_boxes(heatmap, threshold) for heatmap in self.heatmaps]
 
+    def plot(self, images: Any = None, *, alpha: float = 0.5, colormap: str = "turbo") -> NDArray[np.object_]:
+        """Draw the heat maps with matplotlib.
+
+        Args:
+            images: As for `overlay`, to lay them over; the maps alone if None.
+            alpha: Weight of the heat map over an image, in [0, 1].
+            colormap: Any name that the cmap library knows.
+
+        Returns:
+            (B,) matplotlib axes.
+
+        Raises:
+            DataError: If the number or kind of images does not fit.
+            MissingDependencyError: If matplotlib is not installed.
+        """
+        from .show.notebook import plot
+
+        return plot(self, images, alpha=alpha, colormap=colormap)
+
+    def _repr_html_(self) -> str:
+        from .show.notebook import explanation_html
+
+        return explanation_html(self)
+
+    def _repr_png_(self) -> bytes | None:
+        from .show.notebook import explanation_png
+
+        return explanation_png(self)
+
     def _pictures(self, images: Any) -> Sequence[NDArray[np.uint8]]:
         if hasattr(images, "detach"):
             images = images.detach().cpu().float().numpy()

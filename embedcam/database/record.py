@@ -271,6 +271,11 @@ class WeightDatabase:
             ("Made", f"{self.created} by embedcam {self.embedcam_version}, seed {self.seed}"),
         ]
 
+    def _repr_html_(self) -> str:
+        from ..show.notebook import database_html
+
+        return database_html(self)
+
     def distance_scale(self, size: tuple[int, int]) -> float:
         """Say how many times farther from their centroids images lie when looked at in another size.
 
