@@ -5,8 +5,7 @@
 The exemplars are made, of length 1. `classes` are spread as a trained network spreads them, and others of the same
 classes are looked up; with `new classes`, others of classes that no exemplar shows, as in retrieval. `uniform` has no
 structure at all, the worst there is. Where `coarse_cells` makes no cells, exact search is all there is to time. Recall
-is the share of embeddings for which exact search finds the same; bytes are the index's, which takes the place of no other
-copy of the exemplars.
+is the share of embeddings for which exact search finds the same; bytes are the index's, beside the exemplars' own.
 """
 
 from __future__ import annotations
