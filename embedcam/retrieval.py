@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from .errors import DataError, MissingDependencyError
 
-# Neighbours ranked at once: 4 million of them take some 200 MB, however many embeddings there are.
-_NEIGHBOURS_AT_ONCE = 2**22
+# Neighbours ranked at once: a quarter of a million of them take some 12 MB, however many embeddings there are.
+_NEIGHBOURS_AT_ONCE = 2**18
+# k-means needs no more embeddings than this; of more, a sample is clustered.
+_SAMPLE = 2**15
 
 
 def retrieval(
@@ -26,13 +28,15 @@ def retrieval(
     whose label no (other) reference bears scores 0, it is not dropped. References at exactly the same
     distance come in an arbitrary but fixed order.
 
+    Beside the embeddings, one copy of the references is made, 4 M D bytes.
+
     Args:
         query: (N, D) embeddings.
         query_labels: (N,) labels.
         reference: (M, D) embeddings to search; None searches the other queries (leave-one-out: a query never
             finds itself, but may find an identical twin).
         reference_labels: (M,) labels, needed with `reference`.
-        seed: Of k-means' starting centroids.
+        seed: Of k-means' starting centroids, and of its sample.
 
     Returns:
         Each in [0, 1]:
@@ -41,7 +45,8 @@ def retrieval(
         - `map_at_r`: mean over the queries of 1 / R * the sum of precision@i over those ranks i <= R that
           have the same label, where R is the number of references with the query's label.
         - `nmi`: normalised mutual information of the query labels and a k-means clustering of the queries
-          into as many clusters as labels; 1 where there is only one label.
+          into as many clusters as labels; 1 where there is only one label. Of more than 2^15 queries, a sample
+          of so many is clustered (or of as many as there are labels), and all join the nearest centroid.
 
     Raises:
         DataError: If embeddings and labels do not fit together, a value is not finite, or there is nothing
@@ -82,7 +87,8 @@ def _checked(
         raise DataError(
             f"{len(embeddings)} {role} embeddings came with labels of shape {labels.shape}; give one for each"
         )
-    broken = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    # A minimum or a maximum shows NaN and infinity, without an array of the embeddings' shape.
+    broken = np.flatnonzero(~np.isfinite([embeddings.min(axis=1), embeddings.max(axis=1)]).all(axis=0))
     if broken.size:
         raise DataError(
             f"{role} embedding {broken[0]} is not finite ({len(broken)} of {len(embeddings)} are not); "
@@ -112,15 +118,15 @@ def _ranking_scores(
 
     # faiss expands |x - y|^2, which loses its digits far from the origin; distances do not mind the shift.
     center = reference.mean(axis=0, dtype=np.float64).astype(np.float32)
-    index = faiss.IndexFlatL2(reference.shape[1])
-    index.add(reference - center)
+    centered = reference - center
 
     ranks = np.arange(1, depth + 1)
     recall, precision = 0, 0.0
     chunk = max(1, _NEIGHBOURS_AT_ONCE // (depth + 1))
     for start in range(0, len(query), chunk):
         rows = slice(start, min(start + chunk, len(query)))
-        _, found = index.search(query[rows] - center, depth + leave_one_out)
+        # Not an index, which would hold one more copy of them.
+        _, found = faiss.knn(query[rows] - center, centered, depth + leave_one_out)
         if leave_one_out:
             itself = found == np.arange(rows.start, rows.stop)[:, None]
             # Among many identical twins a query may not find itself; then it found one other too many.
@@ -145,8 +151,13 @@ def _nmi(embeddings: NDArray[np.float32], labels: NDArray[np.int64], seed: int) 
     # k-means++, since random starts (faiss.Kmeans) merge classes that are plainly apart: on 37 tight classes
     # NMI 0.97 instead of 0.99. In float64 the order in which threads add up makes no difference.
     kmeans = KMeans(len(np.unique(labels)), n_init=3, random_state=seed)
+    chosen, size = embeddings, max(_SAMPLE, kmeans.n_clusters)
+    if len(embeddings) > size:
+        chosen = embeddings[np.sort(np.random.default_rng(seed).choice(len(embeddings), size, replace=False))]
     with warnings.catch_warnings():
         # Fewer distinct embeddings than labels is a bad score, not a reason to warn.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = kmeans.fit_predict(embeddings.astype(np.float64))
+        kmeans.fit(chosen.astype(np.float64))
+    parts = (embeddings[start : start + _SAMPLE] for start in range(0, len(embeddings), _SAMPLE))
+    found = np.concatenate([kmeans.predict(part.astype(np.float64)) for part in parts])
     return float(normalized_mutual_info_score(labels, found))

@@ -3,6 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from sklearn.cluster import KMeans
 
 from embedcam import retrieval as module
 from embedcam.errors import DataError
@@ -125,6 +126,17 @@ def test_nmi_of_random_labels_is_low_and_of_coarser_clusters_as_worked_by_hand()
     # Two places, four labels: mutual information ln 2, entropies ln 4 and ln 2, so NMI = ln 2 / (1.5 ln 2).
     places = np.array([[0.0], [0.0], [0.0], [0.0], [1.0], [1.0], [1.0], [1.0]], np.float32)
     assert retrieval(places, np.array([0, 0, 1, 1, 2, 2, 3, 3]))["nmi"] == pytest.approx(2 / 3)
+
+
+def test_of_many_embeddings_a_sample_is_clustered_and_all_are_assigned(monkeypatch):
+    query, labels = clusters(count=300, spread=0.01)
+    monkeypatch.setattr(module, "_SAMPLE", 40)
+    sizes, fit = [], KMeans.fit
+    monkeypatch.setattr(KMeans, "fit", lambda self, points: sizes.append(len(points)) or fit(self, points))
+    assert retrieval(query, labels)["nmi"] == pytest.approx(1)  # which one embedding in a wrong place would spoil
+    assert sizes == [40]
+    assert 0 < retrieval(query, np.arange(300) // 6)["nmi"] < 1  # a cluster for each of the 50 labels
+    assert sizes == [40, 50]
 
 
 def test_the_same_seed_gives_the_same_bits():

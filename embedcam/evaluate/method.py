@@ -79,9 +79,10 @@ class Method:
         """
         known: dict[str, Any] = dict.fromkeys((*SCORES, "best_threshold"))
         interval: dict[str, Any] = dict.fromkeys(SCORES)
-        if self.scores.per_image()["mean_ratio"].size:
+        scores = self.scores.per_image()
+        if len(scores["iou"]):
             known |= {key: value for key, value in self.scores.result().items() if key in known}
-            interval |= _bootstrap(self.scores.per_image(), seed)
+            interval |= _bootstrap(scores, seed)
         return {
             "method": self.name,
             "default": self.default,
@@ -93,14 +94,14 @@ class Method:
         }
 
 
-def _bootstrap(scores: dict[str, NDArray[np.float64]], seed: int) -> dict[str, list[float]]:
+def _bootstrap(scores: dict[str, NDArray[Any]], seed: int) -> dict[str, list[float]]:
     """Draw the images again and again, with replacement; each draw chooses its best threshold anew."""
     generator = np.random.default_rng(seed)
-    count = len(scores["mean_ratio"])
+    count, ious = len(scores["mean_ratio"]), scores["iou"].astype(np.float64)
     drawn: dict[str, list[float]] = {key: [] for key in SCORES if key != "pixel_ap"}
     for _ in range(_RESAMPLES):
         times = np.bincount(generator.integers(count, size=count), minlength=count) / count
-        iou = times @ scores["iou"]
+        iou = times @ ious
         best = int(iou.argmax())
         drawn["mean_ratio"].append(float(times @ scores["mean_ratio"]))
         drawn["pointing"].append(float(times @ scores["pointing"]))

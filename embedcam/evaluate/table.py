@@ -13,7 +13,7 @@ from ..data.samples import Samples
 from ..database.record import WeightDatabase
 from ..errors import DataError, EmbedcamError
 from ..explain import Explainer
-from ..nets.inference import embed, tensor_batches
+from ..nets.inference import Gathered, embed, tensor_batches
 from ..nets.network import Network
 from ..preprocess import Preprocess
 from ..retrieval import retrieval
@@ -36,6 +36,10 @@ def evaluate(
     workers: int = 2,
 ) -> dict[str, Any]:
     """Score heat maps against masks, and embeddings against labels.
+
+    Without `compare`, memory grows by 4 D bytes for each image and each gallery image, another 4 D for those that are
+    searched, and some 170 bytes a method for each image that has a mask; not by anything of the size of an image or of
+    its maps. With it, 4 K bytes of every gallery image are kept too.
 
     Args:
         net: The network.
@@ -62,7 +66,7 @@ def evaluate(
     """
     explainer = Explainer(net, database, explain_size=explain_size)
     net, default = explainer.net, of_explainer(explainer)  # at the database's layer
-    known = _gallery(net, test, gallery, batch_size, strict, workers)
+    known = _gallery(net, test, gallery, batch_size, strict, workers, pooled=compare and not brief)
     methods, natives = [default, *extra], [published(net, database)]
     if compare:
         if known is None or test.labels is None:
@@ -86,7 +90,7 @@ def evaluate(
     return {
         "schema": 1,
         "rows": rows,
-        **_retrieval(embeddings, test.subset(read), known),
+        **_retrieval(embeddings, None if test.labels is None else test.labels[read], known),
         "explain_size": list(best.input_size),
         "images": len(read),
         "masks": masks,
@@ -111,10 +115,9 @@ def _pass(
 
     The embeddings are those of the first method. The reference is run beside, for each method's correlation with it.
     """
-    kept: list[NDArray[np.int64]] = []
-    embeddings: list[NDArray[np.float32]] = []
+    kept, embeddings = Gathered(len(among)), Gathered(len(among))
     masks = 0
-    some = test.subset(among)
+    some = test if len(among) == len(test) else test.subset(among)
     loaded = tensor_batches(net, some, batch_size, what, preprocess=preprocess, strict=strict, workers=workers)
     for rows, images in loaded:
         indices = among[rows]
@@ -126,23 +129,23 @@ def _pass(
         for method in methods:
             explanation = imitated if imitated is not None and method is reference else method.run(images, indices)
             if explanation.embeddings is not None and method is methods[0]:
-                embeddings.append(explanation.embeddings)
+                embeddings.add(explanation.embeddings)
             if imitated is not None:
                 method.correlate(explanation, imitated)
             if len(scored):
                 method.scores.add(explanation.heatmaps[scored], truth, ignore)
-        kept.append(indices)
-    return np.concatenate(kept), np.concatenate(embeddings), masks
+        kept.add(indices)
+    return kept.result(), embeddings.result(), masks
 
 
 def _gallery(
-    net: Network, test: Samples, gallery: Samples | None, batch_size: int, strict: bool, workers: int
+    net: Network, test: Samples, gallery: Samples | None, batch_size: int, strict: bool, workers: int, *, pooled: bool
 ) -> Gallery | None:
     if gallery is None or gallery.labels is None or test.labels is None:
         return None
-    if not set(test.labels.tolist()) <= set(gallery.labels.tolist()):
+    if not np.isin(test.labels, gallery.labels).all():
         return None
-    seen = embed(net, gallery, batch_size=batch_size, what="gallery", strict=strict, workers=workers)
+    seen = embed(net, gallery, batch_size=batch_size, what="gallery", strict=strict, workers=workers, pooled=pooled)
     return Gallery(gallery, seen)
 
 
@@ -170,13 +173,15 @@ def _masks(
     return scored, np.asarray(truth, bool).reshape(-1, *size), np.asarray(ignored, bool).reshape(-1, *size)
 
 
-def _retrieval(embeddings: NDArray[np.float32], test: Samples, gallery: Gallery | None) -> dict[str, float | None]:
+def _retrieval(
+    embeddings: NDArray[np.float32], labels: NDArray[np.int64] | None, gallery: Gallery | None
+) -> dict[str, float | None]:
     unknown: dict[str, float | None] = dict.fromkeys(("recall_at_1", "map_at_r", "nmi"))
-    if test.labels is None or (gallery is None and len(test) < 2):
+    if labels is None or (gallery is None and len(labels) < 2):
         return unknown
     if gallery is None:
-        return {**unknown, **retrieval(embeddings, test.labels)}
-    return {**unknown, **retrieval(embeddings, test.labels, gallery.seen.embeddings, gallery.labels)}
+        return {**unknown, **retrieval(embeddings, labels)}
+    return {**unknown, **retrieval(embeddings, labels, gallery.seen.embeddings, gallery.labels)}
 
 
 def default_row(result: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +28,48 @@ class Embedded:
     Attributes:
         kept: (N,) indices, in the data set, of the images that could be read.
         embeddings: (N, D) float32.
-        pooled: (N, K) float32: each channel's mean over space, if that is all the head sees; else None.
+        pooled: (N, K) float32: each channel's mean over space, if that is all the head sees and it was asked for; else
+            None.
     """
 
     kept: NDArray[np.int64]
     embeddings: NDArray[np.float32]
     pooled: NDArray[np.float32] | None
+
+
+class Gathered:
+    """Rows of numbers, gathered batch by batch in one array: a list of batches would be there twice in the end.
+
+    Args:
+        most: How many rows there can be. Those that do not come take no memory.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._count = most, 0
+        self._rows: NDArray[Any] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, rows: NDArray[Any]) -> None:
+        """Append rows.
+
+        Args:
+            rows: (B, ...), the same shape and type every time but for B.
+        """
+        if self._rows is None:
+            self._rows = np.empty((self._most, *rows.shape[1:]), rows.dtype)
+        self._rows[self._count : self._count + len(rows)] = rows
+        self._count += len(rows)
+
+    def result(self) -> NDArray[Any]:
+        """Give all rows.
+
+        Returns:
+            (N, ...), not a copy.
+        """
+        assert self._rows is not None
+        return self._rows[: self._count]
 
 
 def tensor_batches(
@@ -80,8 +117,11 @@ def embed(
     strict: bool = False,
     workers: int = 2,
     count: Callable[[int], None] | None = None,
+    pooled: bool = True,
 ) -> Embedded:
     """Embed a data set in one forward pass over it.
+
+    What is kept in memory are 4 D bytes an image, and 4 K more for pooled vectors.
 
     Args:
         net: The network; run in evaluation mode and put back.
@@ -91,6 +131,7 @@ def embed(
         strict: Raise instead of leaving an unreadable image out.
         workers: Threads that read ahead.
         count: Called with the number of images of every batch, instead of showing progress.
+        pooled: Keep pooled vectors, where there are any.
 
     Returns:
         Embeddings of the readable images, and what else the pass saw.
@@ -98,24 +139,21 @@ def embed(
     Raises:
         DataError: If no image can be read, or one cannot and `strict` is set.
     """
-    kept: list[NDArray[np.int64]] = []
-    embeddings: list[NDArray[np.float32]] = []
-    pooled: list[NDArray[np.float32]] | None = []
+    kept, embeddings = Gathered(len(samples)), Gathered(len(samples))
+    vectors = Gathered(len(samples)) if pooled else None
     with layers.evaluating(net), torch.inference_mode():
         loaded = tensor_batches(net, samples, batch_size, what, strict=strict, workers=workers, count=count)
         for indices, images in loaded:
             seen = net.activations(images)
-            kept.append(indices)
-            embeddings.append(seen.embeddings.float().cpu().numpy())
-            if pooled is not None and seen.vector is not None and is_pooled(seen.vector, seen.maps.mean(dim=(2, 3))):
-                pooled.append(seen.vector.float().cpu().numpy())
+            kept.add(indices)
+            embeddings.add(seen.embeddings.float().cpu().numpy())
+            if vectors is not None and seen.vector is not None and is_pooled(seen.vector, seen.maps.mean(dim=(2, 3))):
+                vectors.add(seen.vector.float().cpu().numpy())
             else:
-                pooled = None
-    if not kept:
+                vectors = None
+    if not len(kept):
         raise DataError(f"none of the {len(samples)} images can be read; see the warnings above")
-    return Embedded(
-        np.concatenate(kept), np.concatenate(embeddings), None if pooled is None else np.concatenate(pooled)
-    )
+    return Embedded(kept.result(), embeddings.result(), None if vectors is None else vectors.result())
 
 
 def is_pooled(vector: Tensor, means: Tensor) -> bool:

@@ -169,7 +169,8 @@ def test_per_image_scores_equal_brute_force(seed):
     per_image = localization.per_image()
     for index, image in enumerate(zip(heatmaps, masks, ignore, strict=True)):
         for name, expected in brute_force(*image).items():
-            np.testing.assert_allclose(per_image[name][index], expected, rtol=1e-12, err_msg=f"{name} {index}")
+            precision = 1e-7 if "iou" in name else 1e-12  # kept as float32
+            np.testing.assert_allclose(per_image[name][index], expected, rtol=precision, err_msg=f"{name} {index}")
 
 
 def test_result_summarises_the_per_image_scores():

@@ -11,9 +11,11 @@ from embedcam.data import load
 from embedcam.data.samples import FileSamples
 from embedcam.database import WeightDatabase
 from embedcam.errors import DatabaseError, DataError, EmbedcamError
+from embedcam.evaluate import table
 from embedcam.evaluate.table import default_row, evaluate
 from embedcam.explain import Explainer
 from embedcam.nets import EmbeddingNet
+from embedcam.nets.inference import embed
 
 
 @pytest.fixture
@@ -52,6 +54,21 @@ def test_scores_are_those_of_the_explainer_image_by_image(pair, test_images, tra
         assert rows[name]["correlation"] is None
     assert default_row(result) is rows["embedcam"]
     assert (result["schema"], result["images"], result["masks"], result["skipped"]) == (1, 12, 12, 0)
+
+
+def test_pooled_vectors_are_kept_only_where_rows_need_them(pair, test_images, training, monkeypatch):
+    net, db = pair
+    asked = []
+
+    def embedding(*args, pooled, **options):
+        asked.append(pooled)
+        return embed(*args, pooled=pooled, **options)
+
+    monkeypatch.setattr(table, "embed", embedding)
+    evaluate(net, db, test_images, training)
+    evaluate(net, db, test_images, training, compare=True, brief=True)
+    evaluate(net, db, test_images, training, compare=True)
+    assert asked == [False, False, True]
 
 
 def assert_row(row, explainer, samples):
