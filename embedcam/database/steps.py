@@ -116,11 +116,11 @@ class Build:
             return Embedded(
                 nothing, np.empty((0, self.net.dim), np.float32), np.empty((0, self.net.channels), np.float32)
             )
-        wrong = np.flatnonzero(~np.isfinite(seen.embeddings).all(axis=1))
+        wrong = np.flatnonzero(~clustering.searchable(seen.embeddings))
         if len(wrong):
             name = self.samples.ids[rows[int(seen.kept[wrong[0]])]]
             raise DataError(
-                f"the embedding of {name} is not finite (NaN or infinity); check the network and its training"
+                f"the embedding of {name} is not finite, or too long to be compared; check the network and its training"
             )
         return Embedded(seen.kept + rows.start, seen.embeddings, seen.pooled)
 
@@ -139,16 +139,16 @@ class Build:
         count = int(bounds[-1])
         if count == 0:
             raise DataError(f"none of the {len(self.samples)} images can be read; see the warnings above")
-        embeddings = Rows(self._embeddings_path, self.net.dim)
         size = max(_SAMPLE, _SAMPLE_OF_CLUSTER * self.options.clusters)
         chosen = np.arange(count)
         if count > size:
             chosen = np.sort(np.random.default_rng(self.options.seed % 2**63).choice(count, size, replace=False))
         centroids, _, _ = clustering.kmeans(
-            embeddings[chosen], self.options.clusters, self.net.metric, self.options.seed
+            self._embeddings[chosen], self.options.clusters, self.net.metric, self.options.seed
         )
         index = Neighbors(centroids, self.net.metric)
-        found = [index.nearest(embeddings[np.arange(start, end)]) for start, end in itertools.pairwise(bounds)]
+        parts = (self.shards.read("embedded", number, "embeddings") for number in range(len(self.shards)))
+        found = [index.nearest(part["embeddings"]) for part in parts]
         self.shards.write(
             "gathered",
             kept=np.concatenate(kept),
@@ -212,11 +212,8 @@ class Build:
         centroids, cluster, distance = (gathered[name] for name in ("centroids", "cluster", "distance"))
         count, counts = len(centroids), np.bincount(cluster, minlength=len(centroids))
         moments = clustering.Moments(count, net.channels)
-        own: list[dict[str, NDArray[Any]]] = []
         for number in range(len(self.shards)):  # always in this order: sums of floats depend on it
-            found = self.shards.read("weighed", number)
-            moments.merge(found.pop("sums"), found.pop("squares"))
-            own.append(found)
+            moments.merge(**self.shards.read("weighed", number, "sums", "squares"))
         mean, std = moments.result(counts)
         channels, strongest = clustering.top_channels(mean, self.options.top_k)
         look = None
@@ -231,17 +228,6 @@ class Build:
                 self.directions,
                 self.options.method,
                 **self.reading,
-            )
-        kept = None
-        if self.options.exemplars:
-            label = samples.labels if samples.labels is not None else np.full(len(samples), -1, dtype=np.int64)
-            kept = Exemplars(
-                self._embeddings[np.arange(len(samples))],
-                np.concatenate([part["channels"] for part in own]),
-                np.concatenate([part["strongest"] for part in own]),
-                cluster,
-                label,
-                tuple(samples.ids),
             )
         names = tuple(samples.names)
         return WeightDatabase(
@@ -263,9 +249,25 @@ class Build:
             label_histogram=_histogram(cluster, samples.labels, count, len(names))
             if samples.labels is not None
             else None,
-            exemplars=kept,
+            exemplars=self._exemplars() if self.options.exemplars else None,
             closer=look,
             embedcam_version=__version__,
+        )
+
+    def _exemplars(self) -> Exemplars:
+        samples, gathered = self._kept, self._gathered
+        shape = len(samples), self.options.top_k
+        channels, strongest = np.empty(shape, np.int32), np.empty(shape, np.float32)
+        for number, (start, end) in enumerate(itertools.pairwise(gathered["bounds"])):
+            found = self.shards.read("weighed", number, "channels", "strongest")
+            channels[start:end], strongest[start:end] = found["channels"], found["strongest"]
+        return Exemplars(
+            np.fromfile(self._embeddings_path, np.float32).reshape(len(samples), self.net.dim),
+            channels,
+            strongest,
+            gathered["cluster"],
+            samples.labels if samples.labels is not None else np.full(len(samples), -1, dtype=np.int64),
+            tuple(samples.ids),
         )
 
     @property
@@ -282,7 +284,8 @@ class Build:
 
     @cached_property
     def _kept(self) -> Samples:
-        return self.samples.subset(self._gathered["kept"])
+        kept = self._gathered["kept"]
+        return self.samples if len(kept) == len(self.samples) else self.samples.subset(kept)
 
     @cached_property
     def _pseudo(self) -> NDArray[np.int64]:

@@ -64,3 +64,15 @@ def test_an_anchor_from_outside_is_drawn_for_as_if_it_stood_behind_the_images():
     outside = Partners(LABELS, NAMES, pairs=9, seed=3).draw_outside(label=1, index=4)
     behind = Partners(np.append(LABELS, 1), NAMES, pairs=9, seed=3 + 4).draw(len(LABELS))
     assert all(np.array_equal(a, b) for a, b in zip(outside, behind, strict=True))
+
+
+def test_every_anchor_has_a_generator_of_its_own():
+    partners = Partners(LABELS, NAMES, pairs=6, seed=-3)
+    for index, label in enumerate(LABELS):
+        generator = np.random.Generator(np.random.Philox(key=np.array([2**64 - 3, index], dtype=np.uint64)))
+        others = np.setdiff1d(np.flatnonzero(label == LABELS), index)
+        ordered = np.argsort(LABELS, kind="stable")
+        different = ordered[LABELS[ordered] != label]
+        positives, negatives = partners.draw(index)
+        np.testing.assert_array_equal(positives, others[generator.integers(len(others), size=6)])
+        np.testing.assert_array_equal(negatives, different[generator.integers(len(different), size=6)])
