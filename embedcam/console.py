@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -188,6 +189,15 @@ def device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise EmbedcamError(f"device {name!r} cannot be used: {reason}; use --device cpu or auto") from error
+
+
+def cores() -> int:
+    """Count the cores that this process may use.
+
+    Returns:
+        At least 1.
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _INTERRUPTED = 130

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -394,8 +395,11 @@ def capture(layers: dict[str, nn.Module], *, differentiable: bool = False) -> It
         LayerError: If a layer puts out something else than one tensor, or runs twice.
     """
     grabbed: dict[str, Tensor] = {}
+    mine = threading.get_ident()
 
     def hook(name: str, output: object) -> Tensor | None:
+        if threading.get_ident() != mine:  # another thread's pass through the same layers
+            return None
         if not isinstance(output, Tensor):
             kind = type(output).__name__
             raise LayerError(f"layer {name!r} puts out {kind}, not one tensor; choose a layer inside it")

@@ -1,3 +1,6 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -295,3 +298,22 @@ def test_a_layer_that_the_result_ignores_is_no_finer_layer():
     assert layers.suggest_finer(Spare(), "last", (16, 16)) == "first"
     with pytest.raises(LayerError, match="has no layer 'middle'"):
         layers.suggest_finer(Spare(), "middle", (16, 16))
+
+
+def test_passes_of_two_threads_through_one_network_do_not_mix():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    images = [torch.full((1, 3, 8, 8), float(value)) for value in range(2)]
+    meet = threading.Barrier(2, timeout=30)
+
+    def passing(image):
+        with torch.no_grad(), layers.capture({"0": net[0]}) as grabbed:
+            meet.wait()  # both have put their hooks in
+            net(image)
+            meet.wait()
+        return grabbed["0"]
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(passing, images))
+    with torch.no_grad():
+        for image, maps in zip(images, found, strict=True):
+            torch.testing.assert_close(maps, net[0](image))
