@@ -29,7 +29,7 @@ from ..progress import counting
 from . import clusters as clustering
 from .closer import look_closer
 from .grad_weights import direction, grad_weights, weigh
-from .neighbors import Neighbors
+from .neighbors import Neighbors, coarse_cells
 from .record import Exemplars, NetworkRecord, WeightDatabase
 from .shards import Rows, Shards
 from .triplets import Partners
@@ -261,13 +261,15 @@ class Build:
         for number, (start, end) in enumerate(itertools.pairwise(gathered["bounds"])):
             found = self.shards.read("weighed", number, "channels", "strongest")
             channels[start:end], strongest[start:end] = found["channels"], found["strongest"]
+        embeddings = np.fromfile(self._embeddings_path, np.float32).reshape(len(samples), self.net.dim)
         return Exemplars(
-            np.fromfile(self._embeddings_path, np.float32).reshape(len(samples), self.net.dim),
+            embeddings,
             channels,
             strongest,
             gathered["cluster"],
             samples.labels if samples.labels is not None else np.full(len(samples), -1, dtype=np.int64),
             tuple(samples.ids),
+            coarse_cells(embeddings, self.net.metric, self.options.seed),
         )
 
     @property

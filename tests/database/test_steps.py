@@ -9,6 +9,7 @@ import embedcam
 from embedcam.data import load
 from embedcam.database import build as building
 from embedcam.database import shards, steps
+from embedcam.database.neighbors import Cells
 from embedcam.errors import DatabaseError, DataError, OutputError
 from embedcam.locks import locked
 from embedcam.nets import EmbeddingNet
@@ -178,3 +179,13 @@ def test_a_dead_process_ends_the_run_with_a_state_to_resume(net, folder, tmp_pat
     assert done.returncode == 0, done.stderr
     assert embedcam.WeightDatabase.load(tmp_path / "a.h5").counts.sum() == 18
     assert not (tmp_path / "a.h5.parts").exists()
+
+
+def test_very_many_exemplars_are_parted_into_cells(net, folder, monkeypatch, tmp_path):
+    made = Cells(np.zeros((2, 8), np.float32), np.arange(18, dtype=np.int32) % 2, 1)
+    given = []
+    monkeypatch.setattr(steps, "coarse_cells", lambda *arguments: given.append(arguments) or made)
+    db = building.build_file(net, f"folder:{folder}", tmp_path / "a.h5", **OPTIONS)
+    np.testing.assert_array_equal(given[0][0], db.exemplars.embeddings)
+    assert given[0][1:] == ("cosine", 0)
+    np.testing.assert_array_equal(embedcam.WeightDatabase.load(tmp_path / "a.h5").exemplars.cells.cell, made.cell)
