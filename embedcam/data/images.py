@@ -6,7 +6,7 @@ import contextlib
 import functools
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,10 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_THEIR_SIDE = (5, 6, 7, 8)
+
+# Pixels of a strip, where a picture is worked on in strips.
+_STRIP = 2**20
 
 # Whites in use for pictures of more than 8 bits (and floats), whose files rarely say which one is meant.
 _WHITES = (1, 255, 1023, 4095, 16383, 65535)
@@ -79,7 +83,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         if image.format == "TIFF":  # turns itself when it is decoded, after which its size is sure
             image.load()
         width, height = image.size
-        return (height, width) if _orientation(image) >= 5 else (width, height)
+        return (height, width) if _orientation(image) in _ON_THEIR_SIDE else (width, height)
 
 
 def read_mask(
@@ -111,6 +115,8 @@ def read_mask(
         if threshold is not None:
             mask = np.asarray(image.convert("L")) > threshold
         elif value is not None:
+            if len(image.getbands()) > 1:
+                raise ValueError(f"a mask of classes has one number a pixel, this has {'+'.join(image.getbands())}")
             mask = np.asarray(image) == value
         else:
             mask = _non_zero(image)
@@ -201,22 +207,46 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Cut a picture into strips, so that working on it takes little more memory than it does: the first row of each."""
+    height = max(1, _STRIP // image.width)
+    for top in range(0, image.height, height):
+        yield top, image.crop((0, top, image.width, min(top + height, image.height)))
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
-        image = _to_8_bit(image)
+        convert = _to_8_bit(image)
     elif image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+        convert = _on_white
+    else:
+        return image.convert("RGB")
+    picture = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        picture.paste(convert(strip), (0, top))
+    return picture
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.float64)
-    finite = values[np.isfinite(values)]
-    largest, black = (float(finite.max()), min(0.0, float(finite.min()))) if finite.size else (1.0, 0.0)
+def _on_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def _to_8_bit(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """Find black and white of a picture of more than 8 bits: what turns its strips into 8."""
+    ends = [0.0]
+    for _, strip in _strips(image):
+        values = np.asarray(strip)
+        values = values[np.isfinite(values)]
+        ends += [float(values.min()), float(values.max())] if values.size else []
+    black, largest = min(ends), max(ends)
     white = next((white for white in _WHITES if largest <= white), largest)
-    values = np.nan_to_num(values, nan=black, posinf=white, neginf=black)
-    return Image.fromarray(np.rint((values - black) * (255.0 / (white - black))).astype(np.uint8))
+
+    def convert(strip: Image.Image) -> Image.Image:
+        values = np.nan_to_num(np.asarray(strip).astype(np.float64), nan=black, posinf=white, neginf=black)
+        return Image.fromarray(np.rint((values - black) * (255.0 / (white - black))).astype(np.uint8))
+
+    return convert
 
 
 def _non_zero(image: Image.Image) -> NDArray[np.bool_]:
@@ -224,6 +254,8 @@ def _non_zero(image: Image.Image) -> NDArray[np.bool_]:
     if len(image.getbands()) == 1:
         mask = np.asarray(image) != 0
         return mask
-    pixels = np.asarray(image.convert("RGBA"))
-    mask = pixels[..., :3].any(axis=-1) & (pixels[..., 3] > 0)
+    mask = np.empty((image.height, image.width), dtype=bool)
+    for top, strip in _strips(image):
+        pixels = np.asarray(strip.convert("RGBA"))
+        mask[top : top + len(pixels)] = pixels[..., :3].any(axis=-1) & (pixels[..., 3] > 0)
     return mask

@@ -211,6 +211,7 @@ def _session(model: bytes, providers: Sequence[str] | None, threads: int) -> onn
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # what it warns of is the exporter's affair
     try:
-        return onnxruntime.InferenceSession(model, options, providers=wanted)
+        # Of its own accord it would print what failed, and try once more on the processor.
+        return onnxruntime.InferenceSession(model, options, providers=wanted, enable_fallback=0)
     except Exception as error:  # onnxruntime has a type of its own for every kind of damage
         raise NetworkError(f"onnxruntime cannot run it: {' '.join(str(error).split())}") from error

@@ -181,7 +181,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise types of their own for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).splitlines()[0].split()) if str(error) else type(error).__name__
         raise NetworkError(f"cannot read weights from {path}: {reason}; it must be a state dict of tensors") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise NetworkError(f"{path} does not hold a state dict of tensors; save `model.state_dict()` instead")

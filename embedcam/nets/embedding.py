@@ -215,7 +215,8 @@ class EmbeddingNet(Network):
             self.preprocess = usable(Preprocess(**{**saved["preprocess"], "input_size": self.preprocess.input_size}))
         except (RuntimeError, TypeError, ValueError) as error:
             raise NetworkError(
-                f"{path} does not match its own configuration: {error}; train or export the network again"
+                f"{path} does not match its own configuration: {' '.join(str(error).split())}; "
+                "train or export the network again"
             ) from error
 
 
@@ -254,7 +255,8 @@ def _read_config(path: Path) -> dict[str, Any] | None:
             text = (file.metadata() or {}).get(_KEY)
     except Exception as error:  # safetensors raises a type of its own
         raise NetworkError(
-            f"{path} is not a readable safetensors file: {error}; it may be damaged, copy or train it again"
+            f"{path} is not a readable safetensors file: {' '.join(str(error).split())}; "
+            "it may be damaged, copy or train it again"
         ) from error
     if text is None:
         return None

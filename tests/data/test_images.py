@@ -189,6 +189,43 @@ def test_damaged_exif_does_not_make_a_picture_unreadable(tmp_path):
     assert image_size(path) == (4, 2)
 
 
+@pytest.mark.parametrize("orientation", [0, 9, 14, 65535])
+def test_an_orientation_that_is_none_turns_nothing(tmp_path, orientation):
+    data = Image.Exif()
+    data[0x0112] = orientation
+    path = saved(tmp_path / "a.jpg", Image.new("RGB", (8, 5)), exif=data)
+    assert image_size(path) == read_image(path).size == (8, 5)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "I;16", "F", "P"])
+def test_working_in_strips_changes_nothing(tmp_path, monkeypatch, mode):
+    rng = np.random.default_rng(0)
+    kinds = {"RGBA": (23, 17, 4), "LA": (23, 17, 2), "PA": (23, 17, 2)}
+    values = rng.integers(0, 256, kinds.get(mode, (23, 17)), dtype=np.uint8)
+    if mode == "I;16":
+        picture = Image.fromarray(values.astype(np.uint16) * 200)
+    elif mode == "F":
+        picture = Image.fromarray(np.where(values > 9, values.astype(np.float32) - 99, np.nan))
+    elif mode in ("P", "PA"):
+        picture = Image.fromarray(values[..., 0] if mode == "PA" else values).convert("P")
+    else:
+        picture = Image.fromarray(values)
+    options = {"transparency": 3} if mode in ("P", "PA") else {}
+    path = saved(tmp_path / ("a.tif" if mode == "F" else "a.png"), picture, **options)
+    whole, mask = read(path), read_mask(path, (17, 23), empty_ok=True)
+
+    monkeypatch.setattr(images, "_STRIP", 40)  # 2 rows
+
+    np.testing.assert_array_equal(read(path), whole)
+    np.testing.assert_array_equal(read_mask(path, (17, 23), empty_ok=True), mask)
+
+
+def test_a_mask_of_classes_has_one_number_a_pixel(tmp_path):
+    path = saved(tmp_path / "a.png", Image.new("RGB", (4, 4), "white"))
+    with pytest.raises(DataError, match=r"a\.png: a mask of classes has one number a pixel, this has R\+G\+B"):
+        read_mask(path, (4, 4), value=255)
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"no such file: .*gone\.jpg"):
         read_image(tmp_path / "gone.jpg")
