@@ -4,8 +4,8 @@
 
 Each figure is of a process of its own. The pictures, 16 x 16 pixels in 200 classes, are computed from their numbers, so
 that only what embedcam keeps grows; the network is `tiny` with 16 dimensions. `evaluate` has as many training images as
-test images, every tenth of them with a mask. `x smallest` is the peak beside that of the smallest size; `grown MB` is how much more is
-resident at the end than after the first 50 explanations (Linux).
+test images, every tenth of them with a mask. `x smallest` is the peak beside that of the smallest size; `grown MB` is
+how much more is resident at the end than after the first 50 explanations (Linux).
 """
 
 from __future__ import annotations
