@@ -1,0 +1,193 @@
+"""What is spoiled, and what a program would do with it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mutations
+import numpy as np
+from PIL import Image
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of file.
+
+    Attributes:
+        seeds: Makes whole files.
+        spoils: Ways to spoil them.
+        seal: Puts a true checksum on a spoiled file.
+        use: Does with a file what the package does with it.
+        suffix: Of its name.
+    """
+
+    seeds: Callable[[], list[bytes]]
+    spoils: tuple[mutations.Spoil, ...]
+    use: Callable[[Path], Any]
+    suffix: str
+    seal: Callable[[bytes], bytes] = bytes
+
+    def input(self, rng: np.random.Generator) -> bytes:
+        """Make one spoiled file."""
+        content = mutations.pick(rng, self.spoils)(rng, mutations.pick(rng, self.seeds()))
+        # Now and then the checksum is left out, or wrong.
+        return self.seal(content) if rng.integers(8) else content
+
+
+@functools.cache
+def golden(name: str, checksum: int = 0) -> list[bytes]:
+    content = (GOLDEN / name).read_bytes()
+    return [content[: len(content) - checksum]]
+
+
+def use_database(path: Path) -> None:
+    import embedcam
+    from embedcam.database.verify import verify
+
+    verify(path)
+    db = embedcam.WeightDatabase.load(path)
+    db.facts()
+    db.typicality(np.zeros(db.clusters, int), np.linspace(0, 2, db.clusters).astype(np.float32))
+    db.anomaly(np.ones(1, np.float32))
+    for cluster in range(min(db.clusters, 10)):
+        db.labels_of(cluster)
+    explanation = embedcam.Explainer(_network(), db)(_picture((32, 32)))
+    assert np.isfinite(explanation.heatmaps).all()
+
+
+def use_network(path: Path) -> None:
+    import torch
+
+    import embedcam
+
+    net = embedcam.EmbeddingNet.load(path)
+    with torch.inference_mode():
+        net.activations(torch.from_numpy(_picture((32, 32))))
+    net.sha256()
+
+
+def use_onnx(path: Path) -> None:
+    import embedcam
+
+    explainer = embedcam.OnnxExplainer(path, threads=1)
+    size = tuple(min(side, 256) for side in explainer.preprocess.input_size)
+    explanation = explainer(_picture(size))
+    assert 0 <= explanation.heatmaps.min() <= explanation.heatmaps.max() <= 1
+    for cluster in explanation.clusters:
+        explainer.labels_of(int(cluster))
+
+
+def use_image(path: Path) -> None:
+    from embedcam.data.images import image_size, read_image, read_mask
+    from embedcam.errors import DataError
+
+    size = image_size(path)
+    image = read_image(path)
+    assert image.mode == "RGB"
+    assert image.size == size
+    for options in ({}, {"threshold": 99}, {"value": 3}):
+        with contextlib.suppress(DataError):  # a mask of several numbers a pixel has no value
+            read_mask(path, size, empty_ok=True, **options)
+
+
+@functools.cache
+def _network() -> Any:
+    import embedcam
+
+    return embedcam.EmbeddingNet.load(GOLDEN / "net-1.safetensors")
+
+
+def _picture(size: tuple[int, int]) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
+
+
+def _encoded(form: str, *modes: str, **options: Any) -> list[bytes]:
+    """Small pictures of several modes, with an orientation."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    pixels[5:15, 4:12] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = []
+    for mode in modes:
+        wide = mode in ("I;16", "I", "F")
+        grey = pixels[..., 0].astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]) * 200 if wide else None
+        picture = Image.fromarray(grey) if wide else Image.fromarray(pixels).convert(mode)
+        buffer = io.BytesIO()
+        picture.save(buffer, form, **options, **({} if form in ("GIF", "BMP", "PPM") else {"exif": exif}))
+        files.append(buffer.getvalue())
+    return files
+
+
+@functools.cache
+def pictures(form: str) -> list[bytes]:
+    few = [Image.new("P", (24, 20), color) for color in range(3)]
+    match form:
+        case "PNG":
+            return [*_encoded("PNG", "RGB", "RGBA", "LA", "P", "1", "I;16"), *_encoded("PNG", "RGB", save_all=True)]
+        case "JPEG":
+            return [*_encoded("JPEG", "RGB", "L", "CMYK"), *_encoded("JPEG", "RGB", progressive=True)]
+        case "GIF":
+            return [*_encoded("GIF", "P", "L"), *_encoded("GIF", "P", save_all=True, append_images=few)]
+        case "TIFF":
+            packed = [_encoded("TIFF", "RGB", compression=name) for name in ("tiff_lzw", "jpeg", "tiff_deflate")]
+            return sum(packed, _encoded("TIFF", "RGB", "RGBA", "P", "1", "CMYK", "I;16", "F"))
+        case "WEBP":
+            return [*_encoded("WEBP", "RGB", "RGBA"), *_encoded("WEBP", "RGB", lossless=True)]
+        case _:
+            return [*_encoded("BMP", "RGB", "P"), *_encoded("PPM", "RGB", "L")]
+
+
+def _seal_database(content: bytes) -> bytes:
+    from embedcam.database.store import seal
+
+    return seal(content)
+
+
+def _seal_onnx(content: bytes) -> bytes:
+    from embedcam.explain.onnx import with_checksum
+
+    return with_checksum(content)
+
+
+def _image(form: str, *more: mutations.Spoil) -> Target:
+    return Target(lambda: pictures(form), (mutations.spoil_bytes, *more), use_image, f".{form.lower()}")
+
+
+TRAILER = len("\nembedcam-sha256:") + 64
+ONNX_TRAILER = 2 + 2 + 15 + 2 + 64
+TARGETS = {
+    "database": Target(
+        lambda: golden("weights-1.0.0.h5", TRAILER),
+        (mutations.spoil_bytes, mutations.spoil_hdf5, mutations.spoil_hdf5, mutations.spoil_bomb),
+        use_database,
+        ".h5",
+        _seal_database,
+    ),
+    "network": Target(
+        lambda: golden("net-1.safetensors"),
+        (mutations.spoil_bytes, mutations.spoil_safetensors),
+        use_network,
+        ".safetensors",
+    ),
+    "onnx": Target(
+        lambda: golden("explainer-1.onnx", ONNX_TRAILER),
+        (mutations.spoil_bytes, mutations.spoil_onnx, mutations.spoil_onnx),
+        use_onnx,
+        ".onnx",
+        _seal_onnx,
+    ),
+    "png": _image("PNG", mutations.spoil_png, mutations.spoil_png),
+    "jpeg": _image("JPEG"),
+    "gif": _image("GIF"),
+    "tiff": _image("TIFF"),
+    "webp": _image("WEBP"),
+    "bmp, ppm": _image("other"),
+}
