@@ -102,6 +102,54 @@ def test_placing_never_leaves_the_range_of_the_map(cells, pixels, stride, first)
     assert placed.max() <= maps.max() + 1e-6
 
 
+def bilinear(values, position):
+    """The value between cells at a fractional (row, column), written out; beyond the ends that of the last cell."""
+    (height, width), found = values.shape, 0.0
+    row, column = (min(max(at, 0.0), end - 1.0) for at, end in zip(position, (height, width), strict=True))
+    for i in range(height):
+        for j in range(width):
+            found += values[i, j] * max(0.0, 1 - abs(i - row)) * max(0.0, 1 - abs(j - column))
+    return found
+
+
+SIDES = st.tuples(st.integers(1, 5), st.integers(1, 5))
+PLACES = st.builds(
+    Geometry,
+    st.tuples(st.floats(0.5, 20), st.floats(0.5, 20)),
+    st.tuples(st.floats(-20, 20), st.floats(-20, 20)),
+)
+
+
+@given(SIDES, SIDES, PLACES, PLACES, st.integers(0, 2**32 - 1))
+def test_every_value_is_the_bilinear_one_at_its_place(cells, size, geometry, onto, seed):
+    maps = np.random.default_rng(seed).standard_normal((2, *cells))
+    found = place(maps, geometry, size, onto=onto)
+
+    for b, i, j in np.ndindex(2, *size):
+        position = [
+            (onto.first_cell_center[axis] + at * onto.cell_stride[axis] - geometry.first_cell_center[axis])
+            / geometry.cell_stride[axis]
+            for axis, at in enumerate((i, j))
+        ]
+        # The matrices are float32, and a place is worked out with the error of one.
+        assert found[b, i, j] == pytest.approx(bilinear(maps[b], position), abs=1e-5)
+
+
+@given(st.integers(0, 3), st.integers(1, 6), SIDES, st.booleans(), st.integers(0, 2**32 - 1))
+def test_combining_is_the_sum_over_channels_written_out(batch, count, side, chosen, seed):
+    rng = np.random.default_rng(seed)
+    maps = rng.standard_normal((batch, count, *side))
+    top = int(rng.integers(1, count + 1)) if chosen else count
+    weights = rng.standard_normal((batch, top))
+    channels = rng.integers(0, count, (batch, top)) if chosen else None  # one may come twice
+    found = combine(maps, weights, channels)
+
+    assert found.shape == (batch, *side)
+    for b, i, j in np.ndindex(batch, *side):
+        total = sum(weights[b, t] * maps[b, t if channels is None else channels[b, t], i, j] for t in range(top))
+        assert found[b, i, j] == pytest.approx(max(total, 0.0), abs=1e-9)
+
+
 def test_maps_are_placed_onto_the_cells_of_another_map():
     # Cells at 4 and 12 onto cells at 2, 6, 10, 14: the outermost are beyond the centres.
     coarse = np.array([[[0.0, 1.0], [0.0, 1.0]]], dtype=np.float32)

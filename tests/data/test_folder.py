@@ -1,8 +1,13 @@
 import logging
 import shutil
+import tempfile
+import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from embedcam.data.folder import folder
@@ -54,6 +59,40 @@ def test_split_does_not_depend_on_where_the_folder_lies(animals, tmp_path):
     as_image_folder = tmp_path / "image_folder"
     shutil.copytree(animals / "images", as_image_folder)
     assert folder(animals).ids == folder(moved).ids == folder(as_image_folder).ids
+
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\\0", exclude_categories=["Cc", "Cs"]), min_size=1)
+NAMES = NAMES.map(lambda name: unicodedata.normalize("NFC", name)).filter(lambda name: 0 < len(name.encode()) < 100)
+NAMES = NAMES.filter(lambda name: not name.startswith("."))
+TREES = st.dictionaries(NAMES, st.lists(NAMES, max_size=6, unique=True), min_size=1, max_size=4)
+
+
+@given(TREES)
+@settings(deadline=None, max_examples=50)
+def test_any_tree_of_names_is_listed_once_sorted_and_split_without_overlap(tree):
+    with tempfile.TemporaryDirectory() as root:
+        for name, files in tree.items():
+            for file in files:
+                (Path(root) / "images" / name).mkdir(parents=True, exist_ok=True)
+                (Path(root) / "images" / name / f"{file}.png").touch()
+        wanted = sorted(name for name, files in tree.items() if files)
+        if not wanted:
+            with pytest.raises(DataError, match="no pictures"):
+                folder(root, "all")
+            return
+        samples = folder(root, "all")
+        assert samples.names == tuple(wanted)
+        assert list(samples.ids) == [
+            f"{name}/{file}" for name in wanted for file in sorted(f"{f}.png" for f in tree[name])
+        ]
+        assert [samples.names[label] for label in samples.labels] == [id.split("/")[0] for id in samples.ids]
+        parts = []
+        for split in ("train", "test"):
+            try:
+                parts += folder(root, split).ids
+            except DataError as error:  # too few pictures for two parts
+                assert "is empty" in str(error)
+        assert sorted(parts) == sorted(samples.ids)
 
 
 def test_masks_and_ignore_masks_are_found_by_stem(animals):

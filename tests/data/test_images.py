@@ -1,9 +1,16 @@
+import contextlib
+import io
 import struct
+import tempfile
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageOps
 
 from embedcam.data import images
@@ -187,6 +194,59 @@ def test_damaged_exif_does_not_make_a_picture_unreadable(tmp_path):
     path = saved(tmp_path / "a.png", Image.fromarray(PIXELS), exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
     np.testing.assert_array_equal(read(path), PIXELS)
     assert image_size(path) == (4, 2)
+
+
+SIDES = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+def in_file(content, read):
+    """Read bytes as a file, where a fixture's folder would be shared by all examples."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "a").write_bytes(content)
+        return read(Path(folder) / "a")
+
+
+def encoded(pixels, form="png", **options):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+@given(SIDES.flatmap(lambda side: arrays.arrays("u1", (*side, 3))), st.sampled_from(["png", "bmp", "ppm", "tiff"]))
+@settings(deadline=None, max_examples=40)
+def test_any_colours_come_back_as_they_were(pixels, form):
+    content = encoded(pixels, form)
+    np.testing.assert_array_equal(in_file(content, read_image), pixels)
+    assert in_file(content, image_size) == pixels.shape[1::-1]
+
+
+@given(SIDES.flatmap(lambda side: arrays.arrays("u1", (*side, 4))))
+@settings(deadline=None, max_examples=40)
+def test_any_transparency_is_laid_on_white(pixels):
+    colour, alpha = pixels[..., :3].astype(float), pixels[..., 3:] / 255
+    found = np.asarray(in_file(encoded(pixels), read_image), dtype=float)
+    np.testing.assert_allclose(found, colour * alpha + 255 * (1 - alpha), atol=1.01)
+
+
+@given(SIDES.flatmap(lambda side: arrays.arrays("u2", side)))
+@settings(deadline=None, max_examples=40)
+def test_any_16_bit_picture_keeps_its_order(pixels):
+    found = np.asarray(in_file(encoded(pixels), read_image))
+    assert (found[..., 0] == found[..., 2]).all()
+    order = np.argsort(pixels.ravel(), kind="stable")
+    assert (np.diff(found[..., 0].ravel()[order].astype(int)) >= 0).all()
+    assert found[pixels == 0].max(initial=0) == 0
+
+
+@given(
+    st.binary(max_size=200),
+    st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"II*\0\x08\0\0\0"]),
+)
+@settings(deadline=None, max_examples=60)
+def test_any_bytes_are_a_picture_or_an_error(content, start):
+    for use in (read_image, image_size, lambda path: read_mask(path, (1, 1), value=1)):
+        with contextlib.suppress(DataError):
+            in_file(start + content, use)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 14, 65535])
