@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import base64
+import io
+import zlib
 from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+# Overlays repeat nothing but runs: looking for more takes several times as long and saves no bytes.
+_HOW = {"PNG": {"compress_type": zlib.Z_RLE}, "JPEG": {}}
 # Few, and known by name: they are drawn in the browser too.
 Colormap = Literal["turbo", "viridis", "inferno", "magma", "cividis", "jet", "gray"]
 
@@ -161,3 +166,18 @@ def text(content: bytes) -> str:
         Base64.
     """
     return base64.b64encode(content).decode()
+
+
+def file_of(picture: NDArray[np.uint8] | NDArray[np.uint16], kind: Literal["PNG", "JPEG"]) -> bytes:
+    """Write a picture into memory.
+
+    Args:
+        picture: uint8 (H, W, 3), or uint16 (H, W) for a PNG.
+        kind: Of file.
+
+    Returns:
+        The file's bytes.
+    """
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind, **_HOW[kind])
+    return file.getvalue()

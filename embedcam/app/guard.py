@@ -106,7 +106,7 @@ class Guard:
         if request.method == "POST" and request.url.path == "/login":
             return await self._login(request)
         kind, _, given = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and self._is_token(given):
+        if kind.lower() == "bearer" and self._is_token(given.encode("latin-1")):
             return None
         if secrets.compare_digest(request.cookies.get(_COOKIE, "").encode(), self._pass.encode()):
             return None
@@ -127,7 +127,7 @@ class Guard:
             if len(body) > _LONGEST_FORM:
                 raise Refused(413, "this is longer than any token; send the token alone")
         given = parse_qs(body.decode(errors="replace")).get("token", [""])[0]
-        if not self._is_token(given):
+        if not self._is_token(given.encode()):
             page = (STATIC / "login.html").read_text()
             return HTMLResponse(page.replace(" hidden>", ">"), 401)  # it says that this was wrong
         answer = RedirectResponse("./", 303)
@@ -135,9 +135,9 @@ class Guard:
         answer.set_cookie(_COOKIE, self._pass, httponly=True, samesite="strict", secure=secure)
         return answer
 
-    def _is_token(self, given: str) -> bool:
+    def _is_token(self, given: bytes) -> bool:
         assert self._token is not None
-        return secrets.compare_digest(given.strip().encode(), self._token)
+        return secrets.compare_digest(given.strip(), self._token)
 
 
 def address(request: Request) -> str:

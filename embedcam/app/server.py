@@ -202,10 +202,12 @@ def serve(
 def _listening(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(where[:2], family=family)
-    except OSError as error:
+        # Looking up a name takes the port modulo 65536.
+        return socket.create_server((where[0], port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise EmbedcamError(
-            f"cannot listen at {host}, port {port}: {error.strerror or error}; choose another --port or --host"
+            f"cannot listen at {host}, port {port}: {reason}; choose another --port or --host"
         ) from error
 
 
@@ -246,7 +248,9 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        found = [f"{item['loc'][-1]}: {item['msg']}, got {item['input']!r}" for item in error.errors()]
+        found = [
+            f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}, got {item['input']!r}" for item in error.errors()
+        ]
         return refusal(Refused(422, f"{'; '.join(found)}; see /docs"))
 
     @app.exception_handler(ClientDisconnect)

@@ -21,9 +21,9 @@ from ..explanation import Explanation
 from ..show import Box, colorize, draw_boxes
 from ..show.overlay import overlay
 from . import answers
-from .answers import Channel, Colormap, Compared, Explained, Info, Levels, Wanted, text
+from .answers import Channel, Colormap, Compared, Explained, Info, Levels, Wanted, file_of, text
 from .limits import Limits
-from .training_images import TrainingImages, file_of
+from .training_images import TrainingImages
 from .uploads import Upload
 
 if TYPE_CHECKING:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..data import load
 from ..database.record import WeightDatabase
 from ..errors import DataError
 from ..explain.drawing import bounded
-from .answers import LooksLike
+from .answers import LooksLike, file_of
 from .limits import Refused
 
 _MOST, _SIDE, _KEPT = 8, 192, 512
@@ -100,18 +98,3 @@ class TrainingImages:
         assert self._samples is not None
         picture = self._samples.image(self._rows[self._exemplars.path[number]])
         return file_of(bounded(picture, _SIDE), "JPEG")
-
-
-def file_of(picture: NDArray[np.uint8] | NDArray[np.uint16], kind: str) -> bytes:
-    """Write a picture into memory.
-
-    Args:
-        picture: uint8 (H, W, 3), or uint16 (H, W).
-        kind: "PNG" or "JPEG".
-
-    Returns:
-        The file's bytes.
-    """
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, kind)
-    return file.getvalue()

@@ -1,0 +1,158 @@
+"""Many requests at once, and the server as a process."""
+
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from embedcam.app import create_app, serve
+from embedcam.app.limits import Limits
+from embedcam.errors import EmbedcamError
+
+
+def send(address, content, path="/explain"):
+    """Post a picture over a connection of its own; gives status, headers and body."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=120)
+    connection.request("POST", path, content, {"Content-Type": "image/png"})
+    answer = connection.getresponse()
+    found = answer.status, dict(answer.headers), answer.read()
+    connection.close()
+    return found
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_of_200_requests_at_once_none_is_lost(explainer, running, encoded, picture, jobs):
+    """With several jobs, forward passes of a torch network must still not meet: their maps would be mixed up."""
+    files = [encoded(picture(seed=seed)) for seed in range(10)]
+    with running(create_app(explainer, limits=Limits(jobs=jobs))) as address, ThreadPoolExecutor(200) as many:
+        alone = [send(address, file) for file in files]
+        assert {status for status, _, _ in alone} == {200}
+        assert len({body for _, _, body in alone}) == 10
+        found = list(many.map(lambda number: send(address, files[number % 10]), range(200)))
+    assert [(status, body) for status, _, body in found] == [(200, alone[n % 10][2]) for n in range(200)]
+
+
+def test_beyond_the_queue_requests_are_sent_away_and_the_rest_is_answered(explainer, running, file, monkeypatch):
+    go_on, explain = threading.Event(), type(explainer).__call__
+
+    def held(self, images):
+        go_on.wait(60)
+        return explain(self, images)
+
+    with running(create_app(explainer, limits=Limits(queue=5))) as address, ThreadPoolExecutor(8) as many:
+        monkeypatch.setattr(type(explainer), "__call__", held)
+        sent = [many.submit(send, address, file) for _ in range(8)]
+        done = iter_done(sent, 3)
+        assert [status for status, _, _ in done] == [503] * 3
+        assert all(headers["retry-after"] == "2" for _, headers, _ in done)
+        assert json.loads(done[0][2]) == {"error": "5 requests are waiting already; try again in a few seconds"}
+        go_on.set()
+        assert sorted(future.result()[0] for future in sent) == [200] * 5 + [503] * 3
+
+
+def iter_done(futures, count):
+    """Wait until so many are done."""
+    import concurrent.futures
+
+    found = []
+    for future in concurrent.futures.as_completed(futures, timeout=60):
+        found.append(future.result())
+        if len(found) == count:
+            return found
+    raise AssertionError("fewer were done")
+
+
+def test_who_goes_away_before_the_turn_is_not_computed_for(explainer, running, file, monkeypatch):
+    go_on, explain, explained = threading.Event(), type(explainer).__call__, []
+
+    def held(self, images):
+        explained.append(1)
+        go_on.wait(60)
+        return explain(self, images)
+
+    with running(create_app(explainer)) as address, ThreadPoolExecutor(1) as one:
+        monkeypatch.setattr(type(explainer), "__call__", held)
+        sent = one.submit(send, address, file)
+        while not explained:
+            pass
+        host, port = address.removeprefix("http://").split(":")
+        for _ in range(8):  # more than are read ahead
+            with socket.create_connection((host, int(port))) as gone:
+                gone.sendall(b"POST /explain HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(file) + file)
+        go_on.set()
+        assert sent.result()[0] == 200
+        assert send(address, file)[0] == 200
+    assert len(explained) < 2 + 8
+
+
+def test_the_server_starts_says_where_and_ends_when_it_is_interrupted(trained):
+    code = (
+        "import sys\n"
+        "from embedcam import progress\n"
+        "from embedcam.app import serve\n"
+        "from embedcam.explain import Explainer\n"
+        "from embedcam.nets import EmbeddingNet\n"
+        "progress.show()\n"
+        "serve(Explainer(EmbeddingNet.load(sys.argv[1]), sys.argv[2]), port=0)\n"
+        "print('ended')"
+    )
+    command = [sys.executable, "-c", code, str(trained / "net.safetensors"), str(trained / "weights.h5")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = process.stderr.readline()
+        assert said.startswith("serving at http://127.0.0.1:")
+        with urllib.request.urlopen(said.split()[2] + "/info") as answer:
+            assert json.load(answer)["about"] == "tiny, 4 clusters of 18 training images"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("ended\n", "")
+    assert process.returncode == 0
+
+
+def test_an_address_that_is_taken_or_not_there_is_an_error(explainer):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(EmbedcamError, match=rf"cannot listen at 127.0.0.1, port {port}: .*; choose another --port"):
+            serve(explainer, port=port)
+    with pytest.raises(EmbedcamError, match=r"cannot listen at no.such.host.invalid, port 7860"):
+        serve(explainer, "no.such.host.invalid")
+    with pytest.raises(EmbedcamError, match=r"cannot listen at 127.0.0.1, port 70000"):
+        serve(explainer, port=70000)
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "warned"), [("0.0.0.0", None, True), ("0.0.0.0", "t", False), ("127.0.0.1", None, False)]
+)
+def test_a_server_open_to_everyone_is_warned_of(explainer, monkeypatch, caplog, host, token, warned):
+    apps = []
+    monkeypatch.setattr("embedcam.app.server.uvicorn.Server.run", lambda self, _: apps.append(self.config.app))
+    serve(explainer, host, 0, token=token)
+    assert ("everyone who reaches" in caplog.text) is warned
+    assert len(apps) == 1
+
+
+def test_a_missing_library_is_named():
+    code = (
+        "import sys\n"
+        "sys.modules['fastapi_offline'] = None\n"
+        "import embedcam\n"
+        "try: import embedcam.app\n"
+        "except embedcam.EmbedcamError as error: assert 'fastapi_offline' in str(error) and 'embedcam[app]' in str(error)\n"
+        "else: raise AssertionError"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_onnx_file_is_served_without_torch(onnx_explainer, tmp_path, file, running):
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'torchvision', 'faiss', 'safetensors', 'matplotlib', 'sklearn'): sys.modules[name] = None\n"
+        "import embedcam.app, embedcam.explain.onnx, embedcam.app.service\n"
+        "assert not [name for name in sys.modules if name.startswith(('embedcam.train', 'embedcam.gradient'))]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
