@@ -24,6 +24,7 @@ from .onnx_record import INPUT, KEY
 LEAST_CORRELATION = 0.98
 # Images to calibrate on, as many others to compare on, and of those some to find the layers that hurt.
 _IMAGES, _TRIED = 64, 16
+_ACTIVATIONS = ("Clip", "Relu")
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,11 @@ class _Work:
             ) from error
         self._source, self._target, self._given = source, folder / "small.onnx", given
         self._images = images
-        self.layers = [node.name for node in onnx.load(source).graph.node if node.op_type == "Conv"]
+        nodes = onnx.load(source).graph.node
+        after = {node.input[0]: node.name for node in nodes if node.op_type in _ACTIVATIONS}
+        # Each convolution, and the activation behind it, if there is one.
+        self._nodes = {node.name: [node.name, after.get(node.output[0])] for node in nodes if node.op_type == "Conv"}
+        self.layers = list(self._nodes)
         if not self.layers:
             raise NetworkError(f"{source} has no convolutions, which alone are brought to 8 bits; use the float file")
 
@@ -144,8 +149,9 @@ class _Work:
                 self._target,
                 Reader(),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["Conv"],
-                nodes_to_quantize=list(layers),
+                # With its activation, a convolution's result is rounded once. Alone, it is rounded before and after.
+                op_types_to_quantize=["Conv", *_ACTIVATIONS],
+                nodes_to_quantize=[name for layer in layers for name in self._nodes[layer] if name is not None],
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
