@@ -221,14 +221,20 @@ def build(
 
 @app.command()
 def explain(
-    inputs: Annotated[list[Path], typer.Argument(help="Images and folders of images.", metavar="INPUT...")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="Images and folders of images; or one video file or camera:0.", metavar="INPUT..."),
+    ],
     net: Annotated[Path | None, typer.Option(help="Network file made by `embedcam train`.", metavar="FILE")] = None,
     db: Annotated[Path | None, typer.Option(help="Weight database made by `embedcam build`.", metavar="FILE")] = None,
     onnx: Annotated[
         Path | None,
         typer.Option(help="File made by `embedcam export`, instead of these two; needs no torch.", metavar="FILE"),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="DIR")] = Path("runs/explain"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write to, runs/explain by default; of a video, a file.", metavar="PATH"),
+    ] = None,
     boxes: Annotated[bool, typer.Option("--boxes", help="Draw boxes around strong regions.")] = False,
     threshold: Annotated[float, typer.Option(min=0.01, max=1.0, help="Least heat inside a box's region.")] = 0.5,
     preset: Annotated[
@@ -250,6 +256,9 @@ def explain(
         typer.Option(help="Another image: show what each shares with it, and what differs.", metavar="IMAGE"),
     ] = None,
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Weight of the heat map in the overlay.")] = 0.5,
+    smoothing: Annotated[
+        float, typer.Option(min=0.0, max=0.99, help="Share of the frames before in a video frame's map.")
+    ] = 0.0,
     colormap: Annotated[
         str, typer.Option(help="turbo, viridis, jet, or any other that the cmap library knows.")
     ] = "turbo",
@@ -274,11 +283,17 @@ def explain(
     """Explain images: overlays, a contact sheet, raw maps, and a JSON line an image.
 
     Example: embedcam explain --net net.safetensors --db weights.h5 photo.jpg holiday/ --boxes
+
+    Of a video: embedcam explain --onnx explainer.onnx film.mp4 --out explained.mp4
     """
     from .explain.files import DrawOptions, explain_files
+    from .explain.video import is_video
 
     if (net is None or db is None) == (onnx is None) or (onnx is not None and (net or db)):
         raise typer.BadParameter("give --net and --db, or --onnx alone")
+    video = any(map(is_video, inputs))
+    if video and (len(inputs) > 1 or against is not None):
+        raise typer.BadParameter("give one video or camera, alone")
     explainer: Any
     if onnx is not None:
         if against is not None:
@@ -297,8 +312,8 @@ def explain(
                 raise typer.BadParameter(f"{option} has no effect on an ONNX file; export one that explains so")
         from .explain.onnx import OnnxExplainer
 
-        lanes = 1 if provider else console.cores()
-        explainer = OnnxExplainer(onnx, provider, threads=0 if provider else 1)
+        lanes = 1 if provider or video else console.cores()
+        explainer = OnnxExplainer(onnx, provider, threads=1 if lanes > 1 else 0)
     else:
         if provider:
             raise typer.BadParameter("--provider goes with --onnx; a torch network runs on --device")
@@ -310,7 +325,8 @@ def explain(
         assert net is not None
         assert db is not None
         target = console.device(device)
-        lanes = console.cores() if target.type == "cpu" and not compiled and against is None else 1
+        several = target.type == "cpu" and not compiled and not video and against is None
+        lanes = console.cores() if several else 1
         if lanes > 1:  # batches side by side, each on a core, are done sooner than one after the other on all cores
             torch.set_num_threads(1)
         explainer = (CompiledExplainer if compiled else Explainer)(
@@ -322,6 +338,10 @@ def explain(
             explain_size=explain_size,
             autocast=None if precision == "float32" else getattr(torch, precision),
         )
+    if video:
+        console.print_stream(explainer, str(inputs[0]), out, boxes, alpha, colormap, smoothing)
+        return
+    out = out or Path("runs/explain")
     draw = DrawOptions(boxes, threshold, alpha, colormap)
     reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
     if against is not None:
@@ -487,14 +507,92 @@ def classmap(
 def inspect(
     file: Annotated[Path, typer.Argument(help="Weight database.", metavar="weights.h5")],
     top: Annotated[int, typer.Option(min=1, help="Labels and channels shown of each cluster.")] = 3,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every item instead, and the checksum.")] = False,
 ) -> None:
     """Print what a weight database holds.
 
     Example: embedcam inspect weights.h5
     """
     from .database import WeightDatabase
+    from .database.verify import verify as check
 
+    if verify:
+        outcomes = check(file)
+        for outcome in outcomes:
+            typer.echo(f"{'ok' if outcome.sound else 'BAD':<4}{outcome.item}: {outcome.found}")
+        raise typer.Exit(0 if all(outcome.sound for outcome in outcomes) else 1)
     console.print_database(WeightDatabase.load(file), top)
+
+
+@app.command(name="import-faster-gradcam")
+def import_faster_gradcam(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with its csv files, and the centroids as csv or npy.", metavar="DIR")
+    ],
+    net: NetOption,
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="Weight database to write.", metavar="FILE")],
+    strict: StrictOption = False,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "auto",
+) -> None:
+    """Make a weight database of what Faster-Grad-CAM wrote.
+
+    Example: embedcam import-faster-gradcam model/ --net net.safetensors --data folder:hands --out weights.h5
+    """
+    from .data import load
+    from .database.faster_gradcam import import_faster_gradcam as read
+    from .files import require_writable
+    from .nets import EmbeddingNet
+
+    require_writable(out)
+    network = EmbeddingNet.load(net).to(console.device(device))
+    database = read(folder, network, load(data, "train"), strict=strict, workers=workers)
+    database.save(out)
+    typer.echo(f"wrote {out}: {database.clusters} clusters; explain with --preset paper for Faster-Grad-CAM's own maps")
+
+
+@app.command()
+def serve(
+    net: Annotated[Path | None, typer.Option(help="Network file made by `embedcam train`.", metavar="FILE")] = None,
+    db: Annotated[Path | None, typer.Option(help="Weight database made by `embedcam build`.", metavar="FILE")] = None,
+    onnx: Annotated[
+        Path | None, typer.Option(help="File made by `embedcam export`, instead of these two.", metavar="FILE")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help=f"The training images, to show those that are like a picture: {_SPEC}", metavar="SPEC"),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; by default, only this machine reaches it.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; any free one if 0.")] = 7860,
+    token: Annotated[str | None, typer.Option(envvar="EMBEDCAM_TOKEN", help="What every visitor must give.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Pictures explained at once.")] = 1,
+    device: DeviceOption = "auto",
+) -> None:
+    """Serve a web page, and an HTTP API, that explain pictures.
+
+    Example: embedcam serve --net net.safetensors --db weights.h5 --data folder:birds
+    """
+    if (net is None or db is None) == (onnx is None) or (onnx is not None and (net or db)):
+        raise typer.BadParameter("give --net and --db, or --onnx alone")
+    from .app import serve as run
+    from .app.limits import Limits
+
+    explainer: Any
+    if onnx is not None:
+        from .explain.onnx import OnnxExplainer
+
+        explainer = OnnxExplainer(onnx)
+    else:
+        from .explain import Explainer
+        from .nets import EmbeddingNet
+
+        assert net is not None
+        assert db is not None
+        explainer = Explainer(EmbeddingNet.load(net).to(console.device(device)), db)
+    run(explainer, host, port, token=token, data=data, limits=Limits(jobs=jobs))
 
 
 def main() -> None:

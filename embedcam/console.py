@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from .database import WeightDatabase
+    from .explain.files import AnyExplainer
     from .explain.quantise import QuantiseReport
 
 
@@ -127,6 +130,29 @@ def print_randomisation(result: dict[str, Any]) -> None:
     console.print(table)
     if result["between_images"]["spearman"] is not None:
         console.print(f"between the original maps of different images: {result['between_images']['spearman']:.3f}")
+
+
+def print_stream(
+    explainer: AnyExplainer, source: str, out: Path | None, boxes: bool, alpha: float, colormap: str, smoothing: float
+) -> None:
+    """Explain a video and print how quick that was.
+
+    Args:
+        explainer: What explains.
+        source: A video file, or "camera:0".
+        out: Video file to write, or None to show it alone.
+        boxes: Draw boxes instead of heat maps.
+        alpha: Weight of the heat map.
+        colormap: Its colours.
+        smoothing: Share of the frames before in a frame's map.
+    """
+    from .explain.stream import VIDEO_DRAW, explain_stream
+
+    draw = replace(VIDEO_DRAW, boxes=boxes, alpha=alpha, colormap=colormap)
+    report = explain_stream(explainer, source, out, draw, smoothing=smoothing)
+    dropped = f", {report.dropped} dropped" if report.dropped else ""
+    wrote = f"; wrote {report.out}" if report.out else ""
+    print(f"{report.frames} frames at {report.fps:.1f} a second{dropped}{wrote}")
 
 
 def print_cost(report: QuantiseReport) -> None:
