@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.images import MAX_PIXELS
 from ..errors import DataError, MissingDependencyError, OutputError
 from ..files import atomic_path, require_writable
 from ..locks import locked
@@ -170,6 +171,8 @@ def open_video(source: str | Path) -> Iterator[Video]:
         tracks = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not tracks:
             raise DataError(f"{name} has no video track; give a file with pictures")
+        if tracks[0].width * tracks[0].height > MAX_PIXELS:
+            raise DataError(f"the frames of {name} are larger than {MAX_PIXELS:,} pixels; shrink them")
         tracks[0].thread_type = "AUTO"
         yield Video(name, container, tracks[0], live=bool(camera))
 

@@ -174,7 +174,7 @@ def written(path, frames, times):
     return read(path)
 
 
-@pytest.mark.parametrize("name", ["b.mp4", "b.mkv", "b.mov"])
+@pytest.mark.parametrize("name", ["b.mp4", "b.mkv", "b.mov", "b.webm"])
 def test_a_written_video_has_the_times_and_pictures_that_were_given(tmp_path, name):
     given, frames = [0, 40, 100, 110, 300, 301, 900], pictures(7)
     times, found = written(tmp_path / name, frames, given)
@@ -227,3 +227,9 @@ def test_times_that_a_broken_file_repeats_rise_again():
     stream = type("Stream", (), {"time_base": MS, "average_rate": None, "frames": 0})()
     video = Video("made", Repeating(), stream, live=False)
     assert [frame.pts for frame in video.frames()] == [5, 6, 7, 8, 20]
+
+
+def test_frames_too_large_for_memory_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("embedcam.explain.video.MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(DataError, match=r"frames of .*a\.mp4 are larger than 3,071 pixels"):
+        seen(make(tmp_path / "a.mp4", pictures(1)))
