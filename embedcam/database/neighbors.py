@@ -156,7 +156,9 @@ class Neighbors:
         if short.any():
             everything = faiss.SearchParametersIVF()
             everything.nprobe = self._index.nlist
-            scores[short], indices[short] = self._index.search(embeddings[short], count, params=everything)
+            # faiss.contrib.torch_utils, once imported by anyone, puts a search in its place that knows no parameters.
+            search = getattr(self._index, "search_numpy", self._index.search)
+            scores[short], indices[short] = search(embeddings[short], count, params=everything)
         distances = 1 - scores if self._cosine else np.sqrt(np.maximum(scores, 0))
         return indices, np.maximum(distances, 0).astype(np.float32)
 
