@@ -89,8 +89,7 @@ class Transfer:
             self.weights.append(database.fusion.weights_mean)
         if transfer.endswith("contrast") and database.clusters > 1:  # a single one has nothing to be contrasted with
             self.weights = [mean - mean.mean(axis=0) for mean in self.weights]
-        medians = np.repeat(database.distance_quantiles[:, 0], database.counts)
-        self.spread = max(float(np.median(self._closeness(medians))), 1e-6)
+        self.spread = max(_median(self._closeness(database.distance_quantiles[:, 0]), database.counts), 1e-6)
         self._clusters = Neighbors(database.centroids, database.network.metric)
         exemplars = database.exemplars
         self._exemplars = None
@@ -169,3 +168,12 @@ class Transfer:
     def _closeness(self, distances: NDArray[np.float32]) -> NDArray[np.float32]:
         """Both metrics alike: for embeddings of length 1, half the squared Euclidean distance is 1 - cosine."""
         return distances if self._cosine else (distances * distances / 2).astype(np.float32)
+
+
+def _median(values: NDArray[np.float32], counts: NDArray[np.int64]) -> float:
+    """The median of values that come so many times each, without writing them out: there may be very many."""
+    order = np.argsort(values, kind="stable")
+    ends = np.cumsum(counts[order].astype(float))
+    middle = [np.floor((ends[-1] - 1) / 2), np.ceil((ends[-1] - 1) / 2)]
+    places = np.searchsorted(ends, middle, side="right").clip(max=len(order) - 1)
+    return float(values[order[places]].mean())

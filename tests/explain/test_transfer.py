@@ -8,7 +8,7 @@ import pytest
 from embedcam.database import Closer, Exemplars, Fusion, NetworkRecord, WeightDatabase
 from embedcam.database.clusters import top_channels
 from embedcam.errors import DatabaseError
-from embedcam.explain.transfer import TRANSFERS, Transfer
+from embedcam.explain.transfer import TRANSFERS, Transfer, _median
 from embedcam.heatmap import Geometry
 from embedcam.preprocess import Preprocess
 
@@ -132,3 +132,14 @@ def test_what_a_transfer_lacks_is_named():
     for transfer in ("nearest", "neighbors"):
         with pytest.raises(DatabaseError, match="holds no exemplars; use --transfer cluster"):
             Transfer(replace(database(), exemplars=None), transfer)
+
+
+def test_the_median_training_image_is_found_without_writing_all_of_them_out():
+    rng = np.random.default_rng(0)
+    for clusters in range(1, 30):
+        values = rng.integers(0, 6, clusters).astype(np.float32)
+        counts = rng.integers(1, 5, clusters)
+        assert _median(values, counts) == np.median(np.repeat(values, counts))
+    # More images than there is memory for, and than an integer counts.
+    assert _median(np.array([3, 1, 2], np.float32), np.array([2**40, 2**40, 2**41])) == 2
+    assert _median(np.array([3, 1], np.float32), np.array([2**62, 2**62 + 2**61])) == 1
