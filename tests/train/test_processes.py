@@ -1,19 +1,18 @@
 """Training that several processes share, as `torchrun` starts them."""
 
-import pytest
 import torch
 from safetensors.torch import save_file
 
 from embedcam.nets import EmbeddingNet
 
 
-@pytest.mark.parametrize("options", [(), ("--train-from", "features.3", "--objective", "proxy-anchor")])
-def test_two_processes_train_the_network_of_one(folder, tmp_path, torchrun, options):
+def test_two_processes_train_the_network_of_one(folder, tmp_path, torchrun):
     torch.manual_seed(1)
     # Pretrained weights: batch-norm statistics stay as they are, or each process would have its own images'.
     save_file(EmbeddingNet("tiny", 8, image_size=32).backbone.state_dict(), tmp_path / "tiny.safetensors")
     given = ("train", "--data", f"folder:{folder}", "--backbone", "tiny", "--weights", tmp_path / "tiny.safetensors")
-    given += ("--image-size", 32, "--dim", 8, "--epochs", 2, "--batch-size", 13, "--lr", 1e-2, *options)
+    given += ("--image-size", 32, "--dim", 8, "--epochs", 2, "--batch-size", 13, "--lr", 1e-2)
+    given += ("--objective", "proxy-anchor")
     nets = []
     for count in (1, 2):
         out = tmp_path / f"{count}.safetensors"
