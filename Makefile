@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test format clean
+.PHONY: install demo test fuzz test-versions format clean
 
 install: $(VENV)/.installed
 
@@ -21,6 +21,14 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# 20,000 spoiled files of every kind, under a watchdog; a few minutes.
+fuzz: install
+	$(BIN)/python tests/fuzz/fuzz.py --inputs 20000
+
+# The tests with the oldest and the newest dependencies claimed, on every Python that is here; downloads gigabytes.
+test-versions: install
+	$(BIN)/python tests/versions.py
 
 format: install
 	$(BIN)/ruff format .

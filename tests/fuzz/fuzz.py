@@ -55,7 +55,6 @@ def run_one(number: int, seed: int, kinds: list[str], folder: Path) -> tuple[str
 def work(pipe: Connection, seed: int, kinds: list[str], folder: Path) -> None:
     """Use inputs until there are no more; says how much memory each took."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # libtiff and onnxruntime have words of their own
     import torch
 
     torch.set_num_threads(1)
@@ -64,6 +63,7 @@ def work(pipe: Connection, seed: int, kinds: list[str], folder: Path) -> None:
         whole = folder / f"whole{target.suffix}"
         whole.write_bytes(target.seal(target.seeds()[0]))
         target.use(whole)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # libtiff and onnxruntime have words of their own
     before = _limit_memory()
     pipe.send(None)
     while (number := pipe.recv()) is not None:
@@ -187,7 +187,7 @@ def fuzz(inputs: int, seed: int, kinds: list[str], workers: int) -> tuple[dict[s
                     worker.process.kill()
                     worker.process.join()
                     if worker.number is None:
-                        raise RuntimeError("a worker could not use the whole files; run with --only 0")
+                        raise RuntimeError("a worker could not use the whole files")
                     note(worker.number, "failed", f"ended with {worker.process.exitcode}", seconds, 0)
                     crew[place] = start(place)
                     continue

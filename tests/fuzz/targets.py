@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from PIL import Image
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Target:
     """One kind of file.
 
@@ -48,6 +49,23 @@ def golden(name: str, checksum: int = 0) -> list[bytes]:
     return [content[: len(content) - checksum]]
 
 
+@functools.cache
+def databases() -> list[bytes]:
+    """The golden one, and the same with its exemplars in cells."""
+    import embedcam
+    from embedcam.database.neighbors import Cells
+
+    db = embedcam.WeightDatabase.load(GOLDEN / "weights-1.0.0.h5")
+    assert db.exemplars is not None
+    points = db.exemplars.embeddings
+    cells = Cells(points[:3], (np.arange(len(points)) % 3).astype(np.int32), 2)
+    with tempfile.TemporaryDirectory() as folder:
+        dataclasses.replace(db, exemplars=dataclasses.replace(db.exemplars, cells=cells)).save(
+            Path(folder) / "cells.h5"
+        )
+        return [*golden("weights-1.0.0.h5", TRAILER), (Path(folder) / "cells.h5").read_bytes()[:-TRAILER]]
+
+
 def use_database(path: Path) -> None:
     import embedcam
     from embedcam.database.verify import verify
@@ -59,8 +77,10 @@ def use_database(path: Path) -> None:
     db.anomaly(np.ones(1, np.float32))
     for cluster in range(min(db.clusters, 10)):
         db.labels_of(cluster)
-    explanation = embedcam.Explainer(_network(), db)(_picture((32, 32)))
-    assert np.isfinite(explanation.heatmaps).all()
+    transfers = ["soft-contrast", *(["neighbors"] if db.exemplars is not None else [])]
+    for transfer in transfers:
+        explanation = embedcam.Explainer(_network(), db, transfer=transfer)(_picture((32, 32)))
+        assert np.isfinite(explanation.heatmaps).all()
 
 
 def use_network(path: Path) -> None:
@@ -165,7 +185,7 @@ TRAILER = len("\nembedcam-sha256:") + 64
 ONNX_TRAILER = 2 + 2 + 15 + 2 + 64
 TARGETS = {
     "database": Target(
-        lambda: golden("weights-1.0.0.h5", TRAILER),
+        databases,
         (mutations.spoil_bytes, mutations.spoil_hdf5, mutations.spoil_hdf5, mutations.spoil_bomb),
         use_database,
         ".h5",
