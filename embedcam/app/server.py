@@ -152,7 +152,7 @@ def create_app(
     async def exemplar(number: int) -> Response:
         """Show a training image, small."""
         content = await gate.compute(partial(service.training_images.thumbnail, number))
-        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:

@@ -65,9 +65,8 @@ async def read_uploads(request: Request, limits: Limits, fields: tuple[str, ...]
         One a field.
 
     Raises:
-        Refused: If it is too much, takes too long, or lacks a picture.
+        Refused: If more comes than is allowed, it takes too long, or lacks a picture.
     """
-    require_length(request, limits, len(fields))
     form = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
     if not form and len(fields) > 1:
         raise Refused(415, f"expected a form (multipart/form-data) with the files {' and '.join(fields)}; send one")

@@ -73,10 +73,15 @@ def explainer(folder):
 
 
 @pytest.fixture(scope="session")
-def onnx_explainer(explainer, tmp_path_factory):
+def onnx_file(explainer, tmp_path_factory):
     path = tmp_path_factory.mktemp("onnx") / "explainer.onnx"
     export(explainer, path)
-    return OnnxExplainer(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def onnx_explainer(onnx_file):
+    return OnnxExplainer(onnx_file)
 
 
 @pytest.fixture

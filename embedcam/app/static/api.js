@@ -2,14 +2,21 @@
 
 const TRIES = 5;
 
+let largest = Infinity; // bytes of a file
+
 export async function info() {
-  return (await answered(() => fetch("info"))).json();
+  const known = await (await answered(() => fetch("info"))).json();
+  largest = known.upload;
+  return known;
 }
 
 // Post files by field name; query is a list of pairs. Waits and tries again where the server asks for it.
 export async function post(path, files, query = []) {
   const form = new FormData();
-  for (const [field, file] of Object.entries(files)) form.append(field, file, file.name);
+  for (const [field, file] of Object.entries(files)) {
+    if (file.size > largest) throw new Error(`${file.name} is larger than ${largest / 1e6} MB; shrink it`);
+    form.append(field, file, file.name);
+  }
   return answered(() => fetch(`${path}?${new URLSearchParams(query)}`, { method: "POST", body: form }));
 }
 

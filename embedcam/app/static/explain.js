@@ -7,14 +7,12 @@ import { draw, look, picture } from "./draw.js";
 const [LONGEST, LONGEST_OF_CHANNELS] = [1600, 480];
 const PAUSE = 200; // at least so many ms from frame to frame
 
-let known; // what the server can do
 let now = null; // { file, image, found } on the screen
 let latest = 0; // an older answer that comes late is not shown
 let stream = null;
 
 export function start(info) {
-  known = info;
-  byId("channels").hidden = !known.channels;
+  byId("channels").hidden = !info.channels;
   accepts(byId("file"), ([file]) => show(file));
   document.addEventListener("paste", (event) => {
     const [file] = event.clipboardData.files;
@@ -43,10 +41,7 @@ async function explain(file) {
 async function show(file) {
   const mine = ++latest;
   if (stream) stop();
-  const seen = await working("Explaining", () => {
-    if (file.size > known.upload) throw new Error(`${file.name} is larger than ${known.upload / 1e6} MB; shrink it`);
-    return explain(file);
-  });
+  const seen = await working("Explaining", () => explain(file));
   if (mine !== latest) return;
   put(seen || null);
 }
@@ -62,7 +57,7 @@ function put(seen) {
   byId("looks-like").replaceChildren(...looksLike(seen.found.looks_like));
 }
 
-export function words(found) {
+function words(found) {
   const labels = Object.entries(found.cluster_labels).map(([name, count]) => `${name} (${count})`);
   const said = found.typicality_in_words;
   const facts = {
@@ -84,7 +79,7 @@ function looksLike(images) {
   if (!images.some((image) => image.thumbnail))
     return [title, make("ul", { className: "names" }, ...images.map((image) => make("li", {}, soft(image.image))))];
   const figures = images.map((image) => {
-    const shown = image.thumbnail ? [make("img", { src: image.thumbnail, alt: image.image, loading: "lazy" })] : [];
+    const shown = image.thumbnail ? [make("img", { src: image.thumbnail, alt: image.image })] : [];
     return make("figure", {}, ...shown, make("figcaption", {}, soft(image.label || image.image)));
   });
   return [title, make("div", { className: "gallery" }, ...figures)];
@@ -128,14 +123,16 @@ async function film() {
     say(`the camera cannot be used (${error.message}); browsers give it to https pages and to localhost alone`);
     return;
   }
+  const mine = stream;
   byId("camera").textContent = "Stop, and keep this picture";
   const video = make("video", { srcObject: stream, muted: true, playsInline: true });
   await video.play();
-  while (stream) {
+  while (stream === mine) {
     const pause = new Promise((done) => setTimeout(done, PAUSE));
     const seen = await working("Explaining", async () => explain(await frame(video)));
-    if (!seen) stop();
-    else if (stream) put(seen);
+    if (stream !== mine) break;
+    if (seen) put(seen);
+    else stop();
     await pause;
   }
 }

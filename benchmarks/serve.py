@@ -1,0 +1,172 @@
+"""Send very many requests at once to a server of its own, and look for what is lost, slow, or grows.
+
+    python benchmarks/serve.py [--net FILE --db FILE | --onnx FILE] [--requests 200] [--rounds 5] [--json FILE]
+
+The server is a process of its own on this machine, which works on the same cores as the clients. By default it
+explains with a tiny network of the built-in pictures, which shows what the server itself costs. Every request has a
+connection of its own, and all of a round are sent at the same time: the slowest is the last in the queue. Lost is what
+was not answered with a whole explanation, the same for each. Memory is what is resident of the server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Any, NamedTuple
+
+from measure import Median, about, report
+
+COLUMNS = {
+    "round": "",
+    "requests": "",
+    "lost": "",
+    "answers/s": ".1f",
+    "median s": ".2f",
+    "slowest s": ".2f",
+    "MB before": ".0f",
+    "MB after": ".0f",
+}
+WARM_UP = 20
+
+
+class Answer(NamedTuple):
+    """What came back, and how long after all were sent."""
+
+    content: bytes | None
+    seconds: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--net", type=Path)
+    parser.add_argument("--db", type=Path)
+    parser.add_argument("--onnx", type=Path)
+    parser.add_argument("--image", type=Path, help="what is sent; a made picture of 640 x 480 pixels by default")
+    parser.add_argument("--requests", type=int, default=200, help="at the same time")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=1, help="computations at once")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--serve", action="store_true", help="be the server")
+    given = parser.parse_args()
+    if given.serve:
+        serve(given)
+        return
+    picture = given.image.read_bytes() if given.image else made_picture()
+    with tempfile.TemporaryDirectory() as folder:
+        if not (given.onnx or given.net):
+            given.net, given.db = prepare(Path(folder))
+        with server(given) as (process, port):
+            whole = [send(port, picture).content for _ in range(WARM_UP)][-1]
+            rows: list[dict[str, Any]] = []
+            before = resident(process)
+            for number in range(given.rounds):
+                rows.append({"round": number + 1, "MB before": before, **crowd(port, picture, whole, given.requests)})
+                before = rows[-1]["MB after"] = resident(process)
+    report(COLUMNS, rows, about("fastapi", "uvicorn", "torch") | {"jobs": given.jobs}, given.json)
+
+
+def crowd(port: int, picture: bytes, whole: bytes | None, requests: int) -> dict[str, Any]:
+    """Send so many requests at the same time."""
+    together = Barrier(requests)
+
+    def one(_: int) -> Answer:
+        together.wait()
+        return send(port, picture)
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(requests) as many:
+        answers = list(many.map(one, range(requests)))
+    seconds = time.perf_counter() - start
+    return {
+        "requests": requests,
+        "lost": sum(answer.content is None or answer.content != whole for answer in answers),
+        "answers/s": requests / seconds,
+        "median s": Median.of(answer.seconds for answer in answers),
+        "slowest s": max(answer.seconds for answer in answers),
+    }
+
+
+def send(port: int, picture: bytes) -> Answer:
+    """Have a picture explained, over a connection of its own."""
+    start = time.perf_counter()
+    content = None
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
+        connection.request("POST", "/explain?include=heatmap", picture, {"Content-Type": "image/jpeg"})
+        answer = connection.getresponse()
+        content = answer.read() if answer.status == 200 else None
+    return Answer(content, time.perf_counter() - start)
+
+
+def made_picture() -> bytes:
+    """Make the file of a picture that is neither flat nor noise."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((640, 480), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def prepare(folder: Path) -> tuple[Path, Path]:
+    """Write a tiny network and its database."""
+    from embedcam.database.build import build_database
+    from embedcam.nets import EmbeddingNet
+
+    net = EmbeddingNet("tiny", 32, image_size=32).eval()
+    net.save(folder / "net.safetensors")
+    build_database(net, "digits", clusters=10, top_k=10, pairs=5).save(folder / "weights.h5")
+    return folder / "net.safetensors", folder / "weights.h5"
+
+
+@contextlib.contextmanager
+def server(given: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Start this file as the server; gives its process and port."""
+    command = [sys.executable, __file__, "--serve", "--jobs", str(given.jobs), "--requests", str(given.requests)]
+    for option in ("net", "db", "onnx"):
+        if getattr(given, option):
+            command += [f"--{option}", str(getattr(given, option))]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        if not said.startswith("serving at http://"):
+            raise SystemExit(said + process.stderr.read())
+        try:
+            yield process, int(said.split()[2].rpartition(":")[2])
+        finally:
+            process.terminate()
+
+
+def serve(given: argparse.Namespace) -> None:
+    """Be the server."""
+    from embedcam import progress
+    from embedcam.app import serve
+    from embedcam.app.limits import Limits
+    from embedcam.explain import Explainer, OnnxExplainer
+    from embedcam.nets import EmbeddingNet
+
+    progress.show()
+    explainer = OnnxExplainer(given.onnx) if given.onnx else Explainer(EmbeddingNet.load(given.net), given.db)
+    serve(explainer, port=0, limits=Limits(rate=10**9, queue=given.requests, jobs=given.jobs))
+
+
+def resident(process: subprocess.Popen[str]) -> float:
+    """Tell the resident memory of a process in MB."""
+    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""The page in a real browser, as a visitor with mouse, keyboard, camera, phone or dark screen has it."""
+
+import base64
+import io
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from embedcam.app import create_app
+from embedcam.explain.against import Against
+from embedcam.show.overlay import colorize
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *CAMERA])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(explainer, folder, running):
+    with running(create_app(explainer, data=f"folder:{folder}")) as address:
+        yield address
+
+
+@pytest.fixture
+def opened(browser, address):
+    """Open the page in a window of any kind; afterwards nothing may have gone wrong or come from elsewhere."""
+    contexts, wrong = [], []
+
+    def start(at=address, **how):
+        context = browser.new_context(permissions=["camera"], **how)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda request: request.url.startswith((at, "blob:")) or wrong.append(request.url))
+        page.on("console", lambda said: "Content Security" in said.text and wrong.append(said.text))
+        page.goto(at)
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+@pytest.fixture
+def page(opened):
+    return ready(opened())
+
+
+@pytest.fixture(scope="module")
+def image():
+    """Smooth: what a browser draws larger and is shrunk again here stays the same."""
+    down, across = np.mgrid[:40, :80]
+    return Image.fromarray(np.stack([3 * across, 6 * down, 255 - 3 * across], axis=-1).astype(np.uint8))
+
+
+@pytest.fixture
+def upload(image, encoded):
+    return {"name": "a.png", "mimeType": "image/png", "buffer": encoded(image)}
+
+
+TEXT = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello, I am text"}
+
+
+def ready(page):
+    page.wait_for_selector("body[data-ready=true]")
+    return page
+
+
+def explain(page, upload):
+    page.set_input_files("#file", upload)
+    page.wait_for_selector("#found:not([hidden])")
+
+
+def pixels(page, selector="#view"):
+    """What a canvas shows, at 80 x 40."""
+    address = page.evaluate("selector => document.querySelector(selector).toDataURL()", selector)
+    shown = Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB")
+    return np.asarray(shown.resize((80, 40), Image.Resampling.BOX)).astype(float)
+
+
+def slide(page, selector, value):
+    page.locator(selector).fill(str(value))
+
+
+def test_a_picture_is_explained_and_the_sliders_work_without_the_server(page, upload, image, explainer):
+    explain(page, upload)
+    direct = explainer(explainer.preprocess(image)[None])
+    assert page.inner_text("#words h2").lower() == direct.typicality_in_words(0)
+    sent = []
+    page.on("request", lambda request: sent.append(request.url))
+
+    slide(page, "#alpha", 0)
+    assert np.abs(pixels(page) - np.asarray(image)).mean() < 2
+    slide(page, "#alpha", 1)
+    page.select_option("#colormap", "gray")
+    heat = Image.fromarray(direct.heatmaps[0]).resize((80, 40), Image.Resampling.BILINEAR)
+    assert np.abs(pixels(page) - colorize(np.asarray(heat).clip(0, 1), "gray")).mean() < 3
+    shown = pixels(page)
+    page.check("#boxes")
+    boxed = pixels(page)
+    slide(page, "#threshold", 0.95)
+    fewer = pixels(page)
+    assert (boxed != shown).any()
+    assert (fewer != boxed).any()
+    assert page.inner_text("#threshold-value") == "0.95"
+    assert [url for url in sent if not url.startswith("blob:")] == []
+
+
+def test_labels_are_text_and_training_images_are_shown(page, upload, evil):
+    explain(page, upload)
+    assert evil in page.inner_text("#words")
+    page.evaluate("Promise.all([...document.querySelectorAll('#looks-like img')].map(image => image.decode()))")
+    assert 1 <= page.locator("#looks-like img").count() <= 8
+    assert evil in page.inner_text("#looks-like figcaption >> nth=0")
+    assert page.locator("img[src=x]").count() == 0
+    assert page.evaluate("document.body.dataset.broken") is None
+
+
+def test_the_strongest_channels_are_shown_when_they_are_wanted(page, upload):
+    explain(page, upload)
+    assert page.locator("#channels figure").count() == 0
+    page.click("#channels summary")
+    page.wait_for_selector("#channels figure")
+    assert page.locator("#channels figure").count() == 10
+    assert "% of the map" in page.inner_text("#channels figcaption >> nth=0")
+
+
+def test_two_pictures_are_compared(page, upload, image, picture, encoded, explainer):
+    import torch
+
+    other = picture(40, 40, seed=3)
+    page.click("#tab-compare")
+    page.set_input_files("#image", upload)
+    page.set_input_files("#other", {**upload, "name": "b.png", "buffer": encoded(other)})
+    page.wait_for_selector("#compared:not([hidden])")
+    inputs = [torch.from_numpy(explainer.preprocess(p)[None]) for p in (image, other)]
+    assert page.inner_text("#similarity h2") == f"Similarity {float(Against(explainer)(*inputs).similarity[0]):.3f}"
+    captions = page.locator("#maps figcaption").all_inner_texts()
+    assert [text.split(",")[0] for text in captions] == ["a.png", "shared", "differs", "b.png", "shared", "differs"]
+    assert np.abs(pixels(page, "#maps canvas") - np.asarray(image)).mean() < 2
+
+
+def test_a_text_file_gives_one_clear_line(page, upload):
+    explain(page, upload)
+    page.set_input_files("#file", TEXT)
+    page.wait_for_selector("#error:not([hidden])")
+    assert page.inner_text("[role=alert]").startswith("notes.txt is no image in a known format; replace it")
+    assert page.is_hidden("#seen")  # or the error would seem to be of the picture before
+    explain(page, upload)
+    assert page.is_hidden("#error")
+
+
+def test_everything_can_be_downloaded(page, upload, image, explainer):
+    explain(page, upload)
+    direct, got = explainer(explainer.preprocess(image)[None]), {}
+    for button in page.locator("#downloads button").all():
+        with page.expect_download() as download:
+            button.click()
+        got[download.value.suggested_filename] = download.value.path().read_bytes()
+    assert sorted(got) == ["a-heatmap.png", "a-maps.npz", "a-overlay.png", "a.json"]
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(got["a-overlay.png"]))), direct.overlay([image])[0])
+    levels = np.asarray(Image.open(io.BytesIO(got["a-heatmap.png"])))
+    np.testing.assert_array_equal(levels, np.rint(direct.heatmaps[0] * 65535))
+    with np.load(io.BytesIO(got["a-maps.npz"])) as maps:
+        np.testing.assert_array_equal(maps["raw"], direct.raw[0])
+    found = json.loads(got["a.json"])
+    assert found["cluster"] == direct.clusters[0]
+    assert "levels" not in found
+
+
+def test_many_pictures_become_one_zip_file(page, upload, picture, encoded):
+    page.click("#tab-batch")
+    others = [
+        {**upload, "name": name, "buffer": encoded(picture(seed=seed))}
+        for seed, name in enumerate(["a.png", "ä.png", "a.png"])
+    ]
+    page.set_input_files("#files", [*others[:2], TEXT, others[2]])
+    page.wait_for_selector("#zip:not([hidden])")
+    assert page.inner_text("#count") == "4 of 4"
+    assert page.evaluate("document.getElementById('done').position") == 1
+    assert "notes.txt is no image" in page.inner_text("#failures")
+    assert page.locator("#results figure").count() == 3
+    with page.expect_download() as download:
+        page.click("#zip")
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert archive.testzip() is None
+        names = ["a.png", "ä.png", "a-2.png"]
+        assert set(archive.namelist()) == {
+            "explanations.jsonl",
+            *(f"overlays/{name}.png" for name in names),
+            *(f"maps/{name}.png" for name in names),
+        }
+        lines = [json.loads(line) for line in archive.read("explanations.jsonl").splitlines()]
+        assert [line["overlay"] for line in lines] == [f"overlays/{name}.png" for name in names]
+        for line in lines:
+            assert Image.open(io.BytesIO(archive.read(line["overlay"]))).size == (48, 36)
+            assert Image.open(io.BytesIO(archive.read(line["heatmap"]))).mode == "I;16"
+
+
+def test_the_camera_is_explained_until_it_is_stopped(page):
+    page.click("#camera")
+    page.wait_for_selector("#found:not([hidden])")
+    assert page.inner_text("#camera") == "Stop, and keep this picture"
+    first = pixels(page)
+    with page.expect_response("**/explain*"), page.expect_response("**/explain*"):
+        pass
+    page.click("#camera")
+    page.wait_for_selector("#busy:not(.on)", state="attached")
+    kept = pixels(page)
+    assert (kept != first).any()  # it shows a clock
+    assert page.inner_text("#camera") == "Use the camera"
+    assert page.is_visible("#downloads")
+
+
+def test_the_keyboard_reaches_everything(page, upload):
+    order = []
+    for _ in range(9):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert order == ["A", "tab-explain", "alpha", "colormap", "boxes", "threshold", "file", "camera", "BODY"]
+    page.focus("#tab-explain")
+    page.keyboard.press("ArrowRight")
+    assert page.is_visible("#compare")
+    assert page.is_hidden("#explain")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert page.is_visible("#batch")
+    page.keyboard.press("ArrowRight")
+    explain(page, upload)
+    page.focus("#alpha")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#alpha-value") == "55 %"
+
+
+def test_it_fits_a_phone_and_is_dark_where_that_is_wanted(opened, upload, tmp_path):
+    brightness = {}
+    for scheme in ("light", "dark"):
+        page = ready(opened(viewport={"width": 360, "height": 740}, color_scheme=scheme))
+        explain(page, upload)
+        for tab in ("explain", "compare", "batch"):
+            page.click(f"#tab-{tab}")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360
+            page.screenshot(path=tmp_path / f"{scheme}-{tab}.png", full_page=True)
+        brightness[scheme] = np.asarray(Image.open(tmp_path / f"{scheme}-batch.png").convert("L")).mean()
+    assert brightness["light"] > 200
+    assert brightness["dark"] < 60
+
+
+def test_what_the_browser_cannot_show_the_server_does(page, image, encoded):
+    explain(page, {"name": "a.tif", "mimeType": "image/tiff", "buffer": encoded(image, "TIFF")})
+    slide(page, "#alpha", 0)
+    assert np.abs(pixels(page) - np.asarray(image)).mean() < 4  # as a JPEG
+
+
+def test_a_visitor_types_the_token_in(explainer, running, opened, upload):
+    with running(create_app(explainer, token="geheim")) as address:
+        page = opened(address)
+        page.fill("#token", "wrong")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("[role=alert]:visible")
+        page.fill("#token", "geheim")
+        page.keyboard.press("Enter")
+        explain(ready(page), upload)
+        assert page.locator("#looks-like li").count() >= 1  # names, as the data set is not known
+
+
+def test_an_onnx_file_hides_what_it_cannot_do(onnx_explainer, running, opened, upload):
+    with running(create_app(onnx_explainer)) as address:
+        page = ready(opened(address))
+        explain(page, upload)
+        assert page.is_hidden("#channels")
+        page.click("#tab-compare")
+        assert "start the server with --net and --db" in page.inner_text("#compare")
+        assert page.is_hidden("#image")
+
+
+def test_the_documentation_opens_with_nothing_from_elsewhere(page, address):
+    page.goto(f"{address}/docs")
+    page.wait_for_selector("text=/explain")
+    assert page.locator(".opblock").count() == 5
