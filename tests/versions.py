@@ -45,6 +45,7 @@ def install(python: str, which: str) -> tuple[Path, str | None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     constraints.write_text("\n".join(oldest() if which == "oldest" else []))
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip += ["--only-binary", ":all:"]  # what has no wheel for this Python was never released for it
     for command in (
         [interpreter, "-m", "venv", "--clear", str(folder)],
         [*pip, "--upgrade", "--constraint", str(constraints), "--editable", f"{ROOT}[test]"],
