@@ -45,7 +45,8 @@ def install(python: str, which: str) -> tuple[Path, str | None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     constraints.write_text("\n".join(oldest() if which == "oldest" else []))
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    pip += ["--only-binary", ":all:"]  # what has no wheel for this Python was never released for it
+    # What has no wheel for a Python was not released for it; grad-cam never has one.
+    pip += ["--only-binary", ":all:", "--no-binary", "grad-cam"]
     for command in (
         [interpreter, "-m", "venv", "--clear", str(folder)],
         [*pip, "--upgrade", "--constraint", str(constraints), "--editable", f"{ROOT}[test]"],
@@ -53,7 +54,7 @@ def install(python: str, which: str) -> tuple[Path, str | None]:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-            return folder, f"cannot be installed: {said[0] if said else 'no reason given'}"
+            return folder, f"cannot be installed: {said[-1] if said else 'no reason given'}"
     return folder, None
 
 
