@@ -90,12 +90,10 @@ class Build:
         Returns:
             The database.
         """
-        for step in (lambda: self.embed(embedded), self.gather, self.weigh, self.finish):
+        for step in (lambda: self.embed(embedded), self.gather, self.weigh):
             step()
             self.group.wait()
-        database = WeightDatabase.load(self.shards.folder / _DATABASE)
-        self.group.wait()  # until then, nobody may remove the files
-        return database
+        return self.finish()
 
     def embed(self, embedded: Embedded | None) -> None:
         """Step 1, of each shard: embeddings and pooled features."""
@@ -202,10 +200,17 @@ class Build:
         positives, negatives = (torch.from_numpy(self._embeddings[side]) for side in sides)
         return direction(positives, negatives, self.net.metric).to(self.net.device)
 
-    def finish(self) -> None:
-        """Step 4, once: the closer look, and the database."""
+    def finish(self) -> WeightDatabase:
+        """Step 4, once: the closer look, and the database, which the others read from a file."""
+        if self.group.size == 1:
+            return self._database()
+        path = self.shards.folder / _DATABASE
         if self.group.main:
-            self._database().save(self.shards.folder / _DATABASE)
+            self._database().save(path)
+        self.group.wait()
+        database = WeightDatabase.load(path)
+        self.group.wait()  # until then, nobody may remove the files
+        return database
 
     def _database(self) -> WeightDatabase:
         net, gathered, samples = self.net, self._gathered, self._kept
