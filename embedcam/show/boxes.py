@@ -12,7 +12,8 @@ from scipy import ndimage
 
 from ..errors import DataError, EmbedcamError
 from .checks import check_heatmap, check_picture
-from .text import fit, font
+from .fonts import Letters
+from .text import fit
 
 
 @dataclass(frozen=True)
@@ -182,16 +183,16 @@ def _tag(
     size: tuple[int, int],
 ) -> None:
     """Write a label above its frame, or inside it where there is no room above."""
-    letters = font(max(10, round(min(size) / 20)))
+    letters = Letters(max(10, round(min(size) / 20)))
     pad = max(2, round(min(size) / 110))
     lines = fit(label, letters, size[0] - 2 * pad)
     if not lines:
         return
-    width, height = round(letters.getlength(lines[0])) + 2 * pad, sum(letters.getmetrics()) + pad
+    width, height = round(letters.length(lines[0])) + 2 * pad, letters.height + pad
     left = max(0, min(frame[0], size[0] - width))
     top = frame[1] - height if frame[1] >= height else min(frame[1], size[1] - height)
     draw.rectangle((left, top, left + width - 1, top + height - 1), fill=background)
-    draw.text((left + pad, top + pad / 2), lines[0], font=letters, fill=foreground)
+    letters.write(draw, (left + pad, top + pad / 2), lines[0], foreground)
 
 
 def _rgb(color: str | tuple[int, int, int]) -> tuple[int, int, int]:

@@ -8,8 +8,9 @@ from PIL import Image, ImageDraw
 
 from .boxes import Box, mask_box
 from .checks import check_heatmap, check_picture
+from .fonts import Letters
 from .overlay import colorize
-from .text import fit, font
+from .text import fit
 
 _LEVELS = np.arange(256, dtype=np.float32)[None] / 255
 
@@ -64,14 +65,14 @@ def caption(image: Image.Image, text: str) -> None:
         image: RGB.
         text: What to write, shortened to the frame's width; nothing if empty.
     """
-    letters = font(max(10, round(min(image.size) / 24)))
+    letters = Letters(max(10, round(min(image.size) / 24)))
     pad = max(2, letters.size // 4)
     lines = fit(text, letters, image.width - 2 * pad)
     if not lines:
         return
     draw = ImageDraw.Draw(image)
-    draw.rectangle((0, 0, round(letters.getlength(lines[0])) + 2 * pad - 1, sum(letters.getmetrics()) + pad), fill=0)
-    draw.text((pad, pad / 2), lines[0], font=letters, fill="white")
+    draw.rectangle((0, 0, round(letters.length(lines[0])) + 2 * pad - 1, letters.height + pad), fill=0)
+    letters.write(draw, (pad, pad / 2), lines[0], "white")
 
 
 def _resized(heat: NDArray[np.floating], image: NDArray[np.uint8]) -> NDArray[np.float32]:

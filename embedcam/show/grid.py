@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..errors import EmbedcamError
 from ..files import write_bytes
 from .checks import check_picture
-from .text import fit, font
+from .fonts import Letters
+from .text import fit
 
 _TITLE, _CAPTION = "#16191d", "#4a525c"
 _CAPTION_LINES = 2
@@ -61,16 +62,15 @@ def grid(
     if row_titles:
         _match("row titles", len(row_titles), len(rows))
 
-    small, large = font(max(10, round(cell_size / 12))), font(max(11, round(cell_size / 10.5)))
-    small_height, large_height = sum(small.getmetrics()), sum(large.getmetrics())
+    small, large = Letters(max(10, round(cell_size / 12))), Letters(max(11, round(cell_size / 10.5)))
     gap, half = max(4, cell_size // 14), cell_size // 2
     sides = [fit(title, large, cell_size, _ROW_TITLE_LINES) for title in row_titles or [""] * len(rows)]
-    side_width = max((round(large.getlength(line)) for lines in sides for line in lines), default=-gap)
+    side_width = max((round(large.length(line)) for lines in sides for line in lines), default=-gap)
     lefts = [gap + side_width + gap + column * (cell_size + gap) for column in range(columns)]
 
     # How high a row gets shows while it is drawn, so the sheet starts as high as it may become and is cut.
-    highest_row = cell_size + _CAPTION_LINES * small_height + 2 * gap
-    sheet_size = (lefts[-1] + cell_size + gap, large_height + 2 * gap + len(rows) * highest_row)
+    highest_row = cell_size + _CAPTION_LINES * small.height + 2 * gap
+    sheet_size = (lefts[-1] + cell_size + gap, large.height + 2 * gap + len(rows) * highest_row)
     sheet = Image.new("RGB", sheet_size, "white")
     draw = ImageDraw.Draw(sheet)
 
@@ -78,14 +78,14 @@ def grid(
     if column_titles:
         for left, title in zip(lefts, column_titles, strict=True):
             _write(draw, fit(title, large, cell_size), (left + half, y), "ma", large, _TITLE)
-        y += large_height + gap // 2
+        y += large.height + gap // 2
     for row, row_captions, side in zip(rows, captions, sides, strict=True):
         pictures = [None if picture is None else _scaled(picture, cell_size) for picture in row]
         texts = [fit(text or "", small, cell_size, _CAPTION_LINES) for text in row_captions]
         # A row is as high as its highest picture: a sheet of wide pictures has no empty bands.
         picture_height = max((picture.height for picture in pictures if picture is not None), default=0)
-        picture_height = max(picture_height, len(side) * large_height)
-        side_top = y + (picture_height - len(side) * large_height) // 2
+        picture_height = max(picture_height, len(side) * large.height)
+        side_top = y + (picture_height - len(side) * large.height) // 2
         _write(draw, side, (gap + side_width, side_top), "ra", large, _TITLE)
         for left, picture, lines in zip(lefts, pictures, texts, strict=False):
             if picture is not None:
@@ -94,7 +94,7 @@ def grid(
             _write(draw, lines, (left + half, y + picture_height + gap // 3), "ma", small, _CAPTION)
         y += picture_height + gap
         if any(texts):
-            y += gap // 3 + max(map(len, texts)) * small_height
+            y += gap // 3 + max(map(len, texts)) * small.height
     return sheet.crop((0, 0, sheet.width, y))
 
 
@@ -134,13 +134,12 @@ def _write(
     lines: Sequence[str],
     at: tuple[int, int],
     anchor: str,
-    letters: ImageFont.FreeTypeFont,
+    letters: Letters,
     color: str,
 ) -> None:
     """Write lines under each other; the anchor says which point of the first one `at` is."""
-    height = sum(letters.getmetrics())
     for number, line in enumerate(lines):
-        draw.text((at[0], at[1] + number * height), line, font=letters, fill=color, anchor=anchor)
+        letters.write(draw, (at[0], at[1] + number * letters.height), line, color, anchor)
 
 
 def _match(what: str, found: object, expected: object) -> None:

@@ -10,9 +10,10 @@ from PIL import Image, ImageDraw
 
 from ..errors import DataError, EmbedcamError
 from .checks import check_picture
+from .fonts import Letters
 from .grid import grid
 from .overlay import overlay
-from .text import fit, font
+from .text import fit
 
 Color = tuple[int, int, int]
 
@@ -100,10 +101,10 @@ def with_color_bar(
     row_height = (picture.height - 2 * margin) / len(names)
     edges = [margin + round(row_height * row) for row in range(len(names) + 1)]
     size = min(18, max(8, round(0.7 * row_height)))
-    letters = font(size)
+    letters = Letters(size)
     texts = [" ".join(fit(name, letters, _LONGEST_NAME * size)) for name in names]
     gap, bar_width = max(4, size // 2), max(12, round(1.5 * size))
-    text_width = max(round(letters.getlength(text)) for text in texts)
+    text_width = max(round(letters.length(text)) for text in texts)
     left = picture.width + gap
     sheet = Image.new("RGB", (left + bar_width + gap + text_width + gap, picture.height), "white")
     sheet.paste(picture, (0, 0))
@@ -112,7 +113,7 @@ def with_color_bar(
         if bottom > top:
             draw.rectangle((left, top, left + bar_width - 1, bottom - 1), fill=color)
         center = (left + bar_width + gap, (top + bottom) // 2)
-        draw.text(center, text, font=letters, fill=_INK, anchor="lm")
+        letters.write(draw, center, text, _INK, anchor="lm")
     return sheet
 
 
