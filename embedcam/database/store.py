@@ -39,7 +39,7 @@ def save(db: WeightDatabase, path: str | Path) -> None:
     """
     import h5py
 
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # first into memory: libhdf5 crashes where a disk is full
     # Not left to h5py's default: the layout is part of the format.
     with h5py.File(buffer, "w", libver="earliest") as file:
         _fill(file, db)
