@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from . import __version__, console
+from . import __version__, completion, console
 from .errors import EmbedcamError
 
 app = typer.Typer(
@@ -27,18 +27,56 @@ _SPEC = (
     "@test or @all at the end if need be."
 )
 
+# Headings of the long lists of options.
+_NETWORK, _TRAINING, _WEIGHTS, _METHOD = "Network", "Training", "Weights", "Method"
+_DRAWING, _GRAPH, _RUNNING = "Drawing", "Graph", "Running"
+
 NetOption = Annotated[Path, typer.Option("--net", help="Network file made by `embedcam train`.", metavar="FILE")]
 DbOption = Annotated[Path, typer.Option("--db", help="Weight database made by `embedcam build`.", metavar="FILE")]
-DataOption = Annotated[str, typer.Option("--data", help=f"Images: {_SPEC}", metavar="SPEC")]
-SeedOption = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
-StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at an unreadable image instead of leaving it out.")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run has finished.")]
-WorkersOption = Annotated[int, typer.Option(min=0, help="Threads that read images ahead.")]
+DataOption = Annotated[
+    str,
+    typer.Option("--data", help=f"Images: {_SPEC}", metavar="SPEC", autocompletion=completion.specs),
+]
+SeedOption = Annotated[
+    int,
+    typer.Option(help="Seed of everything that is drawn at random.", metavar="N", rich_help_panel=_RUNNING),
+]
+StrictOption = Annotated[
+    bool,
+    typer.Option("--strict", help="Stop at an unreadable image instead of leaving it out.", rich_help_panel=_RUNNING),
+]
+ResumeOption = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with what an interrupted run has finished.", rich_help_panel=_RUNNING),
+]
+WorkersOption = Annotated[
+    int,
+    typer.Option(min=0, help="Threads that read images ahead.", metavar="N", rich_help_panel=_RUNNING),
+]
+BatchSizeOption = Annotated[
+    int,
+    typer.Option(min=1, help="Images a batch.", metavar="N", rich_help_panel=_RUNNING),
+]
+PresetOption = Annotated[
+    Literal["default", "paper"],
+    typer.Option(help="paper is the published method: one layer, plain resize.", rich_help_panel=_METHOD),
+]
 ExplainSizeOption = Annotated[
-    int | None, typer.Option(min=8, help="Side in pixels that images are explained at; the database knows the best.")
+    int | None,
+    typer.Option(
+        min=8,
+        help="Side in pixels that images are explained at; the database knows the best.",
+        metavar="N",
+        rich_help_panel=_METHOD,
+    ),
 ]
 Transfer = Literal["soft-contrast", "soft", "contrast", "cluster", "neighbors", "nearest"]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        help="cpu, cuda or cuda:N; auto takes a GPU if there is one.", metavar="NAME", rich_help_panel=_RUNNING
+    ),
+]
 
 
 def _version(wanted: bool) -> None:
@@ -64,51 +102,92 @@ def demo(
 ) -> None:
     """Run the whole pipeline on built-in images, in under two minutes: train, build, explain, score, report.
 
-    Example: embedcam demo --out runs/demo
+    \b
+    Example:
+      embedcam demo --out runs/demo
     """
     from .demo import demo as run
 
     result = run(out, seed)
     console.print_scores(result)
-    typer.echo(f"\nOpen {out / 'report.html'} in a browser, or look at {out / 'gallery.png'}.")
-    typer.echo(
-        "Next, your own images: "
-        "embedcam train --data folder:PATH --backbone mobilenet_v2 --weights DEFAULT --out net.safetensors"
-    )
+    console.print_next(out)
 
 
 @app.command()
 def train(
     data: DataOption,
     backbone: Annotated[
-        str, typer.Option(help="tiny, or any torchvision classifier, such as resnet50.", metavar="NAME")
+        str,
+        typer.Option(
+            help="tiny, or any torchvision classifier, such as resnet50.",
+            metavar="NAME",
+            autocompletion=completion.backbones,
+        ),
     ],
     out: Annotated[
         Path, typer.Option(help="Network file to write; the training curve goes beside it.", metavar="FILE")
     ],
     weights: Annotated[
         str | None,
-        typer.Option(help="Start from this state dict, or from torchvision's DEFAULT.", metavar="FILE|DEFAULT"),
+        typer.Option(
+            help="Start from this state dict, or from torchvision's DEFAULT.",
+            metavar="FILE|DEFAULT",
+            rich_help_panel=_NETWORK,
+        ),
     ] = None,
-    objective: Annotated[str, typer.Option(help="triplet, arcface, proxy-anchor or multi-similarity.")] = "triplet",
-    dim: Annotated[int, typer.Option(min=1, help="Dimensions of the embedding.")] = 128,
+    dim: Annotated[
+        int, typer.Option(min=1, help="Dimensions of the embedding.", metavar="N", rich_help_panel=_NETWORK)
+    ] = 128,
     hidden: Annotated[
-        int | None, typer.Option(min=1, help="Width of a hidden layer in the head; none by default.")
+        int | None,
+        typer.Option(
+            min=1, help="Width of a hidden layer in the head; none by default.", metavar="N", rich_help_panel=_NETWORK
+        ),
     ] = None,
-    metric: Annotated[Literal["cosine", "euclidean"], typer.Option(help="How embeddings are compared.")] = "cosine",
-    image_size: Annotated[int, typer.Option(min=8, help="Side of the square input in pixels.")] = 224,
-    epochs: Annotated[int, typer.Option(min=0, help="Passes over the training images.")] = 10,
-    batch_size: Annotated[int, typer.Option(min=4, help="Images a batch.")] = 64,
+    metric: Annotated[
+        Literal["cosine", "euclidean"],
+        typer.Option(help="How embeddings are compared.", rich_help_panel=_NETWORK),
+    ] = "cosine",
+    image_size: Annotated[
+        int, typer.Option(min=8, help="Side of the square input in pixels.", metavar="N", rich_help_panel=_NETWORK)
+    ] = 224,
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="triplet, arcface, proxy-anchor or multi-similarity.", metavar="NAME", rich_help_panel=_TRAINING
+        ),
+    ] = "triplet",
+    epochs: Annotated[
+        int, typer.Option(min=0, help="Passes over the training images.", metavar="N", rich_help_panel=_TRAINING)
+    ] = 10,
+    batch_size: Annotated[
+        int, typer.Option(min=4, help="Images a batch.", metavar="N", rich_help_panel=_TRAINING)
+    ] = 64,
     lr: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Highest learning rate of the backbone; 1e-4 with weights, 3e-3 without."),
+        typer.Option(
+            min=0.0,
+            help="Highest learning rate of the backbone; 1e-4 with weights, 3e-3 without.",
+            metavar="X",
+            rich_help_panel=_TRAINING,
+        ),
     ] = None,
     head_lr: Annotated[
-        float | None, typer.Option(min=0.0, help="Highest learning rate of the head; 1e-3 with weights, 3e-3 without.")
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Highest learning rate of the head; 1e-3 with weights, 3e-3 without.",
+            metavar="X",
+            rich_help_panel=_TRAINING,
+        ),
     ] = None,
     train_from: Annotated[
         str | None,
-        typer.Option(help="Train only what comes after this layer, on activations computed once.", metavar="LAYER"),
+        typer.Option(
+            help="Train only what comes after this layer, on activations computed once.",
+            metavar="LAYER",
+            rich_help_panel=_TRAINING,
+        ),
     ] = None,
     resume: ResumeOption = False,
     seed: SeedOption = 0,
@@ -118,9 +197,14 @@ def train(
 ) -> None:
     """Train an embedding network.
 
-    Example: embedcam train --data folder:birds --backbone mobilenet_v2 --weights DEFAULT --out net.safetensors
+    \b
+    Example:
+      embedcam train --data folder:birds --backbone mobilenet_v2 \\
+        --weights DEFAULT --out net.safetensors
 
-    In several processes: torchrun --nproc-per-node=4 -m embedcam train ...
+    \b
+    In several processes:
+      torchrun --nproc-per-node=4 -m embedcam train ...
     """
     import torch
 
@@ -157,21 +241,33 @@ def build(
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Weight database to write.", metavar="FILE")],
     layer: Annotated[
-        str | None, typer.Option(help="Feature layer; the last spatial one by default.", metavar="NAME")
+        str | None,
+        typer.Option(help="Feature layer; the last spatial one by default.", metavar="LAYER", rich_help_panel=_WEIGHTS),
     ] = None,
-    clusters: Annotated[int, typer.Option(min=1, help="Clusters of the training images.")] = 50,
-    top_k: Annotated[int, typer.Option(min=1, help="Channels kept of each cluster.")] = 50,
-    pairs: Annotated[int, typer.Option(min=1, help="Triplets an image.")] = 50,
+    clusters: Annotated[
+        int, typer.Option(min=1, help="Clusters of the training images.", metavar="N", rich_help_panel=_WEIGHTS)
+    ] = 50,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Channels kept of each cluster.", metavar="N", rich_help_panel=_WEIGHTS)
+    ] = 50,
+    pairs: Annotated[int, typer.Option(min=1, help="Triplets an image.", metavar="N", rich_help_panel=_WEIGHTS)] = 50,
     method: Annotated[
-        Literal["gradcam", "gradcam++"], typer.Option(help="How channel weights are worked out.")
+        Literal["gradcam", "gradcam++"],
+        typer.Option(help="How channel weights are worked out.", rich_help_panel=_WEIGHTS),
     ] = "gradcam",
     exemplars: Annotated[
-        bool, typer.Option(help="Keep every image's embedding and channels, for --transfer nearest.")
+        bool,
+        typer.Option(
+            help="Keep every image's embedding and channels, for --transfer nearest.", rich_help_panel=_WEIGHTS
+        ),
     ] = True,
     closer: Annotated[
-        bool, typer.Option(help="Look at some images of each cluster more closely, for sharper maps.")
+        bool,
+        typer.Option(
+            help="Look at some images of each cluster more closely, for sharper maps.", rich_help_panel=_WEIGHTS
+        ),
     ] = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 32,
+    batch_size: BatchSizeOption = 32,
     resume: ResumeOption = False,
     seed: SeedOption = 0,
     strict: StrictOption = False,
@@ -180,9 +276,13 @@ def build(
 ) -> None:
     """Build the weight database from the training images.
 
-    Example: embedcam build --net net.safetensors --data folder:birds --out weights.h5
+    \b
+    Example:
+      embedcam build --net net.safetensors --data folder:birds --out weights.h5
 
-    In several processes: torchrun --nproc-per-node=4 -m embedcam build ...
+    \b
+    In several processes:
+      torchrun --nproc-per-node=4 -m embedcam build ...
     """
     from .data import load
     from .database.build import build_file
@@ -235,19 +335,6 @@ def explain(
         Path | None,
         typer.Option(help="Folder to write to, runs/explain by default; of a video, a file.", metavar="PATH"),
     ] = None,
-    boxes: Annotated[bool, typer.Option("--boxes", help="Draw boxes around strong regions.")] = False,
-    threshold: Annotated[float, typer.Option(min=0.01, max=1.0, help="Least heat inside a box's region.")] = 0.5,
-    preset: Annotated[
-        Literal["default", "paper"], typer.Option(help="paper is the published method: one layer, plain resize.")
-    ] = "default",
-    transfer: Annotated[
-        Transfer | None, typer.Option(help="Whose weights an image gets, with one layer; see the documentation.")
-    ] = None,
-    placement: Annotated[
-        Literal["receptive-field", "stretch"] | None,
-        typer.Option(help="Cells where the network looked, or plainly stretched."),
-    ] = None,
-    explain_size: ExplainSizeOption = None,
     anomaly: Annotated[
         bool, typer.Option("--anomaly", help="List how unlike the training images each is, the most unlike first.")
     ] = False,
@@ -255,26 +342,80 @@ def explain(
         Path | None,
         typer.Option(help="Another image: show what each shares with it, and what differs.", metavar="IMAGE"),
     ] = None,
-    alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="Weight of the heat map in the overlay.")] = 0.5,
+    preset: PresetOption = "default",
+    transfer: Annotated[
+        Transfer | None,
+        typer.Option(
+            help="Whose weights an image gets, with one layer: soft-contrast, soft, contrast, cluster, neighbors or "
+            "nearest.",
+            metavar="NAME",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    placement: Annotated[
+        Literal["receptive-field", "stretch"] | None,
+        typer.Option(
+            help="Cells where the network looked (receptive-field), or plainly stretched.",
+            metavar="NAME",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    explain_size: ExplainSizeOption = None,
+    boxes: Annotated[
+        bool, typer.Option("--boxes", help="Draw boxes around strong regions.", rich_help_panel=_DRAWING)
+    ] = False,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            min=0.01, max=1.0, help="Least heat inside a box's region.", metavar="X", rich_help_panel=_DRAWING
+        ),
+    ] = 0.5,
+    alpha: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Weight of the heat map in the overlay.", metavar="X", rich_help_panel=_DRAWING
+        ),
+    ] = 0.5,
     smoothing: Annotated[
-        float, typer.Option(min=0.0, max=0.99, help="Share of the frames before in a video frame's map.")
+        float,
+        typer.Option(
+            min=0.0,
+            max=0.99,
+            help="Share of the frames before in a video frame's map.",
+            metavar="X",
+            rich_help_panel=_DRAWING,
+        ),
     ] = 0.0,
     colormap: Annotated[
-        str, typer.Option(help="turbo, viridis, jet, or any other that the cmap library knows.")
+        str,
+        typer.Option(
+            help="turbo, viridis, jet, or any other that the cmap library knows.",
+            metavar="NAME",
+            autocompletion=completion.colormaps,
+            rich_help_panel=_DRAWING,
+        ),
     ] = "turbo",
     precision: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="Numbers that the network computes with.")
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="Numbers that the network computes with.", rich_help_panel=_RUNNING),
     ] = "float32",
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile network and lookup first; pays off for thousands of images.")
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile network and lookup first; pays off for thousands of images.",
+            rich_help_panel=_RUNNING,
+        ),
     ] = False,
     provider: Annotated[
         list[str] | None,
         typer.Option(
-            help="onnxruntime's, with --onnx, such as CUDAExecutionProvider; repeat for others to fall back on."
+            help="onnxruntime's, with --onnx, such as CUDAExecutionProvider; repeat for others to fall back on.",
+            metavar="NAME",
+            rich_help_panel=_RUNNING,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 4,
+    batch_size: BatchSizeOption = 4,
     resume: ResumeOption = False,
     strict: StrictOption = False,
     workers: WorkersOption = 2,
@@ -282,9 +423,13 @@ def explain(
 ) -> None:
     """Explain images: overlays, a contact sheet, raw maps, and a JSON line an image.
 
-    Example: embedcam explain --net net.safetensors --db weights.h5 photo.jpg holiday/ --boxes
+    \b
+    Example:
+      embedcam explain --net net.safetensors --db weights.h5 photo.jpg holiday/
 
-    Of a video: embedcam explain --onnx explainer.onnx film.mp4 --out explained.mp4
+    \b
+    Of a video:
+      embedcam explain --onnx explainer.onnx film.mp4 --out explained.mp4
     """
     from .explain.files import DrawOptions, explain_files
     from .explain.video import is_video
@@ -370,23 +515,41 @@ def export(
     net: NetOption,
     db: DbOption,
     out: Annotated[Path, typer.Option(help="ONNX file to write.", metavar="FILE")],
-    preset: Annotated[
-        Literal["default", "paper"], typer.Option(help="paper is the published method: one layer, plain resize.")
-    ] = "default",
+    preset: PresetOption = "default",
     explain_size: ExplainSizeOption = None,
     heatmap: Annotated[
-        Literal["image", "map"], typer.Option(help="Heat maps of the image's size, or one value a cell.")
+        Literal["image", "map"],
+        typer.Option(help="Heat maps of the image's size, or one value a cell.", rich_help_panel=_GRAPH),
     ] = "image",
     uint8_input: Annotated[
-        bool, typer.Option("--uint8-input", help="Take pictures of any size; resize and normalise in the graph.")
+        bool,
+        typer.Option(
+            "--uint8-input",
+            help="Take pictures of any size; resize and normalise in the graph.",
+            rich_help_panel=_GRAPH,
+        ),
     ] = False,
-    dynamic: Annotated[bool, typer.Option("--dynamic", help="Take image batches of any height and width.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="Compute in 8 bits where maps allow; needs --data.")] = False,
-    data: Annotated[str | None, typer.Option(help=f"Images to calibrate on: {_SPEC}", metavar="SPEC")] = None,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="Take image batches of any height and width.", rich_help_panel=_GRAPH)
+    ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Compute in 8 bits where maps allow; needs --data.", rich_help_panel=_GRAPH)
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Images to calibrate 8 bits on: {_SPEC}",
+            metavar="SPEC",
+            autocompletion=completion.specs,
+            rich_help_panel=_GRAPH,
+        ),
+    ] = None,
 ) -> None:
     """Write network and weight database as one ONNX file that explains without torch.
 
-    Example: embedcam export --net net.safetensors --db weights.h5 --out explainer.onnx
+    \b
+    Example:
+      embedcam export --net net.safetensors --db weights.h5 --out explainer.onnx
     """
     import tempfile
 
@@ -432,7 +595,7 @@ def evaluate(
     ),
     explain_size: ExplainSizeOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.", metavar="FILE")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
+    batch_size: BatchSizeOption = 16,
     strict: StrictOption = False,
     workers: WorkersOption = 2,
     device: DeviceOption = "auto",
@@ -441,7 +604,10 @@ def evaluate(
 
     Neighbours are looked for among the training images of the same data set.
 
-    Example: embedcam evaluate --net net.safetensors --db weights.h5 --data folder:birds --json scores.json
+    \b
+    Example:
+      embedcam evaluate --net net.safetensors --db weights.h5 \\
+        --data folder:birds --json scores.json
     """
     from .data import load, load_gallery
     from .database import WeightDatabase
@@ -476,17 +642,35 @@ def evaluate(
 @app.command()
 def classmap(
     images: Annotated[list[Path], typer.Argument(help="Images.", metavar="IMAGE...")],
-    net: Annotated[str, typer.Option("--net", help="A torchvision classifier, such as mobilenet_v2.", metavar="NAME")],
+    net: Annotated[
+        str,
+        typer.Option(
+            "--net",
+            help="A torchvision classifier, such as mobilenet_v2.",
+            metavar="NAME",
+            autocompletion=completion.backbones,
+        ),
+    ],
     weights: Annotated[str, typer.Option(help="Its state dict, or torchvision's DEFAULT.", metavar="FILE|DEFAULT")],
     out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="DIR")] = Path("runs/classmap"),
-    window: Annotated[str, typer.Option(help="Cells averaged, across: 1, 3, 5, or whole.")] = "3",
-    class_threshold: Annotated[float, typer.Option(min=0.01, max=1.0, help="Least probability of a class.")] = 0.85,
-    box_threshold: Annotated[float, typer.Option(min=0.01, max=1.0, help="Least probability inside a box.")] = 0.5,
-    size: Annotated[int | None, typer.Option(min=1, help="Shorter side to look at the image with, in pixels.")] = None,
+    window: Annotated[
+        str, typer.Option(help="Cells averaged, across: 1, 3, 5, or whole for the whole image.", metavar="N")
+    ] = "3",
+    class_threshold: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Least probability of a class.", metavar="X")
+    ] = 0.85,
+    box_threshold: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Least probability inside a box.", metavar="X")
+    ] = 0.5,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Shorter side to look at the image with, in pixels.", metavar="N")
+    ] = None,
 ) -> None:
     """Show which classes a classifier sees where, in images of any size, without backpropagation.
 
-    Example: embedcam classmap --net mobilenet_v2 --weights DEFAULT street.jpg
+    \b
+    Example:
+      embedcam classmap --net mobilenet_v2 --weights DEFAULT street.jpg
     """
     from .gradient.classmap import classmap_file, load_classifier
 
@@ -506,12 +690,14 @@ def classmap(
 @app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="Weight database.", metavar="weights.h5")],
-    top: Annotated[int, typer.Option(min=1, help="Labels and channels shown of each cluster.")] = 3,
+    top: Annotated[int, typer.Option(min=1, help="Labels and channels shown of each cluster.", metavar="N")] = 3,
     verify: Annotated[bool, typer.Option("--verify", help="Check every item instead, and the checksum.")] = False,
 ) -> None:
     """Print what a weight database holds.
 
-    Example: embedcam inspect weights.h5
+    \b
+    Example:
+      embedcam inspect weights.h5
     """
     from .database import WeightDatabase
     from .database.verify import verify as check
@@ -538,7 +724,10 @@ def import_faster_gradcam(
 ) -> None:
     """Make a weight database of what Faster-Grad-CAM wrote.
 
-    Example: embedcam import-faster-gradcam model/ --net net.safetensors --data folder:hands --out weights.h5
+    \b
+    Example:
+      embedcam import-faster-gradcam model/ --net net.safetensors \\
+        --data folder:hands --out weights.h5
     """
     from .data import load
     from .database.faster_gradcam import import_faster_gradcam as read
@@ -561,19 +750,27 @@ def serve(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help=f"The training images, to show those that are like a picture: {_SPEC}", metavar="SPEC"),
+        typer.Option(
+            help=f"The training images, to show those that are like a picture: {_SPEC}",
+            metavar="SPEC",
+            autocompletion=completion.specs,
+        ),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen at; by default, only this machine reaches it.")
+        str, typer.Option(help="Address to listen at; by default, only this machine reaches it.", metavar="ADDRESS")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; any free one if 0.")] = 7860,
-    token: Annotated[str | None, typer.Option(envvar="EMBEDCAM_TOKEN", help="What every visitor must give.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Pictures explained at once.")] = 1,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; any free one if 0.", metavar="N")] = 7860,
+    token: Annotated[
+        str | None, typer.Option(envvar="EMBEDCAM_TOKEN", help="What every visitor must give.", metavar="TEXT")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Pictures explained at once.", metavar="N")] = 1,
     device: DeviceOption = "auto",
 ) -> None:
     """Serve a web page, and an HTTP API, that explain pictures.
 
-    Example: embedcam serve --net net.safetensors --db weights.h5 --data folder:birds
+    \b
+    Example:
+      embedcam serve --net net.safetensors --db weights.h5 --data folder:birds
     """
     if (net is None or db is None) == (onnx is None) or (onnx is not None and (net or db)):
         raise typer.BadParameter("give --net and --db, or --onnx alone")

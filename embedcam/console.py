@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -19,10 +20,17 @@ from .errors import EmbedcamError
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Console
 
     from .database import WeightDatabase
     from .explain.files import AnyExplainer
     from .explain.quantise import QuantiseReport
+
+
+def _console(**options: Any) -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, color_system="auto" if progress.styled(sys.stdout) else None, **options)
 
 
 def print_database(database: WeightDatabase, top: int) -> None:
@@ -32,11 +40,10 @@ def print_database(database: WeightDatabase, top: int) -> None:
         database: The database.
         top: Labels and channels shown of each cluster.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = _console(soft_wrap=True)
     for name, value in database.facts():
         console.print(f"{name:<14}{value}", markup=False)
     table = Table(
@@ -74,7 +81,6 @@ def print_scores(result: dict[str, Any]) -> None:
     Args:
         result: Of `evaluate`.
     """
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -85,12 +91,34 @@ def print_scores(result: dict[str, Any]) -> None:
         name = f"{row['method']} (default)" if row["default"] else row["method"]
         cells = ["-" if row[key] is None else f"{row[key]:.{1 if key == 'ms_per_image' else 3}f}" for key in columns]
         table.add_row(name, "yes" if row["backprop"] else "no", *cells)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = _console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     known = {"Recall@1": "recall_at_1", "MAP@R": "map_at_r", "NMI": "nmi"}
     scores = ", ".join(f"{name} {result[key]:.4f}" for name, key in known.items() if result[key] is not None)
     read = f"{result['images']} images, {result['masks']} with a mask{left_out(result['skipped'])}"
     console.print(f"\n{scores + '; ' if scores else ''}{read}")
+
+
+def print_next(out: Path) -> None:
+    """Print what to do after the demo: commands that work as they stand.
+
+    Args:
+        out: The demo's folder.
+    """
+    net, db, images, explained = (
+        shlex.quote(str(out / name)) for name in ("net.safetensors", "weights.h5", "images", "explained")
+    )
+    print(
+        f"""
+Open {out / "report.html"} in a browser, or look at {out / "gallery.png"}.
+
+Try next, with the demo's network and weight database:
+  embedcam inspect {db}
+  embedcam explain --net {net} --db {db} {images} --boxes --out {explained}
+
+Then with images of your own:
+  embedcam train --help"""
+    )
 
 
 def print_faithfulness(result: dict[str, Any]) -> None:
@@ -99,7 +127,6 @@ def print_faithfulness(result: dict[str, Any]) -> None:
     Args:
         result: Of `faithfulness`.
     """
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("method", box=None, pad_edge=False, title=f"faithfulness, {result['images']} images")
@@ -108,7 +135,7 @@ def print_faithfulness(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         areas = [row[kind][key] for key in ("similarity_area", "rank_area") for kind in ("deletion", "insertion")]
         table.add_row(row["method"], *(f"{area:.3f}" for area in areas))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    _console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def print_randomisation(result: dict[str, Any]) -> None:
@@ -117,7 +144,6 @@ def print_randomisation(result: dict[str, Any]) -> None:
     Args:
         result: Of `randomisation`.
     """
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, title=f"randomisation, {result['images']} images")
@@ -126,7 +152,7 @@ def print_randomisation(result: dict[str, Any]) -> None:
         table.add_column(name, justify="right")
     for row in result["rows"]:
         table.add_row(row["layer"] or "none", str(row["layers"]), f"{row['spearman']:.3f}")
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = _console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     if result["between_images"]["spearman"] is not None:
         console.print(f"between the original maps of different images: {result['between_images']['spearman']:.3f}")
@@ -252,6 +278,10 @@ def run(command: Callable[..., Any], *, debug: bool) -> int:
     """
     if main_process():
         progress.show()
+    if os.environ.get("NO_COLOR"):
+        from typer import rich_utils
+
+        rich_utils.COLOR_SYSTEM = None  # rich takes away the colours alone, and leaves bold and dim
     logger = logging.getLogger("embedcam")
     logger.addHandler(_Warnings())
     logger.propagate = False

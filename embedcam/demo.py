@@ -31,8 +31,8 @@ _GALLERY_IMAGES, _REPORT_EXAMPLES, _THUMBNAILS = 20, 24, 6
 def demo(out: str | Path, seed: int = 0) -> dict[str, Any]:
     """Run the whole pipeline on `digits`.
 
-    Writes `net.safetensors` (with its training curve `net.png`), `weights.h5`, `gallery.png`, `report.html` and
-    `scores.json`.
+    Writes `net.safetensors` (with its training curve `net.png`), `weights.h5`, `gallery.png`, `report.html`,
+    `scores.json` and, for a first try of one's own, the test images of the gallery as `images/`.
 
     Args:
         out: Folder to write to.
@@ -72,6 +72,8 @@ def demo(out: str | Path, seed: int = 0) -> dict[str, Any]:
     )
     examples = example_cards(chosen, explanation, database)
     save_png(_gallery(examples[:_GALLERY_IMAGES]), out / "gallery.png")
+    for number, example in enumerate(examples[:_GALLERY_IMAGES]):
+        save_png(example.image, out / "images" / f"{number:02d}_digit_{example.label}.png")
     facts = [
         *database.facts(),
         ("Training", f"{options.objective}, {options.epochs} epochs"),

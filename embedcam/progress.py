@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 10.0
 _shown = False
+
+
+def styled(stream: TextIO) -> bool:
+    """Tell whether escape codes, for colours and for bars that move, are welcome.
+
+    Args:
+        stream: What is written to.
+
+    Returns:
+        True on a terminal that is not dumb, unless NO_COLOR is set (no-color.org).
+    """
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def show() -> None:
@@ -61,7 +74,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """
     if not _shown:
         yield lambda _: None
-    elif sys.stderr.isatty():
+    elif styled(sys.stderr):
         with _bar(what, total) as count:
             yield count
     else:

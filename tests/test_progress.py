@@ -43,11 +43,24 @@ def test_long_work_says_how_far_it_is(shown, monkeypatch, capsys):
 
 
 def test_on_a_terminal_there_is_a_bar(shown, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     assert list(progress.track(range(3), "reading", 10, unit=4)) == [0, 1, 2]
     assert "reading" in terminal.getvalue()
     assert "10/10" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_a_terminal_that_wants_no_escape_codes_gets_lines(shown, monkeypatch, name, value):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv(name, value)
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert list(progress.track(range(3), "reading", 10, unit=4)) == [0, 1, 2]
+    assert terminal.getvalue().startswith("reading: 10 in ")
+    assert "\x1b" not in terminal.getvalue()
 
 
 def test_work_that_stops_early_says_nothing_of_an_end(shown, capsys):
