@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 from .errors import EmbedcamError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from . import data as data
+    from . import database as database
+    from . import evaluate as evaluate
+    from . import explain as explain
     from . import gradient, receptive_field
+    from . import heatmap as heatmap
+    from . import layers as layers
+    from . import nets as nets
+    from . import show as show
+    from . import train as train
     from .database import WeightDatabase
     from .database.build import build_database
     from .explain import Explainer, OnnxExplainer
@@ -58,7 +67,7 @@ _ROOMS = (
 )
 
 
-def __getattr__(name: str) -> Any:
+def _load(name: str) -> Any:
     if name not in _HOME and name not in _ROOMS:
         raise AttributeError(f"module 'embedcam' has no attribute {name!r}")
     try:
@@ -71,6 +80,10 @@ def __getattr__(name: str) -> Any:
     value = module if name in _ROOMS else getattr(module, name)
     globals()[name] = value
     return value
+
+
+if not TYPE_CHECKING:  # a type checker is to find misspelt names
+    __getattr__ = _load
 
 
 def __dir__() -> list[str]:

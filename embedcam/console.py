@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shlex
@@ -253,6 +254,8 @@ def cores() -> int:
 
 
 _INTERRUPTED = 130
+# What the verbs need that are content with less than all.
+_EXTRAS = {"explain": "torch", "classmap": "torch", "serve": "torch", "export": "export"}
 
 
 class _Warnings(logging.Handler):
@@ -278,6 +281,8 @@ def run(command: Callable[..., Any], *, debug: bool) -> int:
     """
     if main_process():
         progress.show()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a label that the terminal has no letters for stops nothing
     if os.environ.get("NO_COLOR"):
         from typer import rich_utils
 
@@ -292,6 +297,12 @@ def run(command: Callable[..., Any], *, debug: bool) -> int:
         if debug:
             raise
         print(f"embedcam: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if debug or error.name is None or error.name.partition(".")[0] == "embedcam":
+            raise
+        extra = _EXTRAS.get(_verb(), "train")
+        print(f'embedcam: this needs {error.name}; install it with `pip install "embedcam[{extra}]"`', file=sys.stderr)
         return 1
     except typer.Exit as error:
         code = error.exit_code
@@ -310,10 +321,13 @@ def run(command: Callable[..., Any], *, debug: bool) -> int:
     return code
 
 
+def _verb() -> str:
+    return next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+
+
 def _say_interrupted() -> None:
-    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     hint = "what is finished is kept: add --resume to go on"
-    if verb not in ("train", "build", "explain"):
+    if _verb() not in ("train", "build", "explain"):
         hint = "nothing was left half-written"
     after_sign = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
     print(f"{after_sign}embedcam: interrupted; {hint}", file=sys.stderr)
