@@ -1,0 +1,87 @@
+"""Execute notebooks in place, and keep of their outputs what a reader sees.
+
+    python docs/notebooks/execute.py docs/notebooks/own_network.ipynb
+    OPACITY=1 BUTTERFLIES=/path/to/butterflies python docs/notebooks/execute.py docs/notebooks/cub.ipynb
+
+Paths must be absolute: a notebook runs in a temporary folder. `SOURCE_DATE_EPOCH` fixes the time that databases bear.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from PIL import Image
+
+# Every output comes in several forms, of which a reader sees the first that there is.
+SHOWN = ("text/html", "image/png", "text/plain")
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def execute(notebook: nbformat.NotebookNode, folder: str | Path, timeout: int = 1200) -> None:
+    """Run all cells, in a new kernel.
+
+    Args:
+        notebook: Gets the outputs.
+        folder: Where it runs, and writes its files.
+        timeout: Seconds for one cell.
+
+    Raises:
+        CellExecutionError: If a cell fails.
+    """
+    resources = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        resources=resources,
+        record_timing=False,
+        coalesce_streams=True,
+    )
+    client.execute()
+
+
+def tidy(notebook: nbformat.NotebookNode) -> None:
+    """Keep one form of each output, pictures in 256 colours, and nothing about the machine.
+
+    Args:
+        notebook: Changed in place.
+    """
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "data" in output:
+                form = next(form for form in SHOWN if form in output.data)
+                output.data = nbformat.from_dict({form: output.data[form]})
+                if form == "image/png":
+                    output.data[form] = _small(output.data[form])
+
+
+def _small(png: str) -> str:
+    buffer = io.BytesIO()
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    # Given its own palette, Pillow dithers: heat maps show no steps.
+    picture.quantize(palette=picture.quantize(256)).save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def main() -> None:
+    """Execute the notebooks that are named on the command line."""
+    for path in map(Path, sys.argv[1:]):
+        notebook = nbformat.read(path, as_version=4)
+        with tempfile.TemporaryDirectory() as folder:
+            execute(notebook, folder)
+        tidy(notebook)
+        nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    main()
