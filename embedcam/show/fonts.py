@@ -167,7 +167,7 @@ def _installed() -> tuple[str, ...]:
         try:
             # Pillow looks in the system's folders for what is not at a path; a bare name it would take from the
             # working folder first, which may be anybody's.
-            found.append(Path(str(ImageFont.truetype(Path(os.sep, name)).path)))
+            found.append(Path(str(ImageFont.truetype(str(Path(os.sep, name))).path)))
         except OSError:
             continue
     return tuple(map(str, found))

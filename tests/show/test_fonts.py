@@ -81,13 +81,13 @@ def test_a_font_in_the_working_folder_is_nobody_s_choice(installed, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fonts, "_SYSTEM", ("planted.ttf",))
     monkeypatch.setattr(fonts, "_PACKAGED", ())
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "none"))
+    monkeypatch.setenv("XDG_DATA_DIRS", str(tmp_path / "none"))
     assert fonts._installed.__wrapped__() == ()
     if sys.platform.startswith("linux"):
-        monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
-        (tmp_path / "home" / "fonts").mkdir(parents=True)
-        (tmp_path / "planted.ttf").rename(tmp_path / "home" / "fonts" / "planted.ttf")
-        assert fonts._installed.__wrapped__() == (planted.replace("planted.ttf", "home/fonts/planted.ttf"),)
+        monkeypatch.setenv("XDG_DATA_DIRS", str(tmp_path / "share"))
+        (tmp_path / "share" / "fonts").mkdir(parents=True)
+        (tmp_path / "planted.ttf").rename(tmp_path / "share" / "fonts" / "planted.ttf")
+        assert fonts._installed.__wrapped__() == (planted.replace("planted.ttf", "share/fonts/planted.ttf"),)
 
 
 @pytest.mark.parametrize("label", ["Müller", "Ελλάδα", "Жук", "עברית", "العربية"])
