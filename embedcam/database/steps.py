@@ -102,7 +102,10 @@ class Build:
                 rows = self.shards.rows(number)
                 seen = self._seen(rows, count) if embedded is None else _part(embedded, rows)
                 pooled = {} if seen.pooled is None else {"pooled": seen.pooled}
-                self.shards.write("embedded", number, kept=seen.kept, embeddings=seen.embeddings, **pooled)
+                known = np.array(seen.pooled is not None)
+                self.shards.write(
+                    "embedded", number, kept=seen.kept, embeddings=seen.embeddings, known=known, **pooled
+                )
 
     def _seen(self, rows: range, count: Any) -> Embedded:
         try:
@@ -129,10 +132,10 @@ class Build:
         kept, pooled = [], True
         with atomic_path(self._embeddings_path) as temporary, temporary.open("wb") as file:
             for number in range(len(self.shards)):
-                seen = self.shards.read("embedded", number)
+                seen = self.shards.read("embedded", number, "kept", "embeddings", "known")  # not the pooled features
                 seen["embeddings"].tofile(file)
                 kept.append(seen["kept"])
-                pooled &= "pooled" in seen
+                pooled &= bool(seen["known"])
         bounds = np.cumsum([0, *map(len, kept)])
         count = int(bounds[-1])
         if count == 0:
