@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test fuzz test-versions format clean
+.PHONY: install demo test docs fuzz test-versions test-extras format clean
 
 install: $(VENV)/.installed
 
@@ -22,6 +22,15 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+# The documentation, and every command, snippet and notebook that it shows.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/pytest -m docs tests/docs
+
+$(VENV)/.installed-docs: install pyproject.toml
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	touch $@
+
 # 20,000 spoiled files of every kind, under a watchdog; a few minutes.
 fuzz: install
 	$(BIN)/python tests/fuzz/fuzz.py --inputs 20000
@@ -29,6 +38,10 @@ fuzz: install
 # The tests with the oldest and the newest dependencies claimed, on every Python that is here; downloads gigabytes.
 test-versions: install
 	$(BIN)/python tests/versions.py
+
+# Each extra alone, in an environment of its own; downloads gigabytes.
+test-extras: install
+	$(BIN)/python tests/extras.py
 
 format: install
 	$(BIN)/ruff format .
