@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torchvision import models
 
 pytestmark = pytest.mark.docs
@@ -44,6 +45,7 @@ ELSEWHERE = {
     "pip install": "its extras are looked up instead",
     "embedcam explain --onnx explainer.onnx camera:0": "there is no camera",
 }
+TRAINED = ROOT.parent / "shared" / "weights" / "mobilenet_v2_imagenet.safetensors"
 SERVING = "http://127.0.0.1:7860"
 
 
@@ -121,7 +123,8 @@ def prepared(tmp_path_factory) -> Path:
         film.mux(stream.encode())
 
     torch.manual_seed(0)
-    net = EmbeddingNet("mobilenet_v2", 16, image_size=96).eval()
+    # Without training, networks of many layers without shortcuts put all pictures in one place.
+    net = EmbeddingNet("resnet18", 16, image_size=96).eval()
     net.save(root / "net.safetensors")
     database = build_database(net, f"folder:{root / 'birds'}", closer=False)
     database.save(root / "weights.h5")
@@ -130,7 +133,7 @@ def prepared(tmp_path_factory) -> Path:
     checkpoints = root / "torch" / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True)
     name = models.get_model_weights("mobilenet_v2").DEFAULT.url.rpartition("/")[2]
-    torch.save(models.mobilenet_v2().state_dict(), checkpoints / name)
+    torch.save(load_file(TRAINED) if TRAINED.exists() else models.mobilenet_v2().state_dict(), checkpoints / name)
     (root / "model").mkdir()
     np.savetxt(root / "model" / "channel_weight.csv", rng.random((3, 10)), delimiter=",")
     np.savetxt(root / "model" / "channel_adress.csv", np.tile(np.arange(10.0), (3, 1)), delimiter=",")
