@@ -149,7 +149,11 @@ def evaluate(folder: Path, count: int) -> None:
     from embedcam.evaluate import table
     from embedcam.nets import EmbeddingNet
 
-    net, test, gallery = EmbeddingNet.load(folder / "net.safetensors"), np.arange(count), np.arange(count, count + count // 4)
+    net, test, gallery = (
+        EmbeddingNet.load(folder / "net.safetensors"),
+        np.arange(count),
+        np.arange(count, count + count // 4),
+    )
     table.evaluate(net, load_database(folder), Simulated.of(test), Simulated.of(gallery))
 
 

@@ -103,9 +103,7 @@ class Build:
                 seen = self._seen(rows, count) if embedded is None else _part(embedded, rows)
                 pooled = {} if seen.pooled is None else {"pooled": seen.pooled}
                 known = np.array(seen.pooled is not None)
-                self.shards.write(
-                    "embedded", number, kept=seen.kept, embeddings=seen.embeddings, known=known, **pooled
-                )
+                self.shards.write("embedded", number, kept=seen.kept, embeddings=seen.embeddings, known=known, **pooled)
 
     def _seen(self, rows: range, count: Any) -> Embedded:
         try:

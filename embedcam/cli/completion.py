@@ -12,7 +12,7 @@ def specs(incomplete: str) -> list[str]:
     Returns:
         "digits", and "folder:" and the like, that begin so.
     """
-    from .data.catalog import KINDS
+    from ..data.catalog import KINDS
 
     return _begin(["digits", *(f"{kind}:" for kind in KINDS if kind != "digits")], incomplete)
 
@@ -27,7 +27,7 @@ def backbones(incomplete: str) -> list[str]:
         The names that begin so; none without torchvision.
     """
     try:
-        from .nets.backbones import names
+        from ..nets.backbones import names
 
         return _begin(names(), incomplete)
     except ImportError:

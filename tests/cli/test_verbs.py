@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedcam import cli, console
+from embedcam import cli
+from embedcam.cli import console
+from embedcam.errors import EmbedcamError
 from embedcam.nets import EmbeddingNet
 
 TRAIN = ("--backbone", "tiny", "--dim", 8, "--image-size", 32, "--batch-size", 12)
@@ -435,7 +437,7 @@ def test_version_and_help_are_no_errors(run):
 
 
 def test_debug_shows_the_traceback():
-    with pytest.raises(cli.EmbedcamError, match="no weight database nowhere"):
+    with pytest.raises(EmbedcamError, match="no weight database nowhere"):
         console.run(functools.partial(cli.app, ["inspect", "nowhere.h5"]), debug=True)
 
 

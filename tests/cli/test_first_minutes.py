@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import typer
 
-from embedcam import cli, completion, console
+from embedcam import cli
+from embedcam.cli import completion, console
 from embedcam.show.grid import save_png
 
 GROUP = typer.main.get_command(cli.app)
@@ -22,7 +23,8 @@ PROGRAM = Path(sys.executable).with_name("embedcam")
 # Everything that is printed with style: help, an error, a wrong usage, tables, a bar.
 STYLED = """
 import functools, sys
-from embedcam import cli, console, progress
+from embedcam import cli, progress
+from embedcam.cli import console
 for line in ("--help", "build --help", "inspect nowhere.h5", "frobnicate", "inspect " + sys.argv[1]):
     console.run(functools.partial(cli.app, line.split()), debug=False)
 console.print_randomisation({"images": 1, "rows": [], "between_images": {"spearman": None}})

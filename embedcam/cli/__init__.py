@@ -1,0 +1,46 @@
+"""The command line: one function a verb."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from . import console
+from .offline import build, demo, evaluate, import_faster_gradcam, train
+from .online import classmap, explain, export, inspect, serve
+
+app = typer.Typer(
+    help="Explain embedding networks: heat maps without backpropagation, from a precomputed weight database.",
+    epilog="Start with: embedcam demo",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"embedcam {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for verb in (demo, train, build, explain, export, evaluate, classmap, inspect, import_faster_gradcam, serve):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 an error in one line, 2 wrong usage, 130 interrupted."""
+    sys.exit(console.run(app, debug="--debug" in sys.argv))

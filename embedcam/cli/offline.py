@@ -1,0 +1,338 @@
+"""The verbs that need labels, time or gradients: each parses, calls and prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from . import completion, console
+from .options import (
+    NETWORK,
+    TRAINING,
+    WEIGHTS,
+    BatchSizeOption,
+    DataOption,
+    DbOption,
+    DeviceOption,
+    ExplainSizeOption,
+    NetOption,
+    ResumeOption,
+    SeedOption,
+    StrictOption,
+    WorkersOption,
+)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="DIR")] = Path("runs/demo"),
+    seed: SeedOption = 0,
+) -> None:
+    """Run the whole pipeline on built-in images, in under two minutes: train, build, explain, score, report.
+
+    \b
+    Example:
+      embedcam demo --out runs/demo
+    """
+    from ..demo import demo as run
+
+    result = run(out, seed)
+    console.print_scores(result)
+    console.print_next(out)
+
+
+def train(
+    data: DataOption,
+    backbone: Annotated[
+        str,
+        typer.Option(
+            help="tiny, or any torchvision classifier, such as resnet50.",
+            metavar="NAME",
+            autocompletion=completion.backbones,
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Network file to write; the training curve goes beside it.", metavar="FILE")
+    ],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Start from this state dict, or from torchvision's DEFAULT.",
+            metavar="FILE|DEFAULT",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    dim: Annotated[
+        int, typer.Option(min=1, help="Dimensions of the embedding.", metavar="N", rich_help_panel=NETWORK)
+    ] = 128,
+    hidden: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Width of a hidden layer in the head; none by default.", metavar="N", rich_help_panel=NETWORK
+        ),
+    ] = None,
+    metric: Annotated[
+        Literal["cosine", "euclidean"],
+        typer.Option(help="How embeddings are compared.", rich_help_panel=NETWORK),
+    ] = "cosine",
+    image_size: Annotated[
+        int, typer.Option(min=8, help="Side of the square input in pixels.", metavar="N", rich_help_panel=NETWORK)
+    ] = 224,
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="triplet, arcface, proxy-anchor or multi-similarity.", metavar="NAME", rich_help_panel=TRAINING
+        ),
+    ] = "triplet",
+    epochs: Annotated[
+        int, typer.Option(min=0, help="Passes over the training images.", metavar="N", rich_help_panel=TRAINING)
+    ] = 10,
+    batch_size: Annotated[int, typer.Option(min=4, help="Images a batch.", metavar="N", rich_help_panel=TRAINING)] = 64,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Highest learning rate of the backbone; 1e-4 with weights, 3e-3 without.",
+            metavar="X",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    head_lr: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Highest learning rate of the head; 1e-3 with weights, 3e-3 without.",
+            metavar="X",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    train_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Train only what comes after this layer, on activations computed once.",
+            metavar="LAYER",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    resume: ResumeOption = False,
+    seed: SeedOption = 0,
+    strict: StrictOption = False,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train an embedding network.
+
+    \b
+    Example:
+      embedcam train --data folder:birds --backbone mobilenet_v2 \\
+        --weights DEFAULT --out net.safetensors
+
+    \b
+    In several processes:
+      torchrun --nproc-per-node=4 -m embedcam train ...
+    """
+    import torch
+
+    from ..data import has_split, load
+    from ..distributed import join
+    from ..nets import EmbeddingNet
+    from ..train import TrainOptions
+    from ..train import train as run
+
+    group = join()
+    training = load(data, "train")
+    test = None if has_split(data) else load(data, "test")
+    torch.manual_seed(seed)
+    net = EmbeddingNet(backbone, dim, weights=weights, hidden=hidden, metric=metric, image_size=image_size)
+    pretrained = weights is not None
+    options = TrainOptions(
+        objective=objective,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=(1e-4 if pretrained else 3e-3) if lr is None else lr,
+        head_lr=(1e-3 if pretrained else 3e-3) if head_lr is None else head_lr,
+        train_from=train_from,
+        freeze_norm=pretrained,
+        seed=seed,
+    )
+    reading: dict[str, Any] = {"strict": strict, "workers": workers}
+    history = run(net.to(console.device(device)), training, test, out, options, resume=resume, group=group, **reading)
+    console.echo_once(f"wrote {out} (Recall@1 {history[-1]['recall_at_1']:.4f}) and {out.with_suffix('.png')}")
+
+
+def build(
+    net: NetOption,
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="Weight database to write.", metavar="FILE")],
+    layer: Annotated[
+        str | None,
+        typer.Option(help="Feature layer; the last spatial one by default.", metavar="LAYER", rich_help_panel=WEIGHTS),
+    ] = None,
+    clusters: Annotated[
+        int, typer.Option(min=1, help="Clusters of the training images.", metavar="N", rich_help_panel=WEIGHTS)
+    ] = 50,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Channels kept of each cluster.", metavar="N", rich_help_panel=WEIGHTS)
+    ] = 50,
+    pairs: Annotated[int, typer.Option(min=1, help="Triplets an image.", metavar="N", rich_help_panel=WEIGHTS)] = 50,
+    method: Annotated[
+        Literal["gradcam", "gradcam++"],
+        typer.Option(help="How channel weights are worked out.", rich_help_panel=WEIGHTS),
+    ] = "gradcam",
+    exemplars: Annotated[
+        bool,
+        typer.Option(
+            help="Keep every image's embedding and channels, for --transfer nearest.", rich_help_panel=WEIGHTS
+        ),
+    ] = True,
+    closer: Annotated[
+        bool,
+        typer.Option(
+            help="Look at some images of each cluster more closely, for sharper maps.", rich_help_panel=WEIGHTS
+        ),
+    ] = True,
+    batch_size: BatchSizeOption = 32,
+    resume: ResumeOption = False,
+    seed: SeedOption = 0,
+    strict: StrictOption = False,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "auto",
+) -> None:
+    """Build the weight database from the training images.
+
+    \b
+    Example:
+      embedcam build --net net.safetensors --data folder:birds --out weights.h5
+
+    \b
+    In several processes:
+      torchrun --nproc-per-node=4 -m embedcam build ...
+    """
+    from ..data import load
+    from ..database.build import build_file
+    from ..distributed import join
+    from ..files import require_writable
+    from ..nets import EmbeddingNet
+
+    group = join()
+    require_writable(out)
+    network = EmbeddingNet.load(net).to(console.device(device))
+    if layer is not None:
+        network.layer = layer
+    training = load(data, "train")
+    database = build_file(
+        network,
+        training,
+        out,
+        resume=resume,
+        group=group,
+        clusters=clusters,
+        top_k=top_k,
+        pairs=pairs,
+        method=method,
+        exemplars=exemplars,
+        closer=closer,
+        seed=seed,
+        batch_size=batch_size,
+        strict=strict,
+        workers=workers,
+    )
+    images = int(database.counts.sum())
+    console.echo_once(
+        f"wrote {out}: {database.clusters} clusters of {images} images{console.left_out(len(training) - images)}"
+    )
+
+
+def evaluate(
+    net: NetOption,
+    db: DbOption,
+    data: DataOption,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Also score all other transfers, and per-image methods with gradients."),
+    ] = False,
+    faithfulness: Annotated[
+        bool, typer.Option("--faithfulness", help="Also hide and show what the maps point at, and embed what is left.")
+    ] = False,
+    randomisation: Annotated[
+        bool, typer.Option("--randomisation", help="Also explain with networks whose layers are random.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the curves of these two.", metavar="DIR")] = Path(
+        "runs/evaluate"
+    ),
+    explain_size: ExplainSizeOption = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.", metavar="FILE")] = None,
+    batch_size: BatchSizeOption = 16,
+    strict: StrictOption = False,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score heat maps against masks, and embeddings against labels.
+
+    Neighbours are looked for among the training images of the same data set.
+
+    \b
+    Example:
+      embedcam evaluate --net net.safetensors --db weights.h5 \\
+        --data folder:birds --json scores.json
+    """
+    from ..data import load, load_gallery
+    from ..database import WeightDatabase
+    from ..evaluate.checks import check_faithfulness, check_randomisation
+    from ..evaluate.table import evaluate as run
+    from ..files import require_writable, write_text
+    from ..nets import EmbeddingNet
+    from ..show.curve import draw_faithfulness, draw_randomisation
+
+    if json_file is not None:
+        require_writable(json_file)
+    network, database = EmbeddingNet.load(net).to(console.device(device)), WeightDatabase.load(db)
+    test = load(data, "test")
+    reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
+    result = run(network, database, test, load_gallery(data), compare=compare, explain_size=explain_size, **reading)
+    console.print_scores(result)
+    if faithfulness:
+        result["faithfulness"] = check_faithfulness(network, database, test, **reading)
+        console.print_faithfulness(result["faithfulness"])
+        draw_faithfulness(result["faithfulness"], out / "faithfulness.png")
+        typer.echo(f"wrote {out / 'faithfulness.png'}")
+    if randomisation:
+        result["randomisation"] = check_randomisation(network, database, test, **reading)
+        console.print_randomisation(result["randomisation"])
+        draw_randomisation(result["randomisation"], out / "randomisation.png")
+        typer.echo(f"wrote {out / 'randomisation.png'}")
+    if json_file is not None:
+        write_text(json_file, json.dumps({**result, "data": data}, indent=2) + "\n")
+        typer.echo(f"wrote {json_file}")
+
+
+def import_faster_gradcam(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with its csv files, and the centroids as csv or npy.", metavar="DIR")
+    ],
+    net: NetOption,
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="Weight database to write.", metavar="FILE")],
+    strict: StrictOption = False,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "auto",
+) -> None:
+    """Make a weight database of what Faster-Grad-CAM wrote.
+
+    \b
+    Example:
+      embedcam import-faster-gradcam model/ --net net.safetensors \\
+        --data folder:hands --out weights.h5
+    """
+    from ..data import load
+    from ..database.faster_gradcam import import_faster_gradcam as read
+    from ..files import require_writable
+    from ..nets import EmbeddingNet
+
+    require_writable(out)
+    network = EmbeddingNet.load(net).to(console.device(device))
+    database = read(folder, network, load(data, "train"), strict=strict, workers=workers)
+    database.save(out)
+    typer.echo(f"wrote {out}: {database.clusters} clusters; explain with --preset paper for Faster-Grad-CAM's own maps")
