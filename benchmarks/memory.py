@@ -3,9 +3,9 @@
     python benchmarks/memory.py [--sizes 1000 200000] [--explanations 1000] [--works build ...] [--json FILE]
 
 Each figure is of a process of its own. The pictures, 16 x 16 pixels in 50 classes, are computed from their numbers, so
-that only what embedcam keeps grows; the network is `tiny` with 16 dimensions. `evaluate` has a quarter as many training images as
-test images, every tenth of them with a mask. `x smallest` is the peak beside that of the smallest size; `grown MB` is
-how much more is resident at the end than after the first 50 explanations (Linux).
+that only what embedcam keeps grows; the network is `tiny` with 16 dimensions. `evaluate` has a quarter as many training
+images as test images, every tenth of them with a mask. `x smallest` is the peak beside that of the smallest size;
+`grown MB` is how much more is resident at the end than after the first 50 explanations (Linux).
 """
 
 from __future__ import annotations
