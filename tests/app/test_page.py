@@ -131,6 +131,11 @@ def test_labels_are_text_and_training_images_are_shown(page, upload, evil):
     assert page.evaluate("document.body.dataset.broken") is None
 
 
+def test_labels_that_are_numbers_come_with_the_commonest_first(page):
+    ordered = page.evaluate("async () => (await import('/static/dom.js')).commonest({3: 5, 9: 79, 12: 7})")
+    assert ordered == [["9", 79], ["12", 7], ["3", 5]]
+
+
 def test_the_strongest_channels_are_shown_when_they_are_wanted(page, upload):
     explain(page, upload)
     assert page.locator("#channels figure").count() == 0

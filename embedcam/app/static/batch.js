@@ -1,7 +1,7 @@
 // The third tab: many pictures, one after the other, and all that came of them as one zip file.
 
 import { bytes, download, post } from "./api.js";
-import { accepts, byId, make, soft } from "./dom.js";
+import { accepts, byId, commonest, make, soft } from "./dom.js";
 import { look } from "./draw.js";
 import { zip } from "./zip.js";
 
@@ -61,7 +61,7 @@ async function one(file, name, place) {
   if (byId("results").childElementCount >= SHOWN) return;
   const image = make("img", { src: URL.createObjectURL(drawn), alt: `${found.image} with its heat map` });
   image.addEventListener("load", () => URL.revokeObjectURL(image.src));
-  const label = Object.keys(found.cluster_labels)[0];
+  const label = commonest(found.cluster_labels)[0]?.[0];
   const said = `${found.image}: ${found.typicality_in_words}, cluster ${found.cluster}${label ? ` of ${label}` : ""}`;
   byId("results").append(make("figure", {}, image, make("figcaption", {}, soft(said))));
 }

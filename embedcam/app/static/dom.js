@@ -14,6 +14,9 @@ export function soft(text) {
   return make("span", {}, ...parts.flatMap((part, place) => (place ? [make("wbr"), part] : [part])));
 }
 
+// A cluster's labels and how many images bear each, the commonest first: objects put keys that are numbers in their order.
+export const commonest = (labels) => Object.entries(labels).sort(([, a], [, b]) => b - a);
+
 export function say(error) {
   byId("error").textContent = error ? error.message || String(error) : "";
   byId("error").hidden = !error;

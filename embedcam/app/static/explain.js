@@ -1,7 +1,7 @@
 // The first tab: one picture, from a file or the camera.
 
 import { bytes, download, post, stem } from "./api.js";
-import { accepts, byId, make, say, soft, working } from "./dom.js";
+import { accepts, byId, commonest, make, say, soft, working } from "./dom.js";
 import { draw, look, picture } from "./draw.js";
 
 const [LONGEST, LONGEST_OF_CHANNELS] = [1600, 480];
@@ -58,7 +58,7 @@ function put(seen) {
 }
 
 function words(found) {
-  const labels = Object.entries(found.cluster_labels).map(([name, count]) => `${name} (${count})`);
+  const labels = commonest(found.cluster_labels).map(([name, count]) => `${name} (${count})`);
   const said = found.typicality_in_words;
   const facts = {
     Cluster: found.cluster,
