@@ -22,10 +22,10 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-# The documentation, and every command, snippet and notebook that it shows.
+# The documentation, and every command, snippet, notebook and benchmark that it shows.
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	$(BIN)/pytest -m docs tests/docs
+	$(BIN)/pytest -m docs
 
 $(VENV)/.installed-docs: install pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[docs]"

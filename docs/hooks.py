@@ -20,6 +20,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     said = get_docs_for_click(obj=command, ctx=typer.Context(command), name="embedcam")
     # What stands behind a backspace is not to be wrapped: an example.
     said = re.sub(r"\x08\n(.+)\n((?:  .*\n)+)", _example, said)
+    # Cut short; the page's own list of contents has them.
+    said = re.sub(r"\*\*Commands\*\*:\n\n(?:\* .*\n)+", "", said)
     # The page has its title already.
     return markdown.replace(_HERE, said.partition("\n")[2])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ FLAT = "the map is flat: nothing in the image stands out for this explanation"
 NOT_FINITE = "the map is not finite (NaN or infinity in the image or the network); it is shown as zero"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """Heat maps of a batch of images and how they came about.
 
@@ -47,7 +47,7 @@ class Explanation:
     typicality: NDArray[np.float32] | None = None
     anomaly: NDArray[np.float32] | None = None
     neighbors: NDArray[np.int64] | None = None
-    preprocess: Preprocess | None = field(default=None, repr=False)
+    preprocess: Preprocess | None = None
 
     @classmethod
     def of(cls, raw: NDArray[np.float32], **known: Any) -> Explanation:
@@ -92,6 +92,10 @@ class Explanation:
 
     def __len__(self) -> int:
         return len(self.heatmaps)
+
+    def __repr__(self) -> str:
+        clusters = "" if self.clusters is None else f", clusters {self.clusters.tolist()}"
+        return f"<Explanation of {len(self)} images, {' x '.join(map(str, self.heatmaps.shape[1:]))} pixels{clusters}>"
 
     def overlay(self, images: Any, *, alpha: float = 0.5, colormap: str = "turbo") -> list[NDArray[np.uint8]]:
         """Lay the heat maps over the images.

@@ -81,3 +81,12 @@ def test_boxes_are_found_at_the_threshold():
     raw[0, 1:3, 2:6] = 1
     ((box,),) = Explanation.of(raw).boxes(0.5)
     assert (box.left, box.top, box.right, box.bottom) == (2, 1, 6, 3)
+
+
+def test_it_tells_what_it_is_in_a_line():
+    raw = np.zeros((2, 4, 6), np.float32)
+    assert (
+        repr(Explanation.of(raw, clusters=np.array([3, 1])))
+        == "<Explanation of 2 images, 4 x 6 pixels, clusters [3, 1]>"
+    )
+    assert repr(Explanation.of(raw)) == "<Explanation of 2 images, 4 x 6 pixels>"

@@ -82,7 +82,7 @@ def _short(value: object) -> str:
     return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Exemplars:
     """The training images one by one, for nearest-exemplar transfer and "looks like" pictures.
 
@@ -106,6 +106,9 @@ class Exemplars:
 
     def __len__(self) -> int:
         return len(self.embeddings)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} exemplars>"
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class Closer:
     fusion: Fusion | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WeightDatabase:
     """Per cluster of training images: the mean channel weights and the strongest channels.
 
@@ -270,6 +273,10 @@ class WeightDatabase:
             ("Exemplars", "not kept" if self.exemplars is None else f"{len(self.exemplars)}"),
             ("Made", f"{self.created} by embedcam {self.embedcam_version}, seed {self.seed}"),
         ]
+
+    def __repr__(self) -> str:
+        net, images = self.network, int(self.counts.sum())
+        return f"<WeightDatabase of {net.architecture} at {net.layer}: {self.clusters} clusters of {images} images>"
 
     def _repr_html_(self) -> str:
         from ..show.notebook import database_html

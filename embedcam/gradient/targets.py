@@ -279,7 +279,8 @@ def _reference(name: str, output: object, reference: Tensor) -> Tensor:
             f"{name} needs embeddings (B, D) and a reference (D,) or (B, D), "
             f"got {_found(output)} and {shape}; take both from the same network"
         )
-    return reference.detach().to(output)
+    # A copy: what was made in inference mode cannot take part in a graph.
+    return reference.detach().clone().to(output)
 
 
 def _require_classes(classes: Tensor, count: int) -> None:

@@ -1,3 +1,8 @@
+import pytest
+
+pytestmark = pytest.mark.docs
+
+
 def test_every_way_to_the_weights_is_timed(run):
     options = (
         "--backbone",

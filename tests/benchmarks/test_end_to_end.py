@@ -1,5 +1,7 @@
 import pytest
 
+pytestmark = pytest.mark.docs
+
 RUNS, PARTS = ["end to end"] * 2, ["reading and preparing", "explaining", "drawing and writing"]
 
 

@@ -2,6 +2,8 @@ import re
 
 import pytest
 
+pytestmark = pytest.mark.docs
+
 for peer in ("captum", "onnxruntime", "onnxscript", "pytorch_grad_cam", "torchcam"):
     pytest.importorskip(peer)
 

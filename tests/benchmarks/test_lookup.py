@@ -1,3 +1,8 @@
+import pytest
+
+pytestmark = pytest.mark.docs
+
+
 def test_both_ways_are_timed_where_there_are_many_exemplars(run):
     options = ("--sizes", 500, 1500, "--dim", 4096, "--classes", 20, "--queries", 30, "--rounds", 2)
     printed, rows = run("lookup.py", *options)

@@ -5,6 +5,8 @@ import pytest
 
 from embedcam import WeightDatabase
 
+pytestmark = pytest.mark.docs
+
 for needed in ("onnxruntime", "onnxscript"):
     pytest.importorskip(needed)
 

@@ -1,3 +1,8 @@
+import pytest
+
+pytestmark = pytest.mark.docs
+
+
 def test_requests_at_once_are_answered_and_memory_is_looked_at(run):
     printed, rows = run("serve.py", "--requests", 20, "--rounds", 2)
     assert [row["round"] for row in rows] == [1, 2]

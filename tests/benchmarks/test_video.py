@@ -1,5 +1,7 @@
 import pytest
 
+pytestmark = pytest.mark.docs
+
 for needed in ("av", "onnxruntime", "onnxscript"):
     pytest.importorskip(needed)
 

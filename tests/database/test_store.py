@@ -467,3 +467,9 @@ def test_another_network_is_refused_and_all_differences_are_named():
     assert "sha256 abababababab... in the database, cdcdcdcdcdcd... in the network" in message
     assert "layer layer4 in the database, layer3 in the network" in message
     assert "channels" not in message
+
+
+def test_a_database_and_its_exemplars_tell_what_they_are_in_a_line(trained):
+    database = WeightDatabase.load(trained / "weights.h5")
+    assert repr(database) == f"<WeightDatabase of tiny at {database.network.layer}: 4 clusters of 18 images>"
+    assert repr(database.exemplars) == "<18 exemplars>"

@@ -74,6 +74,14 @@ def test_similarity_to_the_image_itself_is_an_error_that_says_why(dtype):
         Similarity(z[1])(z)
 
 
+def test_a_reference_made_in_inference_mode_is_understood():
+    with torch.inference_mode():
+        reference = torch.tensor([0.6, 0.8])
+    output = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(Similarity(reference)(output).sum(), output)
+    assert gradient.tolist() == reference.expand(1, 2).tolist()
+
+
 def test_similarity_to_a_near_image_is_no_error():
     z = unit()
     near = functional.normalize(z + 1e-3 * embeddings(seed=1))
