@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--image", type=Path, help="what is sent; a made picture of 640 x 480 pixels by default")
     parser.add_argument("--requests", type=int, default=200, help="at the same time")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=1, help="computations at once")
+    parser.add_argument("--jobs", type=int, default=2, help="computations at once, on a thread each")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", action="store_true", help="be the server")
     given = parser.parse_args()
@@ -151,6 +151,8 @@ def server(given: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], i
 
 def serve(given: argparse.Namespace) -> None:
     """Be the server."""
+    import torch
+
     from embedcam import progress
     from embedcam.app import serve
     from embedcam.app.limits import Limits
@@ -158,7 +160,10 @@ def serve(given: argparse.Namespace) -> None:
     from embedcam.nets import EmbeddingNet
 
     progress.show()
-    explainer = OnnxExplainer(given.onnx) if given.onnx else Explainer(EmbeddingNet.load(given.net), given.db)
+    torch.set_num_threads(1)
+    explainer = (
+        OnnxExplainer(given.onnx, threads=1) if given.onnx else Explainer(EmbeddingNet.load(given.net), given.db)
+    )
     serve(explainer, port=0, limits=Limits(rate=10**9, queue=given.requests, jobs=given.jobs))
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .. import layers
 from ..errors import NetworkError
 from ..explain.against import Against, Pair
-from ..explain.against_files import _line as line_of
+from ..explain.against_files import line_of
 from ..explain.explainer import Explainer
 from ..explanation import Explanation
 from ..heatmap import Geometry, place

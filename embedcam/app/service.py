@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import threading
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -15,7 +13,7 @@ from PIL import Image
 
 from ..errors import NetworkError
 from ..explain.drawing import bounded
-from ..explain.files import _line as line_of
+from ..explain.files import line_of
 from ..explain.onnx import OnnxExplainer
 from ..explanation import Explanation
 from ..show import Box, colorize, draw_boxes
@@ -40,7 +38,7 @@ class Service:
     """Explains, compares and takes apart uploaded pictures with one explainer. Threads may share it.
 
     Args:
-        explainer: What explains: by torch, or by an ONNX file.
+        explainer: What explains: by torch, whose network is put into evaluation mode, or by an ONNX file.
         limits: How large a picture may be.
         data: SPEC of the data set that the weight database was built from, to show its images; None to name them.
 
@@ -54,14 +52,12 @@ class Service:
     def __init__(self, explainer: Explainer | OnnxExplainer, limits: Limits, data: str | None = None) -> None:
         self._explainer, self._limits = explainer, limits
         self._dissector: Dissector | None = None
-        self._alone: AbstractContextManager[Any] = nullcontext()
         database = None
         if not isinstance(explainer, OnnxExplainer):
             from .dissect import Dissector
 
             database, self._dissector = explainer.database, Dissector(explainer)
-            # Hooks keep a torch network's feature maps: two forward passes at once would mix them up.
-            self._alone = threading.Lock()
+            explainer.net.eval()  # for good: what one thread put back, another would find changed
         self.training_images = TrainingImages(database, data)
         self._has_data = data is not None
 
@@ -107,8 +103,7 @@ class Service:
             Refused: If the picture cannot be read, or is too large.
         """
         picture = upload.picture(self._limits)
-        with self._alone:
-            explanation = self._explainer(self._explainer.preprocess(picture)[None])
+        explanation = self._explainer(self._explainer.preprocess(picture)[None])
         if wanted.format == "npz":
             return _npz(explanation)
         if wanted.format == "heatmap":
@@ -162,8 +157,7 @@ class Service:
         if self._dissector is None:
             raise NetworkError(_NO_NETWORK)
         inputs = [self._explainer.preprocess(upload.picture(self._limits)) for upload in (image, other)]
-        with self._alone:
-            return self._dissector.compare((image.name, other.name), *inputs)
+        return self._dissector.compare((image.name, other.name), *inputs)
 
     def channels(self, upload: Upload) -> list[Channel]:
         """Show the strongest channels of a picture.
@@ -181,8 +175,7 @@ class Service:
         if self._dissector is None:
             raise NetworkError(_NO_NETWORK)
         image = self._explainer.preprocess(upload.picture(self._limits))
-        with self._alone:
-            return self._dissector.channels(image)
+        return self._dissector.channels(image)
 
 
 def _boxes(explanation: Explanation, threshold: float, size: tuple[int, int]) -> list[answers.Box]:

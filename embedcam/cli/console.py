@@ -253,6 +253,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def lanes() -> int:
+    """Say how many images are best explained at once on a CPU: one a core, whose threads need not wait for each other.
+
+    Returns:
+        At most 8, since each takes memory.
+    """
+    return min(cores(), 8)
+
+
 _INTERRUPTED = 130
 # What the verbs need that are content with less than all.
 _EXTRAS = {"explain": "torch", "classmap": "torch", "serve": "torch", "export": "export"}

@@ -372,7 +372,9 @@ def serve(
     token: Annotated[
         str | None, typer.Option(envvar="EMBEDCAM_TOKEN", help="What every visitor must give.", metavar="TEXT")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Pictures explained at once.", metavar="N")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Pictures explained at once; on a CPU one a core.", metavar="N")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Serve a web page, and an HTTP API, that explain pictures.
@@ -390,12 +392,18 @@ def serve(
     if onnx is not None:
         from ..explain.onnx import OnnxExplainer
 
-        explainer = OnnxExplainer(onnx)
+        jobs = jobs or console.lanes()
+        explainer = OnnxExplainer(onnx, threads=max(console.cores() // jobs, 1))
     else:
+        import torch
+
         from ..explain import Explainer
         from ..nets import EmbeddingNet
 
         assert net is not None
         assert db is not None
-        explainer = Explainer(EmbeddingNet.load(net).to(console.device(device)), db)
+        target = console.device(device)
+        jobs = jobs or (console.lanes() if target.type == "cpu" else 1)
+        torch.set_num_threads(max(console.cores() // jobs, 1))
+        explainer = Explainer(EmbeddingNet.load(net).to(target), db)
     run(explainer, host, port, token=token, data=data, limits=Limits(jobs=jobs))

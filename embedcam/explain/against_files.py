@@ -74,7 +74,7 @@ def explain_against(
     for indices, images in track(loaded, "comparing", len(samples), unit=batch_size):
         found = against(torch.from_numpy(images), seen)
         for row, index in enumerate(indices.tolist()):
-            line = _line(samples.files[index], Path(other), found, row)
+            line = line_of(samples.files[index], Path(other), found, row)
             pictures = Pair(bounded(samples.image(index), _CELL), small_partner)
             line["pair"] = f"pairs/{samples.ids[index]}.png"
             save_png(_picture(pictures, found, row, line, draw), out / line["pair"])
@@ -85,8 +85,18 @@ def explain_against(
     return lines
 
 
-def _line(file: Path, other: Path, found: Comparison, row: int) -> dict[str, Any]:
-    """Say about one pair what a program wants to read."""
+def line_of(file: Path, other: Path, found: Comparison, row: int) -> dict[str, Any]:
+    """Say about one pair what a program wants to read.
+
+    Args:
+        file: The image.
+        other: What it is compared with.
+        found: Of a batch.
+        row: The pair's, in the batch.
+
+    Returns:
+        Fit for JSON.
+    """
     cells = {"image": found.contributions.images[row], "other": found.contributions.other[row]}
     return {
         "image": str(file),

@@ -209,7 +209,7 @@ def _explain(explainer: AnyExplainer, samples: FileSamples, batch: list[tuple[in
     explanation = explainer(np.stack([read.image for _, read in batch]))
     images = []
     for place, (number, read) in enumerate(batch):
-        line = _line(explainer, samples.files[number], explanation, place)
+        line = line_of(explainer, samples.files[number], explanation, place)
         maps = explanation.heatmaps[place], explanation.raw[place]
         images.append(_Image(number, samples.ids[number], read.picture, *maps, line, last=place == len(batch) - 1))
     return images
@@ -260,7 +260,7 @@ def _identity(explainer: AnyExplainer, count: int) -> str:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     # In a batch like the first that comes: a compiled network may be compiled again for one of another kind.
     explanation = explainer(np.stack([explainer.preprocess(Image.fromarray(pixels))] * count))
-    return _digest([json.dumps(_line(explainer, Path(), explanation, 0)), explanation.raw[0].tobytes().hex()])
+    return _digest([json.dumps(line_of(explainer, Path(), explanation, 0)), explanation.raw[0].tobytes().hex()])
 
 
 def _digest(texts: Iterable[str]) -> str:
@@ -270,8 +270,18 @@ def _digest(texts: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _line(explainer: AnyExplainer, file: Path, explanation: Explanation, place: int) -> dict[str, Any]:
-    """Say about one image what a program wants to read."""
+def line_of(explainer: AnyExplainer, file: Path, explanation: Explanation, place: int) -> dict[str, Any]:
+    """Say about one image what a program wants to read.
+
+    Args:
+        explainer: Of the explanation.
+        file: The image.
+        explanation: Of a batch.
+        place: The image's, in the batch.
+
+    Returns:
+        Fit for JSON.
+    """
     assert explanation.clusters is not None
     assert explanation.distances is not None
     assert explanation.typicality is not None
