@@ -151,19 +151,23 @@ def server(given: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], i
 
 def serve(given: argparse.Namespace) -> None:
     """Be the server."""
-    import torch
-
     from embedcam import progress
     from embedcam.app import serve
     from embedcam.app.limits import Limits
-    from embedcam.explain import Explainer, OnnxExplainer
-    from embedcam.nets import EmbeddingNet
+    from embedcam.explain import OnnxExplainer
 
     progress.show()
-    torch.set_num_threads(1)
-    explainer = (
-        OnnxExplainer(given.onnx, threads=1) if given.onnx else Explainer(EmbeddingNet.load(given.net), given.db)
-    )
+    explainer: Any
+    if given.onnx:
+        explainer = OnnxExplainer(given.onnx, threads=1)
+    else:
+        import torch
+
+        from embedcam.explain import Explainer
+        from embedcam.nets import EmbeddingNet
+
+        torch.set_num_threads(1)
+        explainer = Explainer(EmbeddingNet.load(given.net), given.db)
     serve(explainer, port=0, limits=Limits(rate=10**9, queue=given.requests, jobs=given.jobs))
 
 
