@@ -19,14 +19,18 @@ from .options import (
     SPEC,
     BatchSizeOption,
     DbOption,
+    DbOrNone,
     DeviceOption,
     ExplainSizeOption,
     NetOption,
+    NetOrNone,
+    OnnxOrNone,
     PresetOption,
     ResumeOption,
     StrictOption,
     Transfer,
     WorkersOption,
+    require_explainer,
 )
 
 
@@ -35,12 +39,9 @@ def explain(
         list[Path],
         typer.Argument(help="Images and folders of images; or one video file or camera:0.", metavar="INPUT..."),
     ],
-    net: Annotated[Path | None, typer.Option(help="Network file made by `embedcam train`.", metavar="FILE")] = None,
-    db: Annotated[Path | None, typer.Option(help="Weight database made by `embedcam build`.", metavar="FILE")] = None,
-    onnx: Annotated[
-        Path | None,
-        typer.Option(help="File made by `embedcam export`, instead of these two; needs no torch.", metavar="FILE"),
-    ] = None,
+    net: NetOrNone = None,
+    db: DbOrNone = None,
+    onnx: OnnxOrNone = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder to write to, runs/explain by default; of a video, a file.", metavar="PATH"),
@@ -142,8 +143,7 @@ def explain(
     from ..explain.files import DrawOptions, explain_files
     from ..explain.video import is_video
 
-    if (net is None or db is None) == (onnx is None) or (onnx is not None and (net or db)):
-        raise typer.BadParameter("give --net and --db, or --onnx alone")
+    require_explainer(net, db, onnx)
     video = any(map(is_video, inputs))
     if video and (len(inputs) > 1 or against is not None):
         raise typer.BadParameter("give one video or camera, alone")
@@ -352,11 +352,9 @@ def inspect(
 
 
 def serve(
-    net: Annotated[Path | None, typer.Option(help="Network file made by `embedcam train`.", metavar="FILE")] = None,
-    db: Annotated[Path | None, typer.Option(help="Weight database made by `embedcam build`.", metavar="FILE")] = None,
-    onnx: Annotated[
-        Path | None, typer.Option(help="File made by `embedcam export`, instead of these two.", metavar="FILE")
-    ] = None,
+    net: NetOrNone = None,
+    db: DbOrNone = None,
+    onnx: OnnxOrNone = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -383,8 +381,7 @@ def serve(
     Example:
       embedcam serve --net net.safetensors --db weights.h5 --data folder:birds
     """
-    if (net is None or db is None) == (onnx is None) or (onnx is not None and (net or db)):
-        raise typer.BadParameter("give --net and --db, or --onnx alone")
+    require_explainer(net, db, onnx)
     from ..app import serve as run
     from ..app.limits import Limits
 

@@ -18,8 +18,16 @@ SPEC = (
 NETWORK, TRAINING, WEIGHTS, METHOD = "Network", "Training", "Weights", "Method"
 DRAWING, GRAPH, RUNNING = "Drawing", "Graph", "Running"
 
-NetOption = Annotated[Path, typer.Option("--net", help="Network file made by `embedcam train`.", metavar="FILE")]
-DbOption = Annotated[Path, typer.Option("--db", help="Weight database made by `embedcam build`.", metavar="FILE")]
+_NET = typer.Option("--net", help="Network file made by `embedcam train`.", metavar="FILE")
+_DB = typer.Option("--db", help="Weight database made by `embedcam build`.", metavar="FILE")
+_ONNX = typer.Option(
+    "--onnx", help="File made by `embedcam export`, instead of these two; needs no torch.", metavar="FILE"
+)
+NetOption = Annotated[Path, _NET]
+NetOrNone = Annotated[Path | None, _NET]
+DbOption = Annotated[Path, _DB]
+DbOrNone = Annotated[Path | None, _DB]
+OnnxOrNone = Annotated[Path | None, _ONNX]
 DataOption = Annotated[
     str,
     typer.Option("--data", help=f"Images: {SPEC}", metavar="SPEC", autocompletion=completion.specs),
@@ -64,3 +72,18 @@ DeviceOption = Annotated[
         help="cpu, cuda or cuda:N; auto takes a GPU if there is one.", metavar="NAME", rich_help_panel=RUNNING
     ),
 ]
+
+
+def require_explainer(net: Path | None, db: Path | None, onnx: Path | None) -> None:
+    """Check that it is said what explains, and once only.
+
+    Args:
+        net: Of `--net`.
+        db: Of `--db`.
+        onnx: Of `--onnx`.
+
+    Raises:
+        BadParameter: If not.
+    """
+    if (net is None or db is None) == (onnx is None) or (onnx is not None and (net or db)):
+        raise typer.BadParameter("give --net and --db, or --onnx alone")
