@@ -9,6 +9,10 @@ class DataError(EmbedcamError):
     """An image, a mask, a folder or a data set that cannot be used."""
 
 
+class UnreadableError(DataError):
+    """Images of which not one can be read."""
+
+
 class NetworkError(EmbedcamError):
     """A network or a weights file that cannot be used."""
 

@@ -336,7 +336,7 @@ def _verb() -> str:
 
 def _say_interrupted() -> None:
     hint = "what is finished is kept: add --resume to go on"
-    if _verb() not in ("train", "build", "explain"):
+    if _verb() not in ("train", "build", "explain", "evaluate"):
         hint = "nothing was left half-written"
     after_sign = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
     print(f"{after_sign}embedcam: interrupted; {hint}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -265,6 +266,7 @@ def evaluate(
     explain_size: ExplainSizeOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.", metavar="FILE")] = None,
     batch_size: BatchSizeOption = 16,
+    resume: ResumeOption = False,
     strict: StrictOption = False,
     workers: WorkersOption = 2,
     device: DeviceOption = "auto",
@@ -280,32 +282,43 @@ def evaluate(
     """
     from ..data import load, load_gallery
     from ..database import WeightDatabase
+    from ..database.shards import Shards
     from ..evaluate.checks import check_faithfulness, check_randomisation
     from ..evaluate.table import evaluate as run
     from ..files import require_writable, write_text
+    from ..locks import locked
     from ..nets import EmbeddingNet
     from ..show.curve import draw_faithfulness, draw_randomisation
 
-    if json_file is not None:
-        require_writable(json_file)
-    network, database = EmbeddingNet.load(net).to(console.device(device)), WeightDatabase.load(db)
-    test = load(data, "test")
-    reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
-    result = run(network, database, test, load_gallery(data), compare=compare, explain_size=explain_size, **reading)
-    console.print_scores(result)
-    if faithfulness:
-        result["faithfulness"] = check_faithfulness(network, database, test, **reading)
-        console.print_faithfulness(result["faithfulness"])
-        draw_faithfulness(result["faithfulness"], out / "faithfulness.png")
-        typer.echo(f"wrote {out / 'faithfulness.png'}")
-    if randomisation:
-        result["randomisation"] = check_randomisation(network, database, test, **reading)
-        console.print_randomisation(result["randomisation"])
-        draw_randomisation(result["randomisation"], out / "randomisation.png")
-        typer.echo(f"wrote {out / 'randomisation.png'}")
-    if json_file is not None:
-        write_text(json_file, json.dumps({**result, "data": data}, indent=2) + "\n")
-        typer.echo(f"wrote {json_file}")
+    if resume and json_file is None:
+        raise typer.BadParameter("--resume goes with --json FILE, beside which what is finished lies")
+    work = None
+    with contextlib.ExitStack() as stack:
+        if json_file is not None:
+            require_writable(json_file)
+            work = json_file.with_name(f"{json_file.name}.parts")
+            stack.enter_context(locked(json_file))
+            stack.callback(Shards.remove_if_empty, work)
+        network, database = EmbeddingNet.load(net).to(console.device(device)), WeightDatabase.load(db)
+        test, gallery = load(data, "test"), load_gallery(data)
+        reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
+        kept: dict[str, Any] = {"work": work, "resume": resume}
+        result = run(network, database, test, gallery, compare=compare, explain_size=explain_size, **kept, **reading)
+        console.print_scores(result)
+        if faithfulness:
+            result["faithfulness"] = check_faithfulness(network, database, test, **reading)
+            console.print_faithfulness(result["faithfulness"])
+            draw_faithfulness(result["faithfulness"], out / "faithfulness.png")
+            typer.echo(f"wrote {out / 'faithfulness.png'}")
+        if randomisation:
+            result["randomisation"] = check_randomisation(network, database, test, **reading)
+            console.print_randomisation(result["randomisation"])
+            draw_randomisation(result["randomisation"], out / "randomisation.png")
+            typer.echo(f"wrote {out / 'randomisation.png'}")
+        if json_file is not None and work is not None:
+            write_text(json_file, json.dumps({**result, "data": data}, indent=2) + "\n")
+            Shards.remove(work)
+            typer.echo(f"wrote {json_file}")
 
 
 def import_faster_gradcam(

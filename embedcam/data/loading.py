@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import DataError
+from ..errors import DataError, UnreadableError
 from .samples import Samples
 
 logger = logging.getLogger("embedcam")
@@ -115,7 +115,7 @@ def read_batches(
     if batch:
         yield batch
     if skipped and skipped == len(samples):
-        raise DataError(f"none of the {skipped} pictures could be read; the first: {first_error}")
+        raise UnreadableError(f"none of the {skipped} pictures could be read; the first: {first_error}")
 
 
 def in_order(

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import __version__
 from ..data.arrays import as_samples
-from ..data.samples import Samples
 from ..distributed import Group
 from ..errors import DatabaseError
 from ..gradient.gradcam import METHODS
@@ -21,7 +17,7 @@ from ..locks import locked
 from ..nets.inference import Embedded
 from ..nets.network import Network
 from .record import WeightDatabase
-from .shards import Shards
+from .shards import Shards, fingerprint
 from .steps import Build, BuildOptions
 from .triplets import Partners
 
@@ -97,7 +93,7 @@ def build_database(
         "embedcam": __version__,
         "network": net.sha256(),
         "layer": net.layer,
-        "data set": _fingerprint(samples),
+        "data set": fingerprint(samples),
         **asdict(options),
     }
     with contextlib.nullcontext(work) if work is not None else tempfile.TemporaryDirectory() as folder:
@@ -138,11 +134,3 @@ def build_file(
             database.save(out)
             Shards.remove(work)
     return database
-
-
-def _fingerprint(samples: Samples) -> str:
-    """Tell data sets apart by the names and labels of their images."""
-    digest = hashlib.sha256(np.asarray(-1 if samples.labels is None else samples.labels, dtype=np.int64).tobytes())
-    for name in samples.ids:
-        digest.update(f"{name}\n".encode())
-    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import zipfile
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.samples import Samples
 from ..distributed import Group
 from ..errors import DatabaseError, OutputError
 from ..files import atomic_path, write_text
@@ -110,16 +112,17 @@ class Shards:
             if not self._path(step, number).exists():
                 yield number
 
-    def done(self, step: str) -> bool:
-        """Tell whether a step that is done as a whole is done.
+    def done(self, step: str, number: int | None = None) -> bool:
+        """Tell whether a step is done.
 
         Args:
             step: The step's name.
+            number: The shard's; None for a step that is done as a whole.
 
         Returns:
             Whether its result is there.
         """
-        return self._path(step).exists()
+        return self._path(step, number).exists()
 
     def write(self, step: str, number: int | None = None, **arrays: NDArray[Any]) -> None:
         """Keep the result of a step.
@@ -163,7 +166,7 @@ class Shards:
         Args:
             folder: The folder.
         """
-        if not any(folder.glob("*.npz")):
+        if not any(folder.rglob("*.npz")):
             Shards.remove(folder)
 
     @staticmethod
@@ -177,6 +180,21 @@ class Shards:
 
     def _path(self, step: str, number: int | None = None) -> Path:
         return self.folder / (f"{step}.npz" if number is None else f"{step}-{number:07d}.npz")
+
+
+def fingerprint(samples: Samples) -> str:
+    """Tell data sets apart by the names and labels of their images.
+
+    Args:
+        samples: The data set.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    digest = hashlib.sha256(np.asarray(-1 if samples.labels is None else samples.labels, dtype=np.int64).tobytes())
+    for name in samples.ids:
+        digest.update(f"{name}\n".encode())
+    return digest.hexdigest()
 
 
 class Rows:

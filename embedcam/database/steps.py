@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import __version__, layers, receptive_field
 from ..data.samples import Samples
 from ..distributed import Group
-from ..errors import DataError
+from ..errors import DataError, UnreadableError
 from ..files import atomic_path
 from ..nets.embedding import EmbeddingNet
 from ..nets.inference import Embedded, embed, tensor_batches
@@ -108,9 +108,7 @@ class Build:
     def _seen(self, rows: range, count: Any) -> Embedded:
         try:
             seen = embed(self.net, self.samples.subset(rows), strict=self.strict, count=count, **self.reading)
-        except DataError:
-            if self.strict:
-                raise
+        except UnreadableError:
             nothing = np.empty(0, dtype=np.int64)  # not one image of this shard can be read, as the warnings say
             return Embedded(
                 nothing, np.empty((0, self.net.dim), np.float32), np.empty((0, self.net.channels), np.float32)

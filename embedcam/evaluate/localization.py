@@ -72,6 +72,34 @@ class Localization:
         self._images.append(images)
         self._count += len(images)
 
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Give all that was added, to be kept in a file.
+
+        Returns:
+            For `merge`. The histograms come without their zeros.
+        """
+        self.per_image()
+        levels = np.flatnonzero(self._pixels)
+        return {
+            "scores": self._images[0],
+            "iou": self._iou,
+            "levels": levels,
+            "object_pixels": self._object_pixels[levels],
+            "pixels": self._pixels[levels],
+        }
+
+    def merge(self, state: dict[str, NDArray[Any]]) -> None:
+        """Add what was added elsewhere.
+
+        Args:
+            state: Of other images.
+        """
+        self._images.append(state["scores"])
+        self._count += len(state["scores"])
+        self._iou += state["iou"]
+        self._object_pixels[state["levels"]] += state["object_pixels"]
+        self._pixels[state["levels"]] += state["pixels"]
+
     def result(self) -> dict[str, float]:
         """Give the scores of all images added so far.
 

@@ -56,6 +56,34 @@ class Method:
         self.images += len(images)
         return explanation
 
+    def anew(self) -> Method:
+        """Give the same way to explain, of which nothing came yet.
+
+        Returns:
+            A copy without scores.
+        """
+        return Method(self.name, self.explain, self.backprop, self.default)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Give all that came of it, to be kept in a file.
+
+        Returns:
+            For `add`.
+        """
+        known = {"correlations": self.correlations, "seconds": self.seconds, "images": self.images}
+        return {**self.scores.state(), **{key: np.asarray(value) for key, value in known.items()}}
+
+    def add(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take in what came of other images.
+
+        Args:
+            state: Of the same method.
+        """
+        self.scores.merge(state)
+        self.correlations += state["correlations"].tolist()
+        self.seconds += float(state["seconds"])
+        self.images += int(state["images"])
+
     def correlate(self, explanation: Explanation, reference: Explanation) -> None:
         """Note how alike each map and a reference are, by Pearson's correlation over the pixels.
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import tempfile
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import __version__
 from ..data.samples import Samples
+from ..database.checks import arrays
 from ..database.record import WeightDatabase
+from ..database.shards import Shards, fingerprint
+from ..distributed import Group
 from ..errors import DataError, EmbedcamError
 from ..explain import Explainer
-from ..nets.inference import Gathered, embed, tensor_batches
 from ..nets.network import Network
-from ..preprocess import Preprocess
 from ..retrieval import retrieval
 from .compare import Gallery, of_explainer, of_gallery, published, transfers, with_backprop
 from .method import Method
+from .passes import Passes
 
 
 def evaluate(
@@ -34,6 +41,8 @@ def evaluate(
     batch_size: int = 16,
     strict: bool = False,
     workers: int = 2,
+    work: str | Path | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Score heat maps against masks, and embeddings against labels.
 
@@ -55,6 +64,8 @@ def evaluate(
         batch_size: Images a batch.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
         workers: Threads that read images ahead.
+        work: Folder for what is finished, which stays; a temporary one if None.
+        resume: Go on with what an interrupted run left in `work`.
 
     Returns:
         {"schema": 1, "rows": [one a method], "recall_at_1": ..., "map_at_r": ..., "nmi": ..., "images": ...,
@@ -62,30 +73,49 @@ def evaluate(
 
     Raises:
         DataError: If an image or mask cannot be used.
-        DatabaseError: If the database was made for another network.
+        DatabaseError: If the database was made for another network, or `work` holds another run's work.
+        OutputError: If `work` cannot be written.
     """
     explainer = Explainer(net, database, explain_size=explain_size)
     net, default = explainer.net, of_explainer(explainer)  # at the database's layer
-    known = _gallery(net, test, gallery, batch_size, strict, workers, pooled=compare and not brief)
+    passes, wanted = Passes(net, batch_size, strict, workers), compare and not brief
     methods, natives = [default, *extra], [published(net, database)]
-    if compare:
-        if known is None or test.labels is None:
-            raise DataError("--compare needs labels, and training images of the test images' classes; leave it out")
-        imitated, *others = with_backprop(net, database, known, test.labels)
-        if brief:
-            methods.append(imitated)
-        else:
-            methods += [*transfers(net, database), *of_gallery(net, database, known), imitated, *others]
-    pass_over = partial(
-        _pass, net, test, reference=imitated if compare else None, batch_size=batch_size, strict=strict, workers=workers
-    )
     own, best = net.preprocess, explainer.preprocess
-    everything = np.arange(len(test))
-    if best == own:
-        read, embeddings, masks = pass_over(everything, [*natives, *methods], own, what="explaining")
-    else:
-        read, embeddings, masks = pass_over(everything, natives, own, what="explaining at the network's size")
-        pass_over(read, methods, best, what=f"explaining at {' x '.join(map(str, best.input_size))} pixels")
+    about = {
+        "embedcam": __version__,
+        "network": net.sha256(),
+        "database": _fingerprint(database),
+        "test images": fingerprint(test),
+        "gallery": None if gallery is None else fingerprint(gallery),
+        "methods": [*(method.name for method in methods), *["compare"] * compare, *["brief"] * brief],
+        "size": list(best.input_size),
+        "batch_size": batch_size,
+    }
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if work is None else work)
+
+        def shards(step: str, images: int) -> Shards:
+            return Shards(folder / step, images, about, Group(), resume=resume)
+
+        known = None
+        if gallery is not None and _comparable(test, gallery):
+            known = Gallery(gallery, passes.embed(gallery, shards("gallery", len(gallery)), pooled=wanted))
+        imitated = None
+        if compare:
+            if known is None or test.labels is None:
+                raise DataError("--compare needs labels, and training images of the test images' classes; leave it out")
+            imitated, *others = with_backprop(net, database, known, test.labels)
+            if brief:
+                methods.append(imitated)
+            else:
+                methods += [*transfers(net, database), *of_gallery(net, database, known), imitated, *others]
+        run, everything = partial(passes.run, test, reference=imitated), np.arange(len(test))
+        first, what = ([*natives, *methods], "") if best == own else (natives, " at the network's size")
+        native = shards("own-size", len(test))
+        read, embeddings, masks = run(everything, first, own, native, what=f"explaining{what}")
+        if best != own:
+            size = " x ".join(map(str, best.input_size))
+            run(read, methods, best, shards("best-size", len(read)), what=f"explaining at {size} pixels")
     rows = [method.row() for method in [default, *natives, *methods[1:]]]
     return {
         "schema": 1,
@@ -98,79 +128,18 @@ def evaluate(
     }
 
 
-def _pass(
-    net: Network,
-    test: Samples,
-    among: NDArray[np.int64],
-    methods: Sequence[Method],
-    preprocess: Preprocess,
-    *,
-    what: str,
-    reference: Method | None,
-    batch_size: int,
-    strict: bool,
-    workers: int,
-) -> tuple[NDArray[np.int64], NDArray[np.float32], int]:
-    """Run methods over some images in one size; give those that were read, their embeddings, and the number of masks.
-
-    The embeddings are those of the first method. The reference is run beside, for each method's correlation with it.
-    """
-    kept, embeddings = Gathered(len(among)), Gathered(len(among))
-    masks = 0
-    some = test if len(among) == len(test) else test.subset(among)
-    loaded = tensor_batches(net, some, batch_size, what, preprocess=preprocess, strict=strict, workers=workers)
-    for rows, images in loaded:
-        indices = among[rows]
-        scored, truth, ignore = _masks(preprocess, test, indices)
-        masks += len(scored)
-        # Where the reference is one of the methods, its row is of the same run.
-        listed = any(method is reference for method in methods)
-        imitated = None if reference is None else (reference.run if listed else reference.explain)(images, indices)
-        for method in methods:
-            explanation = imitated if imitated is not None and method is reference else method.run(images, indices)
-            if explanation.embeddings is not None and method is methods[0]:
-                embeddings.add(explanation.embeddings)
-            if imitated is not None:
-                method.correlate(explanation, imitated)
-            if len(scored):
-                method.scores.add(explanation.heatmaps[scored], truth, ignore)
-        kept.add(indices)
-    return kept.result(), embeddings.result(), masks
+def _fingerprint(database: WeightDatabase) -> str:
+    """Tell databases apart by all that is in them."""
+    digest = hashlib.sha256(repr(database.facts()).encode())
+    for name, array in arrays(database).items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
-def _gallery(
-    net: Network, test: Samples, gallery: Samples | None, batch_size: int, strict: bool, workers: int, *, pooled: bool
-) -> Gallery | None:
-    if gallery is None or gallery.labels is None or test.labels is None:
-        return None
-    if not np.isin(test.labels, gallery.labels).all():
-        return None
-    seen = embed(net, gallery, batch_size=batch_size, what="gallery", strict=strict, workers=workers, pooled=pooled)
-    return Gallery(gallery, seen)
-
-
-def _masks(
-    preprocess: Preprocess, test: Samples, indices: NDArray[np.int64]
-) -> tuple[list[int], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Read the batch's masks at input size; images without one are left out."""
-    scored, truth, ignored = [], [], []
-    for place, index in enumerate(indices.tolist()):
-        mask = test.mask(index) if test.has_masks else None
-        if mask is None:
-            continue
-        ignore = test.ignore(index)
-        seen = preprocess.mask(mask)
-        unseen = np.zeros_like(seen) if ignore is None else preprocess.mask(ignore)
-        if not (seen & ~unseen).any():
-            raise DataError(
-                f"the mask of {test.ids[index]} shows no object at {seen.shape[1]} x {seen.shape[0]} pixels; "
-                "mend or remove it"
-            )
-        scored.append(place)
-        truth.append(seen)
-        ignored.append(unseen)
-    size = preprocess.input_size
-    return scored, np.asarray(truth, bool).reshape(-1, *size), np.asarray(ignored, bool).reshape(-1, *size)
+def _comparable(test: Samples, gallery: Samples) -> bool:
+    """Tell whether every test image's label is one of the gallery's."""
+    return test.labels is not None and gallery.labels is not None and bool(np.isin(test.labels, gallery.labels).all())
 
 
 def _retrieval(

@@ -11,7 +11,7 @@ from embedcam.data import load
 from embedcam.data.samples import FileSamples
 from embedcam.database import WeightDatabase
 from embedcam.errors import DatabaseError, DataError, EmbedcamError
-from embedcam.evaluate import table
+from embedcam.evaluate import passes
 from embedcam.evaluate.table import default_row, evaluate
 from embedcam.explain import Explainer
 from embedcam.nets import EmbeddingNet
@@ -64,7 +64,7 @@ def test_pooled_vectors_are_kept_only_where_rows_need_them(pair, test_images, tr
         asked.append(pooled)
         return embed(*args, pooled=pooled, **options)
 
-    monkeypatch.setattr(table, "embed", embedding)
+    monkeypatch.setattr(passes, "embed", embedding)
     evaluate(net, db, test_images, training)
     evaluate(net, db, test_images, training, compare=True, brief=True)
     evaluate(net, db, test_images, training, compare=True)

@@ -39,17 +39,14 @@ class Run:
         name: Its verb.
         arguments: Of the command line, but for --out.
         out: Option and file or folder of the output, relative.
-        resumes: Whether it takes --resume.
     """
 
     name: str
     arguments: tuple[str, ...]
     out: tuple[str, str]
-    resumes: bool = True
 
     def command(self, folder: Path) -> list[str]:
         """Give the whole command that writes into a folder."""
-        resume = ["--resume"] if self.resumes else []
         return [
             sys.executable,
             "-c",
@@ -58,7 +55,7 @@ class Run:
             *self.arguments,
             self.out[0],
             str(folder / self.out[1]),
-            *resume,
+            "--resume",
         ]
 
 
@@ -122,7 +119,7 @@ def make(folder: Path) -> list[Run]:
         train,
         build,
         Run("explain", (pictures, *files), ("--out", "explained")),
-        Run("evaluate", (*data, *files), ("--json", "scores.json"), resumes=False),
+        Run("evaluate", (*data, *files), ("--json", "scores.json")),
     ]
 
 
@@ -138,7 +135,7 @@ def kill_until_done(run: Run, folder: Path, chance: random.Random) -> int:
         process = subprocess.Popen(
             run.command(where), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT, text=True
         )
-        # Less and less often, so that a run without --resume comes to its end too.
+        # Less and less often, so that it comes to its end.
         patience = took * chance.uniform(0.2, 1.1 + killed / 4)
         try:
             _, said = process.communicate(timeout=patience)
