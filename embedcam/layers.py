@@ -297,6 +297,28 @@ def evaluating(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> 
             module.training = True
 
 
+class _Eager:
+    """The stance of `torch.compile`, which is of the whole process: the first thread sets it, the last puts it back."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._set = threading.Lock(), 0, contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._set.enter_context(torch.compiler.set_stance("force_eager"))
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._set.close()
+
+
+_EAGER = _Eager()
+
+
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
     """Run what `torch.compile` compiled as plain Python: compiled code passes hooks over, without a word.
@@ -307,7 +329,7 @@ def uncompiled() -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and importing it takes seconds
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    with _EAGER:
         yield
 
 

@@ -317,3 +317,22 @@ def test_passes_of_two_threads_through_one_network_do_not_mix():
     with torch.no_grad():
         for image, maps in zip(images, found, strict=True):
             torch.testing.assert_close(maps, net[0](image))
+
+
+def test_threads_that_overlap_leave_compiling_as_it_was():
+    compilations = []
+
+    def backend(graph, _):
+        compilations.append(1)
+        return graph
+
+    torch.compile(nn.ReLU(), backend=backend)(torch.zeros(1))
+    first, second = layers.uncompiled(), layers.uncompiled()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    torch.compile(nn.Tanh(), backend=backend)(torch.zeros(1))
+    second.__exit__(None, None, None)
+    assert len(compilations) == 1
+    torch.compile(nn.Sigmoid(), backend=backend)(torch.zeros(1))
+    assert len(compilations) == 2
