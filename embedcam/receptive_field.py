@@ -110,7 +110,7 @@ class _Tracker(TorchDispatchMode):
         name = str(getattr(func, "overloadpacket", "")).removeprefix("aten.")
         if name == "cat":
             return self._joined(args[0], output)
-        if name in _KEEPING or torch.Tag.pointwise in getattr(func, "tags", ()):
+        if name.rstrip("_") in _KEEPING or torch.Tag.pointwise in getattr(func, "tags", ()):
             return self._joined(args, output)
         source = args[0] if args else None
         grid = self.of(source)
@@ -271,7 +271,9 @@ def _reshaped(source: Tensor, output: Tensor, axes: tuple[int, int], *_: object)
 # By aten's names, in the spelling that shows under a dispatch mode. Pointwise operations are known by their tag.
 _KEEPING = {
     *("_to_copy", "alias", "detach", "expand", "repeat", "split", "split_with_sizes", "channel_shuffle"),
-    *("native_channel_shuffle", "_softmax", "_log_softmax", "_prelu_kernel", "hardswish", "hardswish_", "glu"),
+    *("native_channel_shuffle", "_softmax", "_log_softmax", "_prelu_kernel", "glu"),
+    # Which versions of torch before 2.10 do not tag as pointwise, at least in place.
+    *("hardswish", "hardtanh", "leaky_relu", "elu", "selu", "celu", "rrelu", "threshold"),
     *("native_dropout", "log_sigmoid_forward", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"),
     *("_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_batch_norm_with_update"),
     *("native_group_norm", "native_layer_norm", "_fused_rms_norm"),

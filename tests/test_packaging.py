@@ -55,7 +55,10 @@ def closure(requirements):
 def bare():
     """Run a command line as it is without any extra."""
     kept = closure(PROJECT["dependencies"]) | {"embedcam"}
-    modules = importlib.metadata.packages_distributions()
+    modules: dict[str, set[str]] = {}
+    for distribution in importlib.metadata.distributions():  # `packages_distributions` of Python 3.10 misses many
+        for file in distribution.files or ():
+            modules.setdefault(file.parts[0].removesuffix(".py"), set()).add(distribution.name)
     missing = {
         module
         for module, owners in modules.items()

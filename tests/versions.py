@@ -26,7 +26,7 @@ def oldest() -> list[str]:
     """The lower bound of each dependency, as a constraint: its last patch, which is what pip would have found then."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = sum(project["optional-dependencies"].values(), project["dependencies"])
-    bounds = (re.fullmatch(r"([\w-]+)(?:\[.*\])?>=([\d.]+)", item) for item in listed)
+    bounds = (re.fullmatch(r"([\w-]+)(?:\[.*\])?>=([\d.]+)(?:;.*)?", item) for item in listed)
     return sorted({f"{bound[1]}=={bound[2]}.*" for bound in bounds if bound})
 
 

@@ -94,7 +94,7 @@ class Guard:
 
     async def _answer(self, request: Request) -> Response | None:
         """Give what is answered here; None for what may pass."""
-        if self._hosts is not None and request.url.hostname not in self._hosts:
+        if self._hosts is not None and _host(request) not in self._hosts:
             raise Refused(
                 421,
                 f"this server answers to {' and '.join(sorted(self._hosts))} alone; use one, or bind it with --host",
@@ -150,3 +150,11 @@ def address(request: Request) -> str:
         An IP address; "" where there is none, as on a socket of this machine.
     """
     return request.client.host if request.client else ""
+
+
+def _host(request: Request) -> str | None:
+    """The server's name as the visitor has it."""
+    try:
+        return request.url.hostname
+    except ValueError:  # a name that cannot be taken apart
+        return None

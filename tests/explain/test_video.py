@@ -1,4 +1,5 @@
 import logging
+import re
 import threading
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +30,8 @@ def make(path, frames, times=None, rotation=0, options=None):
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", MS
         if rotation:
+            if not hasattr(stream, "set_display_rotation"):
+                pytest.skip("this PyAV cannot write a rotation")
             stream.set_display_rotation(rotation)
         for pts, picture in zip(times or range(0, 40 * len(frames), 40), frames, strict=True):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
@@ -93,7 +96,11 @@ def test_a_file_whose_end_is_missing_is_noted(tmp_path, caplog):
     assert data.find(b"moov") < data.find(b"mdat")
     (tmp_path / "b.mp4").write_bytes(data[: len(data) * 3 // 4])
     with caplog.at_level(logging.WARNING, "embedcam"):
-        found = seen(tmp_path / "b.mp4")
+        try:
+            found = seen(tmp_path / "b.mp4")
+        except DataError as error:  # older versions of FFmpeg stop at a frame that is cut through
+            assert re.search(r"b\.mp4 is damaged after \d+ frames", str(error))
+            return
     assert 0 < len(found) < 50
     assert f"b.mp4 ends after {len(found)} of its 50 frames" in caplog.text
 
