@@ -336,7 +336,9 @@ def _verb() -> str:
 
 def _say_interrupted() -> None:
     hint = "what is finished is kept: add --resume to go on"
-    if _verb() not in ("train", "build", "explain", "evaluate"):
+    # `evaluate` keeps it beside the file of its scores, if it writes one.
+    scores = any(word.partition("=")[0] == "--json" for word in sys.argv)
+    if _verb() not in ("train", "build", "explain") and not (_verb() == "evaluate" and scores):
         hint = "nothing was left half-written"
     after_sign = "\n" if sys.stderr.isatty() else ""  # the terminal has just shown ^C
     print(f"{after_sign}embedcam: interrupted; {hint}", file=sys.stderr)

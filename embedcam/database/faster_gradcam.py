@@ -17,7 +17,7 @@ from ..nets.network import Network
 from . import clusters as clustering
 from .neighbors import Neighbors
 from .record import NetworkRecord, WeightDatabase
-from .steps import _histogram, _now
+from .steps import histogram, now
 
 # As Faster-Grad-CAM spells them.
 _CHANNELS, _WEIGHTS, _CENTROIDS = "channel_adress.csv", "channel_weight.csv", ("centroids.csv", "centroids.npy")
@@ -88,7 +88,7 @@ def import_faster_gradcam(
         target="class_score",
         pairs=0,
         seed=0,
-        created=_now(),
+        created=now(),
         centroids=centroids,
         counts=counts,
         weights_mean=mean,
@@ -97,7 +97,7 @@ def import_faster_gradcam(
         top_weights=weights,
         distance_quantiles=clustering.distance_quantiles(distance, cluster, len(centroids)),
         label_names=None if labels is None else tuple(samples.names),
-        label_histogram=None if labels is None else _histogram(cluster, labels, len(counts), len(samples.names)),
+        label_histogram=None if labels is None else histogram(cluster, labels, len(counts), len(samples.names)),
         embedcam_version=__version__,
     )
 

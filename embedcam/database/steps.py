@@ -241,7 +241,7 @@ class Build:
             target="triplet_margin",
             pairs=self.options.pairs,
             seed=self.options.seed,
-            created=_now(),
+            created=now(),
             centroids=centroids,
             counts=counts,
             weights_mean=mean,
@@ -250,7 +250,7 @@ class Build:
             top_weights=strongest,
             distance_quantiles=clustering.distance_quantiles(distance, cluster, count),
             label_names=names if samples.labels is not None else None,
-            label_histogram=_histogram(cluster, samples.labels, count, len(names))
+            label_histogram=histogram(cluster, samples.labels, count, len(names))
             if samples.labels is not None
             else None,
             exemplars=self._exemplars() if self.options.exemplars else None,
@@ -336,14 +336,29 @@ def _cluster_labels(cluster: NDArray[np.int64], centroids: NDArray[np.float32], 
     return np.where(counts[cluster] > 1, cluster, large[nearest[cluster]])
 
 
-def _histogram(cluster: NDArray[np.int64], labels: NDArray[np.int64], clusters: int, names: int) -> NDArray[np.int64]:
-    histogram = np.zeros((clusters, names), dtype=np.int64)
-    np.add.at(histogram, (cluster, labels), 1)
-    return histogram
+def histogram(cluster: NDArray[np.int64], labels: NDArray[np.int64], clusters: int, names: int) -> NDArray[np.int64]:
+    """Count the images of each label in each cluster.
+
+    Args:
+        cluster: (N,) index of each image's cluster.
+        labels: (N,) of the images.
+        clusters: C.
+        names: L, the number of labels.
+
+    Returns:
+        (C, L).
+    """
+    counts = np.zeros((clusters, names), dtype=np.int64)
+    np.add.at(counts, (cluster, labels), 1)
+    return counts
 
 
-def _now() -> str:
-    """Return the time of creation; reproducible builds set SOURCE_DATE_EPOCH."""
+def now() -> str:
+    """Tell the time of creation; reproducible builds set SOURCE_DATE_EPOCH.
+
+    Returns:
+        UTC, ISO 8601.
+    """
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     moment = datetime.fromtimestamp(int(epoch), timezone.utc) if epoch else datetime.now(timezone.utc)
     return moment.isoformat(timespec="seconds")
