@@ -25,10 +25,10 @@ from measure import Median, about, interleaved, ratio, report
 from PIL import Image
 
 import embedcam
-from embedcam import layers
+from embedcam.builder.triplets import Partners
 from embedcam.data import load
 from embedcam.data.samples import Samples
-from embedcam.database.triplets import Partners
+from embedcam.nets import layers
 from embedcam.nets.inference import embed
 
 COLUMNS = {

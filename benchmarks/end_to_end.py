@@ -28,10 +28,11 @@ from build_throughput import images
 from measure import about, report
 
 import embedcam
+from embedcam.batch import files
 from embedcam.data.images import read_image
 from embedcam.data.samples import FileSamples
-from embedcam.explain import OnnxExplainer, files
-from embedcam.explain.drawing import DrawOptions
+from embedcam.onnx import OnnxExplainer
+from embedcam.show.drawing import DrawOptions
 
 COLUMNS = {
     "work": "",

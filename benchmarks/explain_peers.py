@@ -46,9 +46,9 @@ import embedcam
 from embedcam.data.arrays import as_samples
 from embedcam.explain import CompiledExplainer
 from embedcam.explain.explainer import PRESETS
-from embedcam.explain.export import OPSET, export
-from embedcam.explain.quantise import QuantiseReport, quantise
 from embedcam.gradient import GradCAM, Proxy
+from embedcam.onnx.export import OPSET, export
+from embedcam.onnx.quantise import QuantiseReport, quantise
 
 DIM, TRAINING, CALIBRATING = 128, 60, 16
 TORCH, CHANNELS_LAST = "torch forward", "torch forward, channels last"

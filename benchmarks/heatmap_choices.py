@@ -18,17 +18,17 @@ import torch
 from numpy.typing import NDArray
 
 import embedcam
-from embedcam import progress
 from embedcam.data import load
 from embedcam.data.loading import batches
+from embedcam.data.preprocess import Preprocess
 from embedcam.data.samples import Samples
 from embedcam.database import WeightDatabase
 from embedcam.errors import DataError
 from embedcam.evaluate.localization import Localization
 from embedcam.explain import Explainer
 from embedcam.explain.transfer import TRANSFERS
-from embedcam.files import write_text
-from embedcam.preprocess import Preprocess
+from embedcam.utils import progress
+from embedcam.utils.files import write_text
 
 SCORES = ("mean_ratio", "pointing", "best_iou", "best_threshold", "iou_50")
 

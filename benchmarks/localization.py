@@ -26,7 +26,6 @@ from torch.nn import functional
 from torchcam.methods import GradCAM as TorchCAM
 
 import embedcam
-from embedcam import progress
 from embedcam.data import load, load_gallery
 from embedcam.data.samples import Samples
 from embedcam.database import WeightDatabase
@@ -34,11 +33,12 @@ from embedcam.evaluate.compare import Gallery, with_backprop
 from embedcam.evaluate.method import SCORES, Method
 from embedcam.evaluate.table import evaluate
 from embedcam.explain import Explainer
-from embedcam.explanation import Explanation
-from embedcam.files import write_text
+from embedcam.explain.explanation import Explanation
 from embedcam.nets import EmbeddingNet
 from embedcam.nets.inference import embed
 from embedcam.show.grid import grid, save_png
+from embedcam.utils import progress
+from embedcam.utils.files import write_text
 
 GRAD_CAM, TORCHCAM = "grad-cam 1.5.7, class proxy", "torchcam, class proxy"
 PICTURES = 8

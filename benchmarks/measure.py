@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import embedcam
-from embedcam.files import write_text
+from embedcam.utils.files import write_text
 
 
 class Median(NamedTuple):

@@ -121,7 +121,7 @@ def prepare(folder: Path, count: int) -> None:
     import torch
 
     import embedcam
-    from embedcam.explain.export import export
+    from embedcam.onnx.export import export
 
     torch.manual_seed(0)
     samples = Simulated.of(np.arange(count))
@@ -137,7 +137,7 @@ def prepare(folder: Path, count: int) -> None:
 
 def build(folder: Path, count: int, *, exemplars: bool) -> None:
     """Build a database as the command line does."""
-    from embedcam.database.build import build_file
+    from embedcam.builder.build import build_file
     from embedcam.nets import EmbeddingNet
 
     net = EmbeddingNet.load(folder / "net.safetensors")
@@ -167,7 +167,7 @@ def with_torch(folder: Path, count: int) -> float:
 
 def with_onnx(folder: Path, count: int) -> float:
     """Explain by onnxruntime."""
-    from embedcam.explain import OnnxExplainer
+    from embedcam.onnx import OnnxExplainer
 
     return growth(OnnxExplainer(folder / "explainer.onnx"), some_image(), count)
 

@@ -122,7 +122,7 @@ def made_picture() -> bytes:
 
 def prepare(folder: Path) -> tuple[Path, Path]:
     """Write a tiny network and its database."""
-    from embedcam.database.build import build_database
+    from embedcam.builder.build import build_database
     from embedcam.nets import EmbeddingNet
 
     net = EmbeddingNet("tiny", 32, image_size=32).eval()
@@ -151,10 +151,10 @@ def server(given: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], i
 
 def serve(given: argparse.Namespace) -> None:
     """Be the server."""
-    from embedcam import progress
     from embedcam.app import serve
     from embedcam.app.limits import Limits
-    from embedcam.explain import OnnxExplainer
+    from embedcam.onnx import OnnxExplainer
+    from embedcam.utils import progress
 
     progress.show()
     explainer: Any

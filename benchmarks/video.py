@@ -26,10 +26,10 @@ from torch import nn
 from torchvision.models import mobilenet_v2
 
 import embedcam
-from embedcam.explain.drawing import DrawOptions
-from embedcam.explain.export import export
-from embedcam.explain.stream import VIDEO_DRAW, StreamReport, explain_stream
-from embedcam.explain.video import write_video
+from embedcam.onnx.export import export
+from embedcam.show.drawing import DrawOptions
+from embedcam.video.stream import VIDEO_DRAW, StreamReport, explain_stream
+from embedcam.video.video import write_video
 
 TRAINING = 60
 COLUMNS = {"input": "", "mode": "", "frames/s": ".1f", "CPU ms": ".1f"}

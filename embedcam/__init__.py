@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__
 from .errors import EmbedcamError, MissingDependencyError
+from .utils import lazy
 
 if TYPE_CHECKING:
-    from . import data as data
-    from . import database as database
-    from . import evaluate as evaluate
-    from . import explain as explain
     from . import gradient, receptive_field
-    from . import heatmap as heatmap
-    from . import layers as layers
-    from . import nets as nets
-    from . import show as show
-    from . import train as train
+    from .builder import build_database
+    from .data.preprocess import Preprocess
     from .database import WeightDatabase
-    from .database.build import build_database
-    from .explain import Explainer, OnnxExplainer
-    from .explanation import Explanation
+    from .explain.explainer import Explainer
+    from .explain.explanation import Explanation
     from .nets import EmbeddingNet, wrap
-    from .preprocess import Preprocess
-
-__version__ = "0.1.0"
+    from .onnx import OnnxExplainer
 
 __all__ = [
     "EmbedcamError",
@@ -35,6 +26,7 @@ __all__ = [
     "OnnxExplainer",
     "Preprocess",
     "WeightDatabase",
+    "__version__",
     "build_database",
     "gradient",
     "receptive_field",
@@ -42,49 +34,32 @@ __all__ = [
 ]
 
 # Loaded when first used: reading a database needs no torch, explaining needs nothing of training.
-_HOME = {
-    "EmbeddingNet": "nets",
-    "wrap": "nets",
-    "Explainer": "explain",
-    "OnnxExplainer": "explain.onnx",
-    "Explanation": "explanation",
-    "Preprocess": "preprocess",
-    "WeightDatabase": "database",
-    "build_database": "database.build",
-}
-_ROOMS = (
-    "data",
-    "database",
-    "evaluate",
-    "explain",
-    "gradient",
-    "heatmap",
-    "layers",
-    "nets",
-    "receptive_field",
-    "show",
-    "train",
+_load, __dir__ = lazy.attach(
+    __name__,
+    {
+        "EmbeddingNet": ".nets",
+        "Explainer": ".explain",
+        "Explanation": ".explain",
+        "OnnxExplainer": ".onnx",
+        "Preprocess": ".data.preprocess",
+        "WeightDatabase": ".database",
+        "build_database": ".builder",
+        "wrap": ".nets",
+        **{room: f".{room}" for room in ("data", "database", "evaluate", "explain", "gradient", "nets", "onnx")},
+        **{room: f".{room}" for room in ("receptive_field", "show", "train")},
+    },
 )
 
 
-def _load(name: str) -> Any:
-    if name not in _HOME and name not in _ROOMS:
-        raise AttributeError(f"module 'embedcam' has no attribute {name!r}")
+def _attribute(name: str) -> Any:
     try:
-        module = importlib.import_module(f".{_HOME.get(name, name)}", __name__)
+        return _load(name)
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"embedcam.{name} needs {error.name}; install it with "
             '`pip install "embedcam[train]"` (or "embedcam[torch]" to only explain)'
         ) from error
-    value = module if name in _ROOMS else getattr(module, name)
-    globals()[name] = value
-    return value
 
 
 if not TYPE_CHECKING:  # a type checker is to find misspelt names
-    __getattr__ = _load
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_ROOMS})
+    __getattr__ = _attribute

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .builder.build import build_database
 from .data import load
 from .data.samples import Samples
-from .database.build import build_database
 from .database.record import WeightDatabase
 from .evaluate.table import evaluate
 from .explain import Explainer
-from .explanation import Explanation
-from .files import require_writable, write_text
+from .explain.explanation import Explanation
 from .nets import EmbeddingNet
-from .progress import say
 from .show.grid import grid, save_png
 from .show.report import ClusterCard, ExampleCard, Report, Thumbnail, write_report
 from .train import TrainOptions, train
+from .utils.files import require_writable, write_text
+from .utils.progress import say
 
 _DATA, _IMAGE_SIZE = "digits", 96
 _GALLERY_IMAGES, _REPORT_EXAMPLES, _THUMBNAILS = 20, 24, 6

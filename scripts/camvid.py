@@ -26,15 +26,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from embedcam import layers, progress
 from embedcam.data.camvid import CLASSES, COLORS, UNLABELLED, CamVidSamples, camvid
+from embedcam.data.preprocess import Preprocess
 from embedcam.errors import EmbedcamError, NetworkError
-from embedcam.files import require_writable, write_bytes
 from embedcam.gradient import GradCAM, SegmentationScore
+from embedcam.nets import layers
 from embedcam.nets.backbones import create, read_state_dict
-from embedcam.preprocess import Preprocess
 from embedcam.show.grid import save_png
 from embedcam.show.labels import layers_figure
+from embedcam.utils import progress
+from embedcam.utils.files import require_writable, write_bytes
 
 FROZEN = 4  # blocks of the backbone that are not trained: up to stride 4
 WIDTH = 128  # channels of the parts after the backbone

@@ -20,16 +20,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from embedcam import layers, progress
 from embedcam.data import Samples, load
 from embedcam.database import WeightDatabase
 from embedcam.errors import EmbedcamError
 from embedcam.explain import Explainer
-from embedcam.heatmap import Geometry, combine, normalize, place
-from embedcam.nets import EmbeddingNet, backbones
-from embedcam.receptive_field import geometry
+from embedcam.explain.maps import combine, normalize, place
+from embedcam.nets import EmbeddingNet, backbones, layers
+from embedcam.nets.geometry import Geometry
+from embedcam.nets.receptive_field import geometry
 from embedcam.show import colorize, grid, overlay
 from embedcam.show.grid import save_png
+from embedcam.utils import progress
 
 CELL = 132  # pixels of a picture on a sheet
 ROWS, CHANNELS, MEMBERS = 3, 4, 4

@@ -34,23 +34,23 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from embedcam import layers, progress
+from embedcam.builder.build import build_database
 from embedcam.data.folder import folder
 from embedcam.data.samples import FileSamples
-from embedcam.database.build import build_database
 from embedcam.database.neighbors import Neighbors
 from embedcam.database.record import Exemplars, WeightDatabase
 from embedcam.errors import DataError, EmbedcamError
 from embedcam.explain import Explainer
-from embedcam.explanation import Explanation
-from embedcam.files import require_writable, write_text
+from embedcam.explain.explanation import Explanation
 from embedcam.gradient import GradCAM, TripletMargin
-from embedcam.nets import EmbeddingNet
+from embedcam.nets import EmbeddingNet, layers
 from embedcam.nets.inference import embed
 from embedcam.show.boxes import Box, draw_boxes, mask_box
 from embedcam.show.grid import grid, save_png
 from embedcam.show.overlay import overlay
 from embedcam.train import TrainOptions, train
+from embedcam.utils import progress
+from embedcam.utils.files import require_writable, write_text
 
 Array = NDArray[np.float32]
 

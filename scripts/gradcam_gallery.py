@@ -21,16 +21,16 @@ from PIL import Image
 from torch import nn
 from torchvision import models
 
-from embedcam import progress
 from embedcam.data.images import read_image
+from embedcam.data.preprocess import Preprocess
 from embedcam.errors import EmbedcamError, NetworkError
-from embedcam.explanation import Explanation
-from embedcam.files import require_writable
+from embedcam.explain.explanation import Explanation
+from embedcam.explain.maps import PLACEMENTS
 from embedcam.gradient import METHODS, VARIANTS, ClassScore, GradCAM
-from embedcam.heatmap import PLACEMENTS
 from embedcam.nets import backbones
-from embedcam.preprocess import Preprocess
 from embedcam.show.grid import grid, save_png
+from embedcam.utils import progress
+from embedcam.utils.files import require_writable
 
 # Network -> its deep and its shallow layer, by pytorch-gradcam's names.
 NETWORKS = {

@@ -25,20 +25,21 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from embedcam import layers, progress, receptive_field
+from embedcam import receptive_field
+from embedcam.builder.clusters import Moments, kmeans
 from embedcam.data.samples import FileSamples
-from embedcam.database.clusters import Moments, kmeans
-from embedcam.database.grad_weights import grad_weights
 from embedcam.database.neighbors import Neighbors
 from embedcam.errors import DataError, EmbedcamError, NetworkError
-from embedcam.files import require_writable, write_text
+from embedcam.explain.grad_weights import grad_weights
+from embedcam.explain.maps import combine, place
 from embedcam.gradient import GradCAM, Scalar
-from embedcam.heatmap import combine, place
-from embedcam.nets import EmbeddingNet
+from embedcam.nets import EmbeddingNet, layers
 from embedcam.nets.inference import embed, tensor_batches
 from embedcam.show.grid import grid, save_png
 from embedcam.show.overlay import overlay
 from embedcam.train.cut import cut
+from embedcam.utils import progress
+from embedcam.utils.files import require_writable, write_text
 
 Array = NDArray[np.float32]
 

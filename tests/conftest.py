@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from embedcam.database.build import build_database
+from embedcam.builder.build import build_database
+from embedcam.data import load
 from embedcam.nets import EmbeddingNet
+from embedcam.nets.inference import embed
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -67,7 +69,7 @@ def fused(folder):
     net = EmbeddingNet("resnet18", 8, image_size=64).eval()
     with pytest.MonkeyPatch.context() as patch:
         # It is not trained, and would be explained in its own size: it knows images in no other.
-        patch.setattr("embedcam.database.closer._KNOWN", 0.0)
+        patch.setattr("embedcam.builder.closer._KNOWN", 0.0)
         return net, build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=5)
 
 
@@ -81,6 +83,20 @@ def trained(tmp_path_factory, folder):
     net.save(out / "net.safetensors")
     build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=5).save(out / "weights.h5")
     return out
+
+
+@pytest.fixture(scope="session", params=["cosine"])
+def spread(request, folder):
+    """A network whose embeddings point everywhere, and its database.
+
+    Untrained embeddings all point one way: then the last bit of a cosine decides how clusters are mixed.
+    """
+    torch.manual_seed(0)
+    net = EmbeddingNet("tiny", 8, image_size=32, metric=request.param).eval()
+    mean = torch.from_numpy(embed(net, load(f"folder:{folder}")).pooled.mean(axis=0))
+    with torch.no_grad():
+        net.head.bias.copy_(-net.head.weight @ mean)
+    return net, build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=5)
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import torch
 
 import embedcam
 from embedcam.database import NetworkRecord
-from embedcam.database.clusters import top_channels
 from embedcam.database.hdf5 import _NUMBERS
-from embedcam.heatmap import Geometry
+from embedcam.database.record import top_channels
+from embedcam.nets.geometry import Geometry
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "file-format.md").read_text(encoding="utf-8")
 GOLDEN = Path(__file__).parent / "golden"

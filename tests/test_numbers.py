@@ -12,17 +12,17 @@ import torch
 from torch import nn
 
 import embedcam
+from embedcam.builder.build import build_database
 from embedcam.data import load
+from embedcam.data.preprocess import Preprocess
 from embedcam.database import Closer, Fusion, NetworkRecord, WeightDatabase
-from embedcam.database.build import build_database
-from embedcam.database.clusters import top_channels
-from embedcam.explain import OnnxExplainer
-from embedcam.explain.export import export
+from embedcam.database.record import top_channels
+from embedcam.explain.explanation import FLAT, NOT_FINITE
 from embedcam.explain.transfer import TRANSFERS
-from embedcam.explanation import FLAT, NOT_FINITE
-from embedcam.heatmap import Geometry
 from embedcam.nets import EmbeddingNet
-from embedcam.preprocess import Preprocess
+from embedcam.nets.geometry import Geometry
+from embedcam.onnx import OnnxExplainer
+from embedcam.onnx.export import export
 from embedcam.train import TrainOptions, train, trainer
 
 C, K, FINE, D, T = 12, 6, 5, 4, 4

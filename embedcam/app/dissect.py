@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .. import layers
+from ..batch.comparison import line_of
 from ..errors import NetworkError
-from ..explain.against import Against, Pair
-from ..explain.against_files import line_of
+from ..explain.comparison import Against, Pair
 from ..explain.explainer import Explainer
-from ..explanation import Explanation
-from ..heatmap import Geometry, place
+from ..explain.explanation import Explanation
+from ..explain.maps import place
+from ..nets import layers
+from ..nets.geometry import Geometry
 from .answers import Channel, Compared, Levels, Sides
 
 _CHANNELS = 10

@@ -23,8 +23,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 
-from .. import __version__, progress
+from .._version import __version__
 from ..errors import EmbedcamError
+from ..utils import progress
 from .answers import Channel, Compared, Explained, Info, Wanted, Wrong
 from .guard import STATIC, Guard, address, refusal
 from .limits import Gate, Limits, RateLimit, Refused

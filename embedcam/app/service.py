@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from PIL import Image
 
+from ..batch.files import line_of
 from ..errors import NetworkError
-from ..explain.drawing import bounded
-from ..explain.files import line_of
-from ..explain.onnx import OnnxExplainer
-from ..explanation import Explanation
+from ..explain.explanation import Explanation
+from ..onnx.explainer import OnnxExplainer
 from ..show import Box, colorize, draw_boxes
+from ..show.drawing import bounded
 from ..show.overlay import overlay
 from . import answers
 from .answers import Channel, Colormap, Compared, Explained, Info, Levels, Wanted, file_of, text

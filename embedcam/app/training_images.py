@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..data import load
 from ..database.record import WeightDatabase
 from ..errors import DataError
-from ..explain.drawing import bounded
+from ..show.drawing import bounded
 from .answers import LooksLike, file_of
 from .limits import Refused
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
+from .._version import __version__
 from . import console
 from .offline import build, demo, evaluate, import_faster_gradcam, train
 from .online import classmap, explain, export, inspect, serve

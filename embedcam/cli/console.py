@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from .. import progress
-from ..distributed import leave, local_rank, main_process
 from ..errors import EmbedcamError
+from ..utils import progress
+from ..utils.distributed import leave, local_rank, main_process
 
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
     from ..database import WeightDatabase
-    from ..explain.files import AnyExplainer
-    from ..explain.quantise import QuantiseReport
+    from ..explain.explanation import AnyExplainer
+    from ..onnx.quantise import QuantiseReport
 
 
 def _console(**options: Any) -> Console:
@@ -173,7 +173,7 @@ def print_stream(
         colormap: Its colours.
         smoothing: Share of the frames before in a frame's map.
     """
-    from ..explain.stream import VIDEO_DRAW, explain_stream
+    from ..video.stream import VIDEO_DRAW, explain_stream
 
     draw = replace(VIDEO_DRAW, boxes=boxes, alpha=alpha, colormap=colormap)
     report = explain_stream(explainer, source, out, draw, smoothing=smoothing)

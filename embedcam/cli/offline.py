@@ -137,10 +137,10 @@ def train(
     import torch
 
     from ..data import has_split, load
-    from ..distributed import join
     from ..nets import EmbeddingNet
     from ..train import TrainOptions
     from ..train import train as run
+    from ..utils.distributed import join
 
     group = join()
     training = load(data, "train")
@@ -211,11 +211,11 @@ def build(
     In several processes:
       torchrun --nproc-per-node=4 -m embedcam build ...
     """
+    from ..builder.build import build_file
     from ..data import load
-    from ..database.build import build_file
-    from ..distributed import join
-    from ..files import require_writable
     from ..nets import EmbeddingNet
+    from ..utils.distributed import join
+    from ..utils.files import require_writable
 
     group = join()
     require_writable(out)
@@ -280,15 +280,15 @@ def evaluate(
       embedcam evaluate --net net.safetensors --db weights.h5 \\
         --data folder:birds --json scores.json
     """
+    from ..builder.shards import Shards
     from ..data import load, load_gallery
     from ..database import WeightDatabase
-    from ..database.shards import Shards
     from ..evaluate.checks import check_faithfulness, check_randomisation
     from ..evaluate.table import evaluate as run
-    from ..files import require_writable, write_text
-    from ..locks import locked
     from ..nets import EmbeddingNet
     from ..show.curve import draw_faithfulness, draw_randomisation
+    from ..utils.files import require_writable, write_text
+    from ..utils.locks import locked
 
     if resume and json_file is None:
         raise typer.BadParameter("--resume goes with --json FILE, beside which what is finished lies")
@@ -339,10 +339,10 @@ def import_faster_gradcam(
       embedcam import-faster-gradcam model/ --net net.safetensors \\
         --data folder:hands --out weights.h5
     """
+    from ..builder.faster_gradcam import import_faster_gradcam as read
     from ..data import load
-    from ..database.faster_gradcam import import_faster_gradcam as read
-    from ..files import require_writable
     from ..nets import EmbeddingNet
+    from ..utils.files import require_writable
 
     require_writable(out)
     network = EmbeddingNet.load(net).to(console.device(device))

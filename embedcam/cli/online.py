@@ -140,8 +140,8 @@ def explain(
     Of a video:
       embedcam explain --onnx explainer.onnx film.mp4 --out explained.mp4
     """
-    from ..explain.files import DrawOptions, explain_files
-    from ..explain.video import is_video
+    from ..batch.files import DrawOptions, explain_files
+    from ..video.video import is_video
 
     require_explainer(net, db, onnx)
     video = any(map(is_video, inputs))
@@ -163,7 +163,7 @@ def explain(
         for option, chosen in settled.items():
             if chosen:
                 raise typer.BadParameter(f"{option} has no effect on an ONNX file; export one that explains so")
-        from ..explain.onnx import OnnxExplainer
+        from ..onnx.explainer import OnnxExplainer
 
         lanes = 1 if provider or video else console.cores()
         explainer = OnnxExplainer(onnx, provider, threads=1 if lanes > 1 else 0)
@@ -198,7 +198,7 @@ def explain(
     draw = DrawOptions(boxes, threshold, alpha, colormap)
     reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
     if against is not None:
-        from ..explain.against_files import explain_against
+        from ..batch.comparison import explain_against
 
         pairs = explain_against(explainer, inputs, against, out, draw, **reading)
         for pair in pairs[:20]:
@@ -262,10 +262,10 @@ def export(
 
     from ..data import load
     from ..explain import Explainer
-    from ..explain.export import export as write
-    from ..explain.quantise import quantise
-    from ..files import require_writable
     from ..nets import EmbeddingNet
+    from ..onnx.export import export as write
+    from ..onnx.quantise import quantise
+    from ..utils.files import require_writable
 
     if int8 != (data is not None):
         raise typer.BadParameter("--int8 and --data SPEC go together: 8 bits are calibrated on images")
@@ -314,7 +314,7 @@ def classmap(
     Example:
       embedcam classmap --net mobilenet_v2 --weights DEFAULT street.jpg
     """
-    from ..gradient.classmap import classmap_file, load_classifier
+    from ..classmap.classmap import classmap_file, load_classifier
 
     if window not in ("1", "3", "5", "whole"):
         raise EmbedcamError(f"--window must be 1, 3, 5 or whole, got {window!r}; choose one of them")
@@ -387,7 +387,7 @@ def serve(
 
     explainer: Any
     if onnx is not None:
-        from ..explain.onnx import OnnxExplainer
+        from ..onnx.explainer import OnnxExplainer
 
         jobs = jobs or console.lanes()
         explainer = OnnxExplainer(onnx, threads=max(console.cores() // jobs, 1))

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import gradient, layers
+from .. import gradient
 from ..errors import DataError, LayerError
-from ..heatmap import normalize
+from ..explain.maps import normalize
+from ..nets import layers
 from ..show.overlay import colorize
 from .targets import Kept, name_of
 

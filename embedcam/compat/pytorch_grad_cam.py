@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import gradient
 from ..errors import DataError, EmbedcamError, TargetError
-from ..heatmap import normalize
+from ..explain.maps import normalize
 from ..show.overlay import colorize
 from .targets import Kept, name_of
 

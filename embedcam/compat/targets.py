@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import layers
 from ..errors import LayerError
+from ..nets import layers
 from ..nets.network import Network
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DataError
-from ..progress import track
+from ..utils.progress import track
 from .images import EXTENSIONS, read_image
 from .splits import check_split, rows_of, training_part
 from .tar import Member, members, read

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..limits import LARGEST_INPUT
+from ..utils.limits import LARGEST_INPUT
 from .record import QUANTILES, WeightDatabase
 
 _TYPES = {

@@ -9,10 +9,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from ..data.preprocess import Preprocess, usable
 from ..errors import DatabaseError
-from ..heatmap import Geometry
-from ..limits import usable
-from ..preprocess import Preprocess
+from ..nets.geometry import Geometry
 from .hdf5 import Hdf5
 from .neighbors import Cells
 from .record import Closer, Exemplars, Fusion, NetworkRecord

@@ -84,6 +84,20 @@ def coarse_cells(points: NDArray[np.float32], metric: str, seed: int = 0) -> Cel
     return Cells(centroids, cell, min(count, max(enough, _PROBES, count * _EXACT // (2 * points.size))))
 
 
+def searchable(embeddings: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Tell which embeddings are finite, and short enough for the squared distance of two of them to be finite.
+
+    Args:
+        embeddings: (N, D) float32.
+
+    Returns:
+        (N,) True where faiss can search for it; otherwise it gives the index -1, or ends the whole process.
+    """
+    lengths = np.einsum("nd,nd->n", embeddings, embeddings)  # a plain product would warn of the overflow
+    short: NDArray[np.bool_] = lengths < np.finfo(np.float32).max / 16
+    return short
+
+
 class Neighbors:
     """A nearest-neighbour index over centroids or exemplars; exact, unless it is given cells.
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.preprocess import Preprocess
 from ..errors import DatabaseError
-from ..heatmap import Geometry
-from ..preprocess import Preprocess
+from ..nets.geometry import Geometry
 from .neighbors import Cells
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 1.0)
@@ -139,6 +139,20 @@ class Closer:
     input_size: tuple[int, int]
     distance_scale: float
     fusion: Fusion | None = None
+
+
+def top_channels(weights: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Pick the channels of largest weight, by signed value, as Faster-Grad-CAM does.
+
+    Args:
+        weights: (N, K).
+        top_k: T, at most K.
+
+    Returns:
+        Channels (N, T) and their weights (N, T), strongest first; of equal ones the lower index first.
+    """
+    channels = np.argsort(-weights, axis=1, kind="stable")[:, :top_k].astype(np.int32)
+    return channels, np.take_along_axis(weights, channels.astype(np.int64), axis=1)
 
 
 @dataclass(frozen=True, repr=False)

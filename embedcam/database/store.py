@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DatabaseError
-from ..files import write_bytes
-from ..heatmap import Geometry
-from ..limits import LARGEST
+from ..nets.geometry import Geometry
+from ..utils.files import write_bytes
+from ..utils.limits import LARGEST
 from .hdf5 import Hdf5
 from .items import CELLS, CLUSTERS, ENCODING, EXEMPLARS, VERSION, fields_of, item_names, read_item, read_version
 from .record import WeightDatabase

@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from .. import layers
+from ..builder.build import build_database
+from ..builder.triplets import Partners
 from ..data.samples import Samples
-from ..database.build import build_database
-from ..database.clusters import top_channels
-from ..database.grad_weights import direction, weigh
-from ..database.record import WeightDatabase
-from ..database.triplets import Partners
+from ..database.record import WeightDatabase, top_channels
 from ..explain import Explainer
-from ..explanation import Explanation
+from ..explain.explanation import Explanation
+from ..explain.grad_weights import direction, weigh
+from ..explain.maps import combine, fuse, place
 from ..gradient import GradCAM, TripletMargin
-from ..heatmap import PIXELS, combine, fuse, place
+from ..nets import layers
 from ..nets.embedding import EmbeddingNet
+from ..nets.geometry import PIXELS
 from ..nets.inference import Embedded
 from ..nets.network import Network
 from .method import Explain, Method

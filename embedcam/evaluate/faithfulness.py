@@ -12,9 +12,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from .. import layers
 from ..errors import DataError, NetworkError
-from ..explanation import Explanation
+from ..explain.explanation import Explanation
+from ..nets import layers
 from ..nets.network import Network
 
 Explain = Callable[[Tensor], Explanation]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..explanation import Explanation
+from ..explain.explanation import Explanation
 from .localization import THRESHOLDS, Localization
 
 SCORES = ("mean_ratio", "iou_50", "best_iou", "pointing", "pixel_ap", "box_50")

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..builder.shards import Shards
+from ..data.preprocess import Preprocess
 from ..data.samples import Samples
-from ..database.shards import Shards
 from ..errors import DataError, UnreadableError
 from ..nets.inference import Embedded, Gathered, embed, tensor_batches
 from ..nets.network import Network
-from ..preprocess import Preprocess
-from ..progress import counting
+from ..utils.progress import counting
 from .method import Method
 
 

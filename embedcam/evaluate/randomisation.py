@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from .. import layers
 from ..database.record import NetworkRecord, WeightDatabase
 from ..errors import DataError, NetworkError
+from ..nets import layers
 from ..nets.network import Network
 from .faithfulness import Explain
 

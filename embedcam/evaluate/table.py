@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
+from .._version import __version__
+from ..builder.shards import Shards, fingerprint
 from ..data.samples import Samples
 from ..database.checks import arrays
 from ..database.record import WeightDatabase
-from ..database.shards import Shards, fingerprint
-from ..distributed import Group
 from ..errors import DataError, EmbedcamError
 from ..explain import Explainer
 from ..nets.network import Network
-from ..retrieval import retrieval
+from ..utils.distributed import Group
 from .compare import Gallery, of_explainer, of_gallery, published, transfers, with_backprop
 from .method import Method
 from .passes import Passes
+from .retrieval import retrieval
 
 
 def evaluate(

@@ -1,28 +1,26 @@
-"""The online half: explain images with one forward pass and a weight database."""
+"""The method: from a forward pass and a weight database to heat maps, and Grad-CAM, which it is measured against."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from ..utils import lazy
 
 if TYPE_CHECKING:
+    from .comparison import Against
     from .compiled import CompiledExplainer
     from .explainer import Explainer
-    from .onnx import OnnxExplainer
+    from .explanation import Explanation
+    from .gradcam import GradCAM
 
-__all__ = ["CompiledExplainer", "Explainer", "OnnxExplainer"]
+__all__ = ["Against", "CompiledExplainer", "Explainer", "Explanation", "GradCAM"]
 
-# Loaded when first used: an exported explainer runs without torch.
-_HOME = {"CompiledExplainer": "compiled", "Explainer": "explainer", "OnnxExplainer": "onnx"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'embedcam.explain' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+# An exported explainer uses the maps and explanations alone, and no torch.
+__getattr__, __dir__ = lazy.attach(
+    __name__,
+    {
+        "Against": ".comparison",
+        "CompiledExplainer": ".compiled",
+        "Explainer": ".explainer",
+        "Explanation": ".explanation",
+        "GradCAM": ".gradcam",
+    },
+)

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import layers
 from ..errors import EmbedcamError, NetworkError
-from ..explanation import Explanation
+from ..nets import layers
+from ..onnx.record import OUTPUTS
 from .explainer import Explainer
+from .explanation import Explanation
 from .graph import ExplainerGraph
 from .notes import explanation_of
-from .onnx_record import OUTPUTS
 
 
 class CompiledExplainer(Explainer):

@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import layers
-from ..database.clusters import searchable
+from ..database.neighbors import searchable
 from ..database.record import NetworkRecord, WeightDatabase
 from ..errors import DatabaseError
-from ..explanation import Explanation
-from ..heatmap import PLACEMENTS, Geometry, combine, fuse, place
+from ..nets import layers
+from ..nets.geometry import Geometry
 from ..nets.network import Network
+from .explanation import Explanation
+from .maps import PLACEMENTS, combine, fuse, place
 from .notes import unlike_notes
 from .transfer import Chosen, Transfer
 

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from ..database.record import QUANTILES
 from ..errors import DatabaseError
-from ..heatmap import LEVELLED, PIXELS, Geometry
+from ..nets.geometry import PIXELS, Geometry
 from .explainer import Explainer
+from .maps import LEVELLED
 from .transfer import CLUSTERS, Found
 
 

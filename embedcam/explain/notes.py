@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..explanation import FLAT, NOT_FINITE, Explanation
-from ..preprocess import Preprocess
+from ..data.preprocess import Preprocess
+from .explanation import FLAT, NOT_FINITE, Explanation
 
 
 def unlike_notes(

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..database.clusters import top_channels
 from ..database.neighbors import Neighbors
-from ..database.record import WeightDatabase
+from ..database.record import WeightDatabase, top_channels
 from ..errors import DatabaseError
 
 TRANSFERS = ("soft-contrast", "soft", "contrast", "cluster", "neighbors", "nearest")

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .. import layers
+from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, usable
 from ..errors import NetworkError
-from ..files import write_bytes
-from ..limits import LARGEST_INPUT, allowance, usable
-from ..preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from . import backbones
+from ..utils.files import write_bytes
+from ..utils.limits import LARGEST_INPUT, allowance
+from . import backbones, layers
 from .network import Network
 
 # One metadata key only: safetensors writes several in no fixed order, and files must not differ between runs.

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import layers
 from ..data.loading import batches
+from ..data.preprocess import Preprocess
 from ..data.samples import Samples
 from ..errors import DataError
-from ..preprocess import Preprocess
-from ..progress import counting
+from ..utils.progress import counting
+from . import layers
 from .network import Network
 
 

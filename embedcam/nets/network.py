@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import layers
+from ..data.preprocess import Preprocess
 from ..errors import NetworkError
-from ..preprocess import Preprocess
+from . import layers
 
 METRICS = ("cosine", "euclidean")
 

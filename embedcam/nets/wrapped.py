@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .. import layers
+from ..data.preprocess import Preprocess
 from ..errors import NetworkError
-from ..preprocess import Preprocess
+from . import layers
 from .network import Network
 
 

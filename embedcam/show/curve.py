@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EmbedcamError, MissingDependencyError
-from ..files import write_bytes
+from ..utils.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

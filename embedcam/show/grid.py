@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ..errors import EmbedcamError
-from ..files import write_bytes
+from ..utils.files import write_bytes
 from .checks import check_picture
 from .fonts import Letters
 from .text import fit

@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,46 @@ from ..errors import MissingDependencyError
 from .grid import grid
 from .overlay import colorize
 
-if TYPE_CHECKING:
-    from ..explanation import Explanation
-
 # More would make a notebook heavy, and nobody looks at them there.
 _IMAGES, _CLUSTERS, _LABELS, _CHANNELS = 16, 100, 3, 5
 _SIDE, _ACROSS = 160, 4
+
+
+class Maps(Protocol):
+    """What a notebook shows of an `Explanation`."""
+
+    @property
+    def heatmaps(self) -> NDArray[np.float32]:
+        """(B, H, W) in [0, 1]."""
+        ...
+
+    @property
+    def notes(self) -> list[list[str]]:
+        """What a reader must know of each image."""
+        ...
+
+    @property
+    def clusters(self) -> NDArray[np.int64] | None:
+        """(B,) index of each image's cluster."""
+        ...
+
+    @property
+    def distances(self) -> NDArray[np.float32] | None:
+        """(B,) to the cluster's centroid."""
+        ...
+
+    @property
+    def anomaly(self) -> NDArray[np.float32] | None:
+        """(B,), above 1 for images unlike the training images."""
+        ...
+
+    def typicality_in_words(self, index: int) -> str:
+        """Say how usual an image is for its cluster."""
+        ...
+
+    def overlay(self, images: Any, *, alpha: float, colormap: str) -> list[NDArray[np.uint8]]:
+        """Lay the heat maps over the images."""
+        ...
 
 
 class Clusters(Protocol):
@@ -46,7 +80,7 @@ class Clusters(Protocol):
         ...
 
 
-def facts_of(explanation: Explanation, index: int) -> list[str]:
+def facts_of(explanation: Maps, index: int) -> list[str]:
     """Say in a few words each what an explanation knows of an image beside its heat map.
 
     Args:
@@ -66,7 +100,7 @@ def facts_of(explanation: Explanation, index: int) -> list[str]:
     return [*known, *([words] if words else []), *explanation.notes[index]]
 
 
-def explanation_png(explanation: Explanation) -> bytes | None:
+def explanation_png(explanation: Maps) -> bytes | None:
     """Draw the first heat maps of a batch as one contact sheet.
 
     Args:
@@ -83,7 +117,7 @@ def explanation_png(explanation: Explanation) -> bytes | None:
     return _png(grid([maps[row] for row in rows], [captions[row] for row in rows], cell_size=_SIDE))
 
 
-def explanation_html(explanation: Explanation) -> str:
+def explanation_html(explanation: Maps) -> str:
     """Show the first heat maps of a batch in a table, each beside what is known of its image.
 
     Args:
@@ -98,7 +132,7 @@ def explanation_html(explanation: Explanation) -> str:
         image.thumbnail((_SIDE, _SIDE))
         picture = f'<img alt="heat map" src="data:image/png;base64,{base64.b64encode(_png(image)).decode()}">'
         rows.append([str(index), picture, "<br>".join(map(escape, facts_of(explanation, index)))])
-    count = len(explanation)
+    count = len(explanation.heatmaps)
     return _page(f"Explanation of {count} image{'' if count == 1 else 's'}", _table(rows), count - len(rows))
 
 
@@ -128,9 +162,7 @@ def database_html(database: Clusters) -> str:
     return _page("Weight database", facts + clusters, len(database.counts) - len(largest))
 
 
-def plot(
-    explanation: Explanation, images: Any = None, *, alpha: float = 0.5, colormap: str = "turbo"
-) -> NDArray[np.object_]:
+def plot(explanation: Maps, images: Any = None, *, alpha: float = 0.5, colormap: str = "turbo") -> NDArray[np.object_]:
     """Draw heat maps with matplotlib, side by side.
 
     Args:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import MissingDependencyError
-from ..files import write_bytes
+from ..utils.files import write_bytes
 from .checks import check_picture
 
 # Twice the size at which the page shows them, so that they are sharp on dense screens.

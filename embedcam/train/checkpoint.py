@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NetworkError
-from ..files import write_bytes
+from ..utils.files import write_bytes
 
 _KEY = "embedcam-checkpoint"
 

@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .. import layers
 from ..data.loading import batches, in_order
 from ..data.samples import Samples
-from ..distributed import Group
 from ..errors import DataError
+from ..nets import layers
 from ..nets.embedding import EmbeddingNet
 from ..nets.inference import tensor_batches
-from ..progress import track
+from ..utils.distributed import Group
+from ..utils.progress import track
 
 logger = logging.getLogger("embedcam")
 

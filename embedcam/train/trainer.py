@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..data.samples import Samples
-from ..distributed import Group
 from ..errors import NetworkError
-from ..files import require_writable
-from ..locks import locked
+from ..evaluate.retrieval import retrieval
 from ..nets.embedding import EmbeddingNet
-from ..progress import say, track
-from ..retrieval import retrieval
 from ..show.curve import training_curve
+from ..utils.distributed import Group
+from ..utils.files import require_writable
+from ..utils.locks import locked
+from ..utils.progress import say, track
 from . import checkpoint
 from .cut import cut
 from .inputs import Batch, Inputs, labels_of

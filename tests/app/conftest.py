@@ -14,12 +14,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from embedcam.app import create_app
+from embedcam.builder.build import build_database
 from embedcam.data import load
-from embedcam.database.build import build_database
-from embedcam.explain import Explainer, OnnxExplainer
-from embedcam.explain.export import export
+from embedcam.explain import Explainer
 from embedcam.nets import EmbeddingNet
 from embedcam.nets.inference import embed
+from embedcam.onnx import OnnxExplainer
+from embedcam.onnx.export import export
 
 # What no label should do to a page.
 EVIL = "<img src=x onerror=document.body.dataset.broken=1>"

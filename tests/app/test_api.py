@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
-from embedcam import heatmap
 from embedcam.app import create_app
 from embedcam.explain import Explainer
-from embedcam.explain.against import Against
+from embedcam.explain import maps as heatmap
+from embedcam.explain.comparison import Against
 from embedcam.show import draw_boxes, find_boxes
 from embedcam.show.overlay import overlay
 
@@ -251,7 +251,7 @@ def test_an_onnx_file_explains_but_cannot_be_taken_apart(onnx_explainer, post, f
 
 
 def test_a_network_that_cannot_compare_says_why(explainer, monkeypatch, file):
-    monkeypatch.setattr("embedcam.explain.against.is_pooled", lambda *_: False)
+    monkeypatch.setattr("embedcam.explain.comparison.is_pooled", lambda *_: False)
     with TestClient(create_app(explainer)) as client:
         info = client.get("info").json()
         assert info["compare"] is False

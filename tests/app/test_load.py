@@ -95,7 +95,7 @@ def test_who_goes_away_before_the_turn_is_not_computed_for(explainer, running, f
 def test_the_server_starts_says_where_and_ends_when_it_is_interrupted(trained):
     code = (
         "import sys\n"
-        "from embedcam import progress\n"
+        "from embedcam.utils import progress\n"
         "from embedcam.app import serve\n"
         "from embedcam.explain import Explainer\n"
         "from embedcam.nets import EmbeddingNet\n"

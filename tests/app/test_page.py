@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from embedcam.app import create_app
-from embedcam.explain.against import Against
+from embedcam.explain.comparison import Against
 from embedcam.show.overlay import colorize
 
 playwright = pytest.importorskip("playwright.sync_api")

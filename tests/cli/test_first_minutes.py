@@ -23,7 +23,8 @@ PROGRAM = Path(sys.executable).with_name("embedcam")
 # Everything that is printed with style: help, an error, a wrong usage, tables, a bar.
 STYLED = """
 import functools, sys
-from embedcam import cli, progress
+from embedcam import cli
+from embedcam.utils import progress
 from embedcam.cli import console
 for line in ("--help", "build --help", "inspect nowhere.h5", "frobnicate", "inspect " + sys.argv[1]):
     console.run(functools.partial(cli.app, line.split()), debug=False)

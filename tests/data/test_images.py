@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 
 from embedcam.data import images
 from embedcam.data.images import image_size, list_images, read_image, read_mask
+from embedcam.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from embedcam.errors import DataError
-from embedcam.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 # 4 wide, 2 high, every pixel another colour: any turn or swap shows.
 PIXELS = np.array(

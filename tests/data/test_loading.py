@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from embedcam.data.loading import batches, in_order, read_batches
+from embedcam.data.preprocess import Preprocess
 from embedcam.data.samples import FileSamples
 from embedcam.errors import DataError
-from embedcam.preprocess import Preprocess
 
 PREPROCESS = Preprocess(input_size=(4, 6), mean=(0, 0, 0), std=(1, 1, 1))
 

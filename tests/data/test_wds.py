@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from embedcam.builder.build import build_database
 from embedcam.data import batches, load, load_gallery
+from embedcam.data.preprocess import Preprocess
 from embedcam.data.wds import Names, _expanded, wds
-from embedcam.database.build import build_database
 from embedcam.errors import DataError
-from embedcam.preprocess import Preprocess
 
 
 def png(level=0, size=(3, 2)):

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from embedcam.data.preprocess import Preprocess
 from embedcam.database import Closer, Exemplars, Fusion, NetworkRecord, WeightDatabase
 from embedcam.database.neighbors import Cells
 from embedcam.database.store import seal
 from embedcam.errors import DatabaseError, OutputError
-from embedcam.heatmap import Geometry
-from embedcam.preprocess import Preprocess
+from embedcam.nets.geometry import Geometry
 
 C, K, D, T, N, L, FINE = 3, 10, 4, 5, 8, 2, 6
 

@@ -85,10 +85,10 @@ def prepared(tmp_path_factory) -> Path:
     """What a reader has before the first command."""
     import av
 
-    from embedcam.database.build import build_database
+    from embedcam.builder.build import build_database
     from embedcam.explain import Explainer
-    from embedcam.explain.export import export
     from embedcam.nets import EmbeddingNet
+    from embedcam.onnx.export import export
 
     root = tmp_path_factory.mktemp("prepared")
     rng = np.random.default_rng(0)

@@ -5,17 +5,18 @@ import pytest
 import torch
 from torch.nn import functional
 
+from embedcam.builder.build import build_database
+from embedcam.builder.triplets import Partners
 from embedcam.data import load
-from embedcam.database.build import build_database
-from embedcam.database.triplets import Partners
 from embedcam.evaluate import compare
 from embedcam.evaluate.compare import Gallery, of_gallery, transfers, with_backprop
 from embedcam.evaluate.localization import THRESHOLDS
 from embedcam.evaluate.method import Method, _bootstrap
 from embedcam.explain import Explainer
-from embedcam.explanation import Explanation
+from embedcam.explain.explanation import Explanation
+from embedcam.explain.maps import fuse, place
 from embedcam.gradient import GradCAM, Proxy, TripletMargin
-from embedcam.heatmap import PIXELS, fuse, place
+from embedcam.nets.geometry import PIXELS
 from embedcam.nets.inference import embed
 
 SIZE = 64

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from embedcam import wrap
+from embedcam.data.preprocess import Preprocess
 from embedcam.errors import DataError, NetworkError
 from embedcam.evaluate.faithfulness import RANDOM, _blur, _noise, _places, faithfulness
-from embedcam.explanation import Explanation
-from embedcam.preprocess import Preprocess
+from embedcam.explain.explanation import Explanation
 
 SIDE, STEPS = 16, 64  # so that a step is four pixels
 

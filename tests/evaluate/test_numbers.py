@@ -9,8 +9,8 @@ from embedcam.evaluate.faithfulness import faithfulness
 from embedcam.evaluate.localization import Localization
 from embedcam.evaluate.method import Method
 from embedcam.evaluate.randomisation import randomisation
-from embedcam.explanation import Explanation
-from embedcam.retrieval import retrieval
+from embedcam.evaluate.retrieval import retrieval
+from embedcam.explain.explanation import Explanation
 
 
 def scores(heatmaps, masks):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from embedcam.builder import shards
 from embedcam.data import load
-from embedcam.database import WeightDatabase, shards
+from embedcam.database import WeightDatabase
 from embedcam.errors import DatabaseError, DataError
 from embedcam.evaluate.localization import Localization
 from embedcam.evaluate.method import Method

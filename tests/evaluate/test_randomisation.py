@@ -9,13 +9,13 @@ from torch import nn
 
 from embedcam import wrap
 from embedcam.data import load
+from embedcam.data.preprocess import Preprocess
 from embedcam.database import WeightDatabase
 from embedcam.errors import DatabaseError, DataError, NetworkError
 from embedcam.evaluate.randomisation import _in_order, of_database, randomisation
 from embedcam.explain import Explainer
-from embedcam.explanation import Explanation
+from embedcam.explain.explanation import Explanation
 from embedcam.nets import EmbeddingNet
-from embedcam.preprocess import Preprocess
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 import embedcam
 from embedcam.database import WeightDatabase
 from embedcam.errors import DatabaseError
-from embedcam.explanation import FLAT, NOT_FINITE
+from embedcam.explain.explanation import FLAT, NOT_FINITE
 from embedcam.nets import EmbeddingNet
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -46,7 +46,7 @@ def test_the_map_is_the_weighted_sum_of_the_transferred_channels(pair, transfer)
 
 def test_cells_are_placed_where_the_network_looked(pair):
     net, db = pair
-    assert db.geometry == embedcam.receptive_field.geometry(net.backbone, "features", (32, 32))
+    assert db.geometry == embedcam.nets.receptive_field.geometry(net.backbone, "features", (32, 32))
     placed, stretched = (embedcam.Explainer(net, db, placement=p)(IMAGES) for p in ("receptive-field", "stretch"))
     assert not np.allclose(placed.heatmaps, stretched.heatmaps)
 

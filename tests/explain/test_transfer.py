@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from embedcam.data.preprocess import Preprocess
 from embedcam.database import Closer, Exemplars, Fusion, NetworkRecord, WeightDatabase
-from embedcam.database.clusters import top_channels
+from embedcam.database.record import top_channels
 from embedcam.errors import DatabaseError
 from embedcam.explain.transfer import TRANSFERS, Transfer, _median
-from embedcam.heatmap import Geometry
-from embedcam.preprocess import Preprocess
+from embedcam.nets.geometry import Geometry
 
 C, K, FINE, D, T, N = 12, 20, 9, 4, 5, 30
 

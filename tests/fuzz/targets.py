@@ -172,7 +172,7 @@ def _seal_database(content: bytes) -> bytes:
 
 
 def _seal_onnx(content: bytes) -> bytes:
-    from embedcam.explain.onnx import with_checksum
+    from embedcam.onnx.explainer import with_checksum
 
     return with_checksum(content)
 

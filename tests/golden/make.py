@@ -13,9 +13,9 @@ import torch
 
 from embedcam import Explainer
 from embedcam.database import Closer, Exemplars, Fusion, NetworkRecord, WeightDatabase
-from embedcam.explain.export import export
-from embedcam.heatmap import Geometry
 from embedcam.nets import EmbeddingNet
+from embedcam.nets.geometry import Geometry
+from embedcam.onnx.export import export
 
 C, K, D, T, N, FINE = 3, 128, 8, 10, 12, 64
 CREATED = "2026-01-02T03:04:05+00:00"

@@ -14,8 +14,8 @@ import torch
 
 import embedcam
 from embedcam.database.verify import verify
-from embedcam.explain.onnx import OnnxExplainer
-from embedcam.heatmap import Geometry
+from embedcam.nets.geometry import Geometry
+from embedcam.onnx.explainer import OnnxExplainer
 
 HERE = Path(__file__).parent
 SHA256 = {

@@ -11,9 +11,9 @@ from safetensors.torch import save_file  # noqa: E402
 from torch.nn import functional  # noqa: E402
 from torchvision.models import mobilenet_v2  # noqa: E402
 
-from embedcam import layers  # noqa: E402
 from embedcam.data.camvid import CLASSES, UNLABELLED, camvid  # noqa: E402
 from embedcam.errors import NetworkError  # noqa: E402
+from embedcam.nets import layers  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 from torchvision.models import mobilenet_v2  # noqa: E402
 
+from embedcam.builder.build import build_database  # noqa: E402
 from embedcam.data.folder import folder as read_folder  # noqa: E402
-from embedcam.database.build import build_database  # noqa: E402
+from embedcam.data.preprocess import Preprocess  # noqa: E402
 from embedcam.database.record import WeightDatabase  # noqa: E402
 from embedcam.errors import DataError  # noqa: E402
-from embedcam.explanation import Explanation  # noqa: E402
+from embedcam.explain.explanation import Explanation  # noqa: E402
 from embedcam.nets import EmbeddingNet  # noqa: E402
-from embedcam.preprocess import Preprocess  # noqa: E402
 from embedcam.show.boxes import Box, find_boxes  # noqa: E402
 
 SHARED = Path(__file__).parents[2] / "../shared"

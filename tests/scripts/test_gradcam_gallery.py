@@ -48,7 +48,7 @@ def test_missing_weights_are_told_in_one_line(script, picture, tmp_path, capsys)
 
 
 def test_all_five_networks_have_the_layers_that_are_named(script):
-    from embedcam import layers
+    from embedcam.nets import layers
 
     assert len(script.NETWORKS) == 5
     for name, named in script.NETWORKS.items():

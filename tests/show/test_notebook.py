@@ -10,7 +10,7 @@ from PIL import Image
 
 import embedcam
 from embedcam.errors import DataError, MissingDependencyError
-from embedcam.explanation import FLAT, Explanation
+from embedcam.explain.explanation import FLAT, Explanation
 from embedcam.show.notebook import facts_of
 from embedcam.show.overlay import colorize
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from embedcam.errors import DataError
-from embedcam.explanation import Explanation
+from embedcam.explain.explanation import Explanation
 from embedcam.show.boxes import draw_boxes, find_boxes, mask_box
 from embedcam.show.grid import grid
 from embedcam.show.labels import label_overlay, with_color_bar

@@ -15,7 +15,7 @@ from embedcam.compat.pytorch_grad_cam import ClassifierOutputTarget, show_cam_on
 from embedcam.compat.pytorch_grad_cam import GradCAM as PytorchGradCAM
 from embedcam.gradient import ClassScore, GradCAM, SegmentationScore, Similarity, Target, TripletMargin
 from embedcam.nets import EmbeddingNet, WrappedNet
-from embedcam.receptive_field import Geometry
+from embedcam.nets.receptive_field import Geometry
 from embedcam.show import Box
 
 
@@ -75,7 +75,7 @@ def differentiate(model: nn.Module, images: Tensor, other: Tensor) -> list[Expla
 
 
 def place(model: nn.Module) -> tuple[float, float]:
-    geometry = embedcam.receptive_field.geometry(model, "layer4", (224, 224))
+    geometry = embedcam.nets.receptive_field.geometry(model, "layer4", (224, 224))
     assert_type(geometry, Geometry)
     assert_type(geometry.cell_stride, tuple[float, float])
     return geometry.first_cell_center

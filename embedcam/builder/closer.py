@@ -1,0 +1,176 @@
+"""What the default explainer needs beside the published method: a second layer's weights, and how distances grow."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..data.preprocess import Preprocess
+from ..data.samples import Samples
+from ..database.neighbors import Neighbors
+from ..database.record import Closer, Fusion
+from ..explain.grad_weights import weigh
+from ..nets import layers, receptive_field
+from ..nets.geometry import Geometry
+from ..nets.inference import tensor_batches
+from ..nets.network import Network
+
+logger = logging.getLogger("embedcam")
+
+# Chosen on training images, see docs/heat-maps.md: maps gain up to here, and each pixel more costs time. The smaller
+# factor is for networks that no longer know images of the larger size.
+_ENLARGED, _MULTIPLE = (1.75, 1.25), 32
+# The least share of the images known in their own size that must still be known.
+_KNOWN = 0.95
+# Layers that are finer than this see edges rather than parts of objects.
+_LEAST_STRIDE = 8
+# So many images of each cluster are looked at: their mean is near enough, and the cost does not grow with the data.
+_MEMBERS = 8
+
+
+def look_closer(
+    net: Network,
+    samples: Samples,
+    centroids: NDArray[np.float32],
+    cluster: NDArray[np.int64],
+    distance: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    directions: Callable[[NDArray[np.int64]], Tensor],
+    method: str = "gradcam",
+    *,
+    batch_size: int = 16,
+    workers: int = 2,
+) -> Closer | None:
+    """Look at some images of each cluster in a larger size, and average their channel weights at a finer layer.
+
+    Args:
+        net: The network.
+        samples: The training images.
+        centroids: (C, D).
+        cluster: (N,) of each image.
+        distance: (N,) of each image to its centroid.
+        labels: (N,) of each image; clusters where there are no labels.
+        directions: From image indices (B,) to their triplets' directions (B, pairs, D).
+        method: "gradcam" or "gradcam++".
+        batch_size: Images a batch.
+        workers: Threads that read images ahead.
+
+    Returns:
+        The size to explain at, and the finer layer; None if there is neither a better size nor such a layer.
+    """
+    layer, geometry = _finer(net)
+    chosen = _spread(cluster, distance)
+    for preprocess in _sizes(net, samples):
+        own_size = preprocess == net.preprocess
+        if own_size and layer is None:
+            return None
+        loaded = tensor_batches(
+            net,
+            samples.subset(chosen),
+            batch_size,
+            f"looking closer, {' x '.join(map(str, preprocess.input_size))}",
+            preprocess=preprocess,
+            strict=True,
+            workers=workers,
+        )
+        weights = _Mean(cluster[chosen], len(centroids))
+        embeddings: list[NDArray[np.float32]] = []
+        with layers.evaluating(net):
+            for rows, images in loaded:
+                if layer is not None:
+                    seen = weigh(net, layer, images, directions(chosen[rows]), method)
+                    weights.add(rows, seen.weights.float().cpu().numpy())
+                    embeddings.append(seen.embeddings.float().cpu().numpy())
+                else:
+                    with torch.inference_mode():
+                        embeddings.append(net(images).float().cpu().numpy())
+        nearest, grown = Neighbors(centroids, net.metric).nearest(np.concatenate(embeddings))
+        if own_size or _recognised(nearest, cluster, labels, chosen):
+            break
+    fusion = None
+    if layer is not None and geometry is not None:
+        fusion = Fusion(layers.path(net.body, layer), geometry, weights.result())
+    return Closer(preprocess.input_size, _scale(distance[chosen], grown), fusion)
+
+
+def _finer(net: Network) -> tuple[str, Geometry] | tuple[None, None]:
+    """Choose the finer layer, if there is one that sees more than edges."""
+    size = net.preprocess.input_size
+    layer = layers.suggest_finer(net.body, net.layer, size)
+    if layer is None:
+        return None, None
+    geometry = receptive_field.geometry(net.body, layer, size)
+    return (layer, geometry) if min(geometry.cell_stride) >= _LEAST_STRIDE else (None, None)
+
+
+class _Mean:
+    """The mean of rows over each cluster, gathered batch by batch."""
+
+    def __init__(self, cluster: NDArray[np.int64], clusters: int) -> None:
+        self._cluster = cluster
+        self._counts = np.bincount(cluster, minlength=clusters)
+        self._sums: NDArray[np.float64] | None = None
+
+    def add(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+        if self._sums is None:
+            self._sums = np.zeros((len(self._counts), values.shape[1]))
+        np.add.at(self._sums, self._cluster[rows], values)
+
+    def result(self) -> NDArray[np.float32]:
+        assert self._sums is not None
+        return (self._sums / self._counts[:, None]).astype(np.float32)
+
+
+def _sizes(net: Network, samples: Samples) -> Iterator[Preprocess]:
+    """Give the sizes to try, the largest first, the network's own last: the only one where images come prepared."""
+    own = net.preprocess
+    for factor in _ENLARGED:
+        sides = [max(_MULTIPLE, round(side * factor / _MULTIPLE) * _MULTIPLE) for side in own.input_size]
+        height, width = sides
+        if isinstance(samples.image(0), np.ndarray) or height * width <= own.input_size[0] * own.input_size[1]:
+            break
+        try:
+            with layers.evaluating(net), torch.inference_mode():
+                net.activations(torch.zeros(1, 3, height, width, device=net.device))
+        except Exception as error:  # whatever a network raises: vision transformers assert, others fail in a product
+            logger.info("images are explained at %s, the network takes no other size: %s", own.input_size, error)
+            break
+        yield replace(own, input_size=(height, width))
+    yield own
+
+
+def _recognised(
+    nearest: NDArray[np.int64], cluster: NDArray[np.int64], labels: NDArray[np.int64], chosen: NDArray[np.int64]
+) -> bool:
+    """Tell whether a network still knows images in another size: they fall into clusters of their own label.
+
+    A map may well lie on the object while the network takes that for something else; it would explain nothing.
+    """
+    counts = np.zeros((int(cluster.max()) + 1, int(labels.max()) + 1), dtype=np.int64)
+    np.add.at(counts, (cluster, labels), 1)
+    commonest = counts.argmax(axis=1)
+    before, now = (np.mean(commonest[c] == labels[chosen]) for c in (cluster[chosen], nearest))
+    return bool(now >= _KNOWN * before)
+
+
+def _spread(cluster: NDArray[np.int64], distance: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Take some members of each cluster, evenly from the innermost to the outermost."""
+    chosen = []
+    for c in np.unique(cluster):
+        members = np.flatnonzero(cluster == c)
+        members = members[np.argsort(distance[members], kind="stable")]
+        places = np.linspace(0, len(members) - 1, min(_MEMBERS, len(members)))
+        chosen.append(members[np.unique(places.round().astype(int))])
+    return np.sort(np.concatenate(chosen))
+
+
+def _scale(before: NDArray[np.float32], after: NDArray[np.float32]) -> float:
+    """Compare distances; 1 where all images lie in their centroids, so that nothing can be compared."""
+    apart = before > 1e-4
+    return max(float(np.median(after[apart] / before[apart])), 1e-3) if apart.any() else 1.0

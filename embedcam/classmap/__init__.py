@@ -1,0 +1,1 @@
+"""Classifiers turned fully convolutional: class maps and boxes without gradients."""

@@ -1,0 +1,268 @@
+"""Explain why two images match: their similarity, shared out over the cells of both, in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..data.preprocess import Preprocess
+from ..database.record import WeightDatabase
+from ..errors import DataError, NetworkError
+from ..nets import layers, receptive_field
+from ..nets.embedding import EmbeddingNet
+from ..nets.geometry import Geometry
+from ..nets.inference import is_pooled
+from ..nets.network import Network
+from .explainer import Explainer
+from .explanation import FLAT, NOT_FINITE, Explanation
+from .maps import PLACEMENTS, place
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pair(Generic[T]):
+    """The same of both sides of a comparison.
+
+    Attributes:
+        images: Of the images.
+        other: Of the image that each of them is compared with.
+    """
+
+    images: T
+    other: T
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What speaks for and against a match, where, in both images.
+
+    All four maps of a pair are scaled by one number: the most that any cell of the two images says to this match, or to
+    its image's match with itself. So a faint difference is drawn faintly, and where next to nothing speaks for a match
+    or against it, all four maps are faint.
+
+    Attributes:
+        similarity: float32 (B,): the sum of an image's contributions, and of the other's too. The cosine, unless
+            something common was taken off.
+        distances: float32 (B,): 1 - cosine, or Euclidean.
+        shared: Heat maps of what speaks for the match, (B, H, W) in [0, 1]. Their `raw` is n times the positive
+            contributions of the n cells: what the similarity would be, were the whole image like this place.
+        differs: The same of what speaks against the match, the negative contributions.
+        contributions: float32 (B, h, w) of either sign, one a cell.
+    """
+
+    similarity: NDArray[np.float32]
+    distances: NDArray[np.float32]
+    shared: Pair[Explanation]
+    differs: Pair[Explanation]
+    contributions: Pair[NDArray[np.float32]]
+
+
+class Seen(NamedTuple):
+    """What one forward pass leaves of images that are to be compared.
+
+    Attributes:
+        maps: (B, K, h, w).
+        vectors: (B, K): the mean of each map.
+        embeddings: (B, D).
+        lengths: (B,): what the head's output was divided by to give the embedding; 1 for Euclidean networks.
+        size: (H, W) of the images.
+    """
+
+    maps: Tensor
+    vectors: Tensor
+    embeddings: Tensor
+    lengths: Tensor
+    size: tuple[int, int]
+
+
+class Against:
+    """Compares images with another: one forward pass an image, no backward pass.
+
+    Where the head sees only the mean v of the n cells' features a_i, and is linear (at v, if it has a hidden layer),
+    every cell has an embedding e_i = head(a_i) / |head(v)| of its own (Euclidean: head(a_i)), and the image's is their
+    mean. So the similarity is a sum of signed contributions of the cells, exactly:
+
+        (z - m) . (z' - m)  =  sum over i of  (e_i - m) . (z' - m) / n
+
+    For cosine networks m = 0 unless `common` says otherwise, and this is the cosine. Euclidean ones have no origin of
+    their own, and this is the part of minus the squared distance in which both images have a say, with its sign:
+    -|z - z'|^2 = 2 (z - m) . (z' - m) - |z - m|^2 - |z' - m|^2. (Shared out itself, the distance says where images
+    differ but not what they share: on butterflies, such maps lie on the object hardly more than by chance.)
+
+    Args:
+        net: The network, or an explainer, whose network, feature layer, placement and preprocessing are taken.
+        common: (D,) what all images have in common, m above, such as `common_embedding(database)`. Taking it off tells
+            what these two share more than any two. If None, nothing is taken off in cosine networks: once trained, they
+            leave little in common (a mean of length 0.2 on butterflies, and the share of heat on the object is 0.61
+            either way). In Euclidean ones the explainer's database gives it, if there is an explainer.
+        placement: "receptive-field" puts every cell where the network looked; "stretch" is the plain bilinear resize.
+            If None, the explainer's, or "receptive-field".
+        preprocess: From a picture to an input; the explainer's or the network's if None.
+
+    Raises:
+        NetworkError: If the network has no head that can be shared out over cells.
+        DataError: If the placement is unknown or `common` is of another size than embeddings.
+
+    Source:
+        Zhu et al. 2019, Visual Explanation for Deep Metric Learning (arXiv 1909.12977); Stylianou et al. 2019,
+        Visualizing Deep Similarity Networks (arXiv 1901.00536).
+    """
+
+    def __init__(
+        self,
+        net: Network | Explainer,
+        *,
+        common: NDArray[np.float32] | None = None,
+        placement: str | None = None,
+        preprocess: Preprocess | None = None,
+    ) -> None:
+        explainer = net if isinstance(net, Explainer) else None
+        network = net.net if isinstance(net, Explainer) else net
+        if not isinstance(network, EmbeddingNet):
+            raise _cannot_share_out(network)
+        self.net, self._modules = network, list(network.modules())
+        self.placement = placement or (explainer.placement if explainer else "receptive-field")
+        if self.placement not in PLACEMENTS:
+            raise DataError(f"unknown placement {placement!r}; use one of {', '.join(PLACEMENTS)}")
+        self.preprocess = preprocess or (explainer or network).preprocess
+        if common is None and explainer and network.metric == "euclidean":
+            common = common_embedding(explainer.database)
+        if common is not None and common.shape != (network.dim,):
+            raise DataError(f"common must be one embedding ({network.dim},), got {common.shape}; see common_embedding")
+        offset = np.zeros(network.dim, dtype=np.float32) if common is None else common
+        self._common = torch.as_tensor(offset, dtype=torch.float32, device=network.device)
+        self._known = explainer.database.geometry if explainer else None
+        self._geometries: dict[tuple[int, int], Geometry] = {}
+
+    @torch.inference_mode()
+    def see(self, images: Tensor) -> Seen:
+        """Run the forward pass.
+
+        Args:
+            images: (B, 3, H, W), normalised; moved to the network's device.
+
+        Returns:
+            What comparing needs.
+
+        Raises:
+            NetworkError: If the head sees more than the mean of each feature map.
+        """
+        with layers.evaluating(self.net, self._modules):
+            found = self.net.activations(images.to(self.net.device))
+            maps, vectors = found.maps, found.maps.mean(dim=(2, 3))
+            finite = found.embeddings.isfinite().all(dim=1)
+            entering = found.vector
+            if entering is None or not is_pooled(entering[finite], vectors[finite]):
+                raise _cannot_share_out(self.net)
+            lengths = torch.ones_like(vectors[:, 0])
+            if self.net.metric == "cosine":
+                lengths = torch.linalg.vector_norm(self.net.head(vectors), dim=1).clamp(min=1e-12)
+        return Seen(maps, vectors, found.embeddings, lengths, (int(images.shape[2]), int(images.shape[3])))
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor | Seen, other: Tensor | Seen) -> Comparison:
+        """Compare images with another.
+
+        Args:
+            images: (B, 3, H, W), normalised, or what `see` gave for them.
+            other: One image (1, 3, H', W') for all, or one an image (B, 3, H', W'); or what `see` gave.
+
+        Returns:
+            Similarities, and the maps of both sides: of the other one too, there are B.
+
+        Raises:
+            NetworkError: If the head sees more than the mean of each feature map.
+            DataError: If the number of others does not fit.
+        """
+        ours, theirs = (side if isinstance(side, Seen) else self.see(side) for side in (images, other))
+        count = len(ours.embeddings)
+        if len(theirs.embeddings) not in (1, count):
+            raise DataError(f"got {len(theirs.embeddings)} others for {count} images; give one, or one an image")
+        z, towards = ours.embeddings, theirs.embeddings.expand(count, -1)
+        similarity = ((z - self._common) * (towards - self._common)).sum(dim=1)
+        if self.net.metric == "cosine":
+            distances = (1 - (z * towards).sum(dim=1)).clamp(min=0)
+        else:
+            distances = torch.linalg.vector_norm(z - towards, dim=1)
+        crossed = (self._densities(ours, towards), self._densities(theirs, z))
+        own = (self._densities(ours, z), self._densities(theirs, theirs.embeddings))
+        strongest = torch.stack([side.abs().amax(dim=(1, 2)).expand(count) for side in (*crossed, *own)]).amax(dim=0)
+        parts = [
+            self._explanations(densities, strongest, embeddings, side.size)
+            for densities, embeddings, side in zip(crossed, (z, towards), (ours, theirs), strict=True)
+        ]
+        shared, differs = (Pair(*sides) for sides in zip(*parts, strict=True))
+        cells = (_numpy(densities / (densities.shape[1] * densities.shape[2])) for densities in crossed)
+        return Comparison(_numpy(similarity), _numpy(distances), shared, differs, Pair(*cells))
+
+    def _densities(self, seen: Seen, towards: Tensor) -> Tensor:
+        """Give each cell's contribution to the similarity times their number: what the similarity is the mean of."""
+        directions = towards - self._common
+        try:
+            weights, constants = self.net.head_along(seen.vectors, directions)
+        except NetworkError as error:
+            raise _cannot_share_out(self.net) from error
+        summed = (weights[:, None, :] @ seen.maps.flatten(start_dim=2)).squeeze(dim=1)
+        lengths = seen.lengths[:, None]
+        densities = (summed + constants[:, None]) / lengths - (directions @ self._common)[:, None]
+        return densities.reshape(-1, *seen.maps.shape[2:])
+
+    def _explanations(
+        self, densities: Tensor, strongest: Tensor, embeddings: Tensor, size: tuple[int, int]
+    ) -> tuple[Explanation, Explanation]:
+        """Place one side's signed maps and cut them into what is shared and what differs."""
+        placed = place(densities, self._geometry(densities, size), size)
+        finite = strongest.isfinite()  # NaN in either image is in all maps of the pair
+        usable = finite & (strongest > torch.finfo(strongest.dtype).tiny)
+        placed = torch.where(finite[:, None, None], placed, 0)
+        scale = torch.where(usable, strongest, 1)[:, None, None]
+        known = finite.tolist(), usable.tolist()
+
+        def explanation(raw: Tensor) -> Explanation:
+            notes = [[NOT_FINITE] if not ok else [] if lit else [FLAT] for ok, lit in zip(*known, strict=True)]
+            maps = _numpy(raw / scale), _numpy(raw)
+            return Explanation(*maps, notes, _numpy(embeddings), preprocess=self.preprocess)
+
+        return explanation(placed.clamp(min=0)), explanation((-placed).clamp(min=0))
+
+    def _geometry(self, densities: Tensor, size: tuple[int, int]) -> Geometry:
+        if self.placement == "stretch":
+            return Geometry.stretch((int(densities.shape[1]), int(densities.shape[2])), size)
+        if self._known is not None:
+            return self._known
+        if size not in self._geometries:
+            self._geometries[size] = receptive_field.geometry(self.net.body, self.net.layer, size)
+        return self._geometries[size]
+
+
+def common_embedding(database: WeightDatabase) -> NDArray[np.float32]:
+    """Give the mean embedding of the training images: what all of them have in common.
+
+    Args:
+        database: Its clusters' centroids are averaged, each as often as it has members.
+
+    Returns:
+        (D,) float32.
+    """
+    mean: NDArray[np.float32] = np.average(database.centroids, axis=0, weights=database.counts).astype(np.float32)
+    return mean
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.cpu().numpy()
+    return array
+
+
+def _cannot_share_out(net: Network) -> NetworkError:
+    return NetworkError(
+        f"the similarity of {net.architecture} cannot be shared out over the cells of layer {net.layer!r}: that takes "
+        "an EmbeddingNet whose head sees only the mean of each of that layer's maps (as those of tiny, ResNet, "
+        "MobileNetV2 and EfficientNet do with their last layer) and is linear or has one hidden layer with ReLU; "
+        "embedcam.gradient.GradCAM(net)(images, embedcam.gradient.Similarity(reference)) explains any network"
+    )

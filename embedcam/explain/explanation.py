@@ -1,0 +1,200 @@
+"""What every method returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.preprocess import Preprocess
+from ..errors import DataError
+from .maps import normalize
+
+if TYPE_CHECKING:
+    from ..show.boxes import Box
+
+FLAT = "the map is flat: nothing in the image stands out for this explanation"
+NOT_FINITE = "the map is not finite (NaN or infinity in the image or the network); it is shown as zero"
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation:
+    """Heat maps of a batch of images and how they came about.
+
+    Attributes:
+        heatmaps: float32 (B, H, W) in [0, 1], at image size.
+        raw: float32 (B, H, W), the same maps before normalising, not negative.
+        notes: What a reader must know, a list an image; empty when all is well.
+        embeddings: float32 (B, D), or None for classifiers.
+        clusters: int64 (B,) index of each image's cluster; None for methods without a weight database.
+        distances: float32 (B,) from each embedding to its cluster's centroid: 1 - cosine, or Euclidean.
+        typicality: float32 (B,) in [0, 1]: share of the cluster's training images at least as far from the centroid.
+        anomaly: float32 (B,) not negative: the distance in units of that which 1 % of the training images exceed;
+            above 1, an image is unlike them.
+        neighbors: int64 (B,) index of the nearest exemplar, or None where there are none.
+        preprocess: How the images were made, to draw on them.
+    """
+
+    heatmaps: NDArray[np.float32]
+    raw: NDArray[np.float32]
+    notes: list[list[str]]
+    embeddings: NDArray[np.float32] | None = None
+    clusters: NDArray[np.int64] | None = None
+    distances: NDArray[np.float32] | None = None
+    typicality: NDArray[np.float32] | None = None
+    anomaly: NDArray[np.float32] | None = None
+    neighbors: NDArray[np.int64] | None = None
+    preprocess: Preprocess | None = None
+
+    @classmethod
+    def of(cls, raw: NDArray[np.float32], **known: Any) -> Explanation:
+        """Normalise placed maps and note which of them are flat or not finite.
+
+        Args:
+            raw: float32 (B, H, W) at image size.
+            known: The other attributes, as far as they are known; `notes` are added to.
+
+        Returns:
+            The explanation.
+        """
+        notes: list[list[str]] = known.pop("notes", None) or [[] for _ in raw]
+        finite: NDArray[np.bool_] = np.asarray(np.isfinite(raw).all(axis=(1, 2)))
+        if not finite.all():
+            raw = np.where(finite[:, None, None], raw, 0)
+        heatmaps = normalize(raw)
+        flat = heatmaps.max(axis=(1, 2)) == 0
+        for index, mine in enumerate(notes):
+            if not finite[index]:
+                mine.append(NOT_FINITE)
+            elif flat[index]:
+                mine.append(FLAT)
+        return cls(heatmaps, raw, notes, **known)
+
+    def typicality_in_words(self, index: int) -> str:
+        """Say how usual an image is for its cluster.
+
+        Args:
+            index: The image's, in this batch.
+
+        Returns:
+            "typical of its cluster" (half of the cluster's images lie at least as far out), "usual for its cluster" (a
+            tenth), "at the edge of its cluster", or "unlike the training images"; nothing where it is unknown.
+        """
+        if self.typicality is None or self.anomaly is None:
+            return ""
+        if self.anomaly[index] > 1:
+            return "unlike the training images"
+        least = {"typical of its cluster": 0.5, "usual for its cluster": 0.1}
+        return next((w for w, share in least.items() if self.typicality[index] >= share), "at the edge of its cluster")
+
+    def __len__(self) -> int:
+        return len(self.heatmaps)
+
+    def __repr__(self) -> str:
+        clusters = "" if self.clusters is None else f", clusters {self.clusters.tolist()}"
+        return f"<Explanation of {len(self)} images, {' x '.join(map(str, self.heatmaps.shape[1:]))} pixels{clusters}>"
+
+    def overlay(self, images: Any, *, alpha: float = 0.5, colormap: str = "turbo") -> list[NDArray[np.uint8]]:
+        """Lay the heat maps over the images.
+
+        Args:
+            images: The batch that was explained (B, 3, H, W), a torch tensor or array; or B pictures of any size,
+                each uint8 (H', W', 3) or a Pillow image.
+            alpha: Weight of the heat map, in [0, 1].
+            colormap: Any name that the cmap library knows, such as "turbo", "viridis" or "jet".
+
+        Returns:
+            B pictures, uint8 RGB, each of its image's size.
+
+        Raises:
+            DataError: If the number or kind of images does not fit.
+        """
+        from ..show.overlay import overlay
+
+        pictures = self._pictures(images)
+        if len(pictures) != len(self):
+            raise DataError(f"this explanation is of {len(self)} images, got {len(pictures)}; give the same batch")
+        return [
+            overlay(picture, heatmap, alpha=alpha, colormap=colormap)
+            for picture, heatmap in zip(pictures, self.heatmaps, strict=True)
+        ]
+
+    def boxes(self, threshold: float = 0.5) -> list[list[Box]]:
+        """Find where the heat maps are strong.
+
+        Args:
+            threshold: In (0, 1]: the least heat inside a box's region.
+
+        Returns:
+            For each image its boxes in pixels of the heat map, one a connected region, the largest first.
+        """
+        from ..show.boxes import find_boxes
+
+        return [find_boxes(heatmap, threshold) for heatmap in self.heatmaps]
+
+    def plot(self, images: Any = None, *, alpha: float = 0.5, colormap: str = "turbo") -> NDArray[np.object_]:
+        """Draw the heat maps with matplotlib.
+
+        Args:
+            images: As for `overlay`, to lay them over; the maps alone if None.
+            alpha: Weight of the heat map over an image, in [0, 1].
+            colormap: Any name that the cmap library knows.
+
+        Returns:
+            (B,) matplotlib axes.
+
+        Raises:
+            DataError: If the number or kind of images does not fit.
+            MissingDependencyError: If matplotlib is not installed.
+        """
+        from ..show.notebook import plot
+
+        return plot(self, images, alpha=alpha, colormap=colormap)
+
+    def _repr_html_(self) -> str:
+        from ..show.notebook import explanation_html
+
+        return explanation_html(self)
+
+    def _repr_png_(self) -> bytes | None:
+        from ..show.notebook import explanation_png
+
+        return explanation_png(self)
+
+    def _pictures(self, images: Any) -> Sequence[NDArray[np.uint8]]:
+        if hasattr(images, "detach"):
+            images = images.detach().cpu().float().numpy()
+        if isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype != np.uint8:
+            return list((self.preprocess or Preprocess()).restore(images))
+        pictures = [np.asarray(image) for image in images]
+        for index, picture in enumerate(pictures):
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+                raise DataError(
+                    f"image {index} is {picture.dtype} {picture.shape}, expected the explained batch (B, 3, H, W) "
+                    "or RGB pictures uint8 (H, W, 3)"
+                )
+        return pictures
+
+
+class AnyExplainer(Protocol):
+    """What explains images: by torch or by another runtime."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """From a picture to an input of the size to explain it in."""
+        ...
+
+    def __call__(self, images: Any) -> Explanation:
+        """Explain an image batch, float32 (B, 3, H, W)."""
+        ...
+
+    def labels_of(self, cluster: int) -> list[tuple[str, int]]:
+        """List the commonest labels of a cluster, with their counts."""
+        ...
+
+    def exemplar(self, index: int) -> tuple[str, str | None]:
+        """Name a training image, and its label if it is known."""
+        ...

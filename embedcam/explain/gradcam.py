@@ -1,0 +1,265 @@
+"""Grad-CAM and Grad-CAM++, with gradients that start at the feature layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..errors import LayerError, TargetError
+from ..nets import layers, receptive_field
+from ..nets.geometry import Geometry
+from ..nets.network import Network
+from .explanation import Explanation
+from .maps import PLACEMENTS, combine, place
+from .targets import TARGETS, SegmentationScore, Target
+
+METHODS = ("gradcam", "gradcam++")
+VARIANTS = ("grad-cam", "elementwise", "exact")
+
+
+def channel_weights(sums: Tensor, gradients: Tensor, method: str = "gradcam") -> Tensor:
+    """Turn gradients at the feature layer into channel weights.
+
+    Grad-CAM takes the mean of the gradient g over space. Grad-CAM++ takes the sum of alpha * relu(g) with
+    alpha = g² / (2 g² + g³ ΣA), which is 1 / (2 + g ΣA): written so, no power of a small gradient underflows.
+    Where g ΣA <= -2 (possible only for maps with negative sums) alpha is not defined and taken as 0.
+
+    Args:
+        sums: Feature maps summed over space, (..., K).
+        gradients: Of the target at the feature maps, (..., K, h, w).
+        method: "gradcam" or "gradcam++".
+
+    Returns:
+        (..., K).
+
+    Source:
+        Grad-CAM (arXiv 1610.02391) equation 1; Grad-CAM++ (arXiv 1710.11063) equations 5 and 19.
+    """
+    if method == "gradcam":
+        return gradients.mean(dim=(-2, -1))
+    denominator = 2 + gradients * sums[..., None, None]
+    alpha = torch.where(denominator > 0, 1 / denominator.clamp(min=torch.finfo(denominator.dtype).eps), 0)
+    return (alpha * gradients.clamp(min=0)).sum(dim=(-2, -1))
+
+
+def plus_plus_weights(maps: Tensor, gradients: Tensor, variant: str = "grad-cam") -> Tensor:
+    """Turn gradients into Grad-CAM++ channel weights as one of the known implementations does.
+
+    The paper's alpha = g² / (2 g² + Σ A g³) is read in two ways, and everybody adds an epsilon:
+
+    - "grad-cam": g² / (2 g² + ΣA · g³ + 1e-6), as the package grad-cam does;
+    - "elementwise": g² / (2 g² + Σ(A · g³) + 1e-7), as pytorch-gradcam does;
+    - "exact": the first without epsilon, as `channel_weights` does. With an epsilon, gradients smaller than
+      its square root count for less and less.
+
+    Args:
+        maps: Feature maps (B, K, h, w).
+        gradients: Of the target at the feature maps, (B, K, h, w).
+        variant: As above.
+
+    Returns:
+        (B, K).
+
+    Source:
+        Grad-CAM++ (arXiv 1710.11063) equation 19; grad-cam 1.5.7; pytorch-gradcam 0.2.1.
+    """
+    if variant == "exact":
+        return channel_weights(maps.sum(dim=(-2, -1)), gradients, "gradcam++")
+    squared = gradients.square()
+    cubed = squared * gradients
+    if variant == "grad-cam":
+        denominator = 2 * squared + maps.sum(dim=(-2, -1), keepdim=True) * cubed + 1e-6
+    else:
+        denominator = 2 * squared + (maps * cubed).sum(dim=(-2, -1), keepdim=True)
+        denominator = torch.where(denominator != 0, denominator, 1) + 1e-7
+    return (squared / denominator * gradients.clamp(min=0)).sum(dim=(-2, -1))
+
+
+class GradCAM:
+    """Explain any network by backpropagation, from the output down to the feature layer and no further.
+
+    Args:
+        model: A classifier, a `Network`, or any module whose output a target understands; if `torch.compile`
+            compiled it, it is run as plain Python here, and stays compiled for others.
+        layer: Dotted name of the feature layer, or several names, explained in one pass; the network's own
+            layer, or the last spatial one, if None.
+        method: "gradcam" or "gradcam++".
+        variant: Of Grad-CAM++, one of "grad-cam", "elementwise" and "exact"; see `plus_plus_weights`.
+        placement: "receptive-field" puts every cell where the network looked; "stretch" is the plain bilinear
+            resize, and gives what the package grad-cam gives.
+        reshape: From the layer's output to feature maps (B, K, h, w), where `layers.as_maps` cannot know:
+            channels last, or tokens in an unusual order. Their cells are taken to tile the image evenly.
+
+    Raises:
+        LayerError: If there is no such layer.
+        TargetError: If the method, variant or placement is unknown.
+
+    Source:
+        Grad-CAM (arXiv 1610.02391); Grad-CAM++ (arXiv 1710.11063).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str | Sequence[str] | None = None,
+        *,
+        method: str = "gradcam",
+        variant: str = "grad-cam",
+        placement: str = "receptive-field",
+        reshape: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        for what, given, known in (
+            ("method", method, METHODS),
+            ("variant", variant, VARIANTS),
+            ("placement", placement, PLACEMENTS),
+        ):
+            if given not in known:
+                raise TargetError(f"unknown {what} {given!r}; use one of {', '.join(known)}")
+        self.model = layers.original(model)
+        self.method, self.variant, self.placement, self.reshape = method, variant, placement, reshape
+        self._body = self.model.body if isinstance(self.model, Network) else self.model
+        if layer is None:
+            layer = self.model.layer if isinstance(self.model, Network) else layers.suggest(self.model)
+        self._single = isinstance(layer, str)
+        self.layers = (layer,) if isinstance(layer, str) else tuple(layer)
+        if not self.layers:
+            raise LayerError("an empty list of layers explains nothing; name a layer, or leave layer out")
+        self._modules = {name: layers.resolve(self._body, name) for name in self.layers}
+        self._channels_last = {name: layers.channels_last(self._body, name) for name in self.layers}
+        self._all_modules = list(self.model.modules())
+        self._geometries: dict[tuple[str, tuple[int, int]], Geometry] = {}
+
+    def __call__(self, images: Tensor, target: Target | None = None) -> Any:
+        """Explain images.
+
+        The model is run in evaluation mode and put back; its parameters and their `.grad` are not touched.
+
+        Args:
+            images: (B, 3, H, W), normalised; moved to the model's device.
+            target: What to explain, one scalar an image: `ClassScore()` for a classifier's best class, or any
+                other of this room.
+
+        Returns:
+            An `Explanation`: heat maps (B, H, W) in [0, 1], the maps before normalising, and a `Network`'s
+            embeddings. For a sequence of layers, a dictionary of explanations by layer name. For a
+            `SegmentationScore` of a sequence of classes, in the place of each a dictionary of them by class.
+
+        Raises:
+            DataError: If `images` are not such.
+            TargetError: If there is no target, or it is not one scalar an image.
+            LayerError: If a layer does not run, has no spatial output, or the target does not depend on it.
+        """
+        if target is None:
+            listed = ", ".join(known.__name__ for known in TARGETS)
+            raise TargetError(
+                f"what is to be explained? give a target, one of {listed}; ClassScore() is a classifier's best "
+                "class, an embedding has none"
+            )
+        images = layers.as_images(self.model, images)
+        size = (int(images.shape[2]), int(images.shape[3]))
+        # `no_grad` keeps the layers before ours out of the graph; in inference mode there could be no graph.
+        with torch.inference_mode(False), torch.no_grad(), layers.evaluating(self.model, self._all_modules):
+            output, leaves, gradients = self._differentiate(images, target)
+            # Weighing and placing are matrix products, which autocast would round to half precision.
+            with torch.autocast(images.device.type, enabled=False):
+                maps = {
+                    name: [self._map(name, leaf, each[index], size) for each in gradients]
+                    for index, (name, leaf) in enumerate(zip(self.layers, leaves, strict=True))
+                }
+        classes = target.classes if isinstance(target, SegmentationScore) else None
+        found = {name: self._explanations(of_layer, output, classes) for name, of_layer in maps.items()}
+        return found[self.layers[0]] if self._single else found
+
+    def _differentiate(self, images: Tensor, target: Target) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, ...]]]:
+        """Run the model; give its output, each layer's, and for each class the gradients at each layer."""
+        read = target.layer if isinstance(target, SegmentationScore) else None
+        captured = dict(self._modules)
+        if read is not None:
+            captured[read] = layers.resolve(self._body, read)
+        with layers.capture(captured, differentiable=True) as grabbed:
+            output = self.model(images)
+            for name in captured:
+                if name not in grabbed:
+                    raise LayerError(f"layer {name!r} did not run; choose one on the way to the output")
+            scores = target(output if read is None else grabbed[read])
+            several = isinstance(target, SegmentationScore) and isinstance(target.classes, Sequence)
+            self._check(scores, len(images), axes=2 if several else 1)
+            leaves = [grabbed[name] for name in self.layers]
+            gradients = [
+                torch.autograd.grad(each, leaves, retain_graph=True, allow_unused=True)
+                for each in (scores if several else scores[:, None]).sum(dim=0)
+            ]
+        for name, gradient in zip(self.layers, gradients[0], strict=True):
+            if gradient is None:
+                raise LayerError(f"the target does not depend on layer {name!r}; choose one on the way to it")
+        return output, [leaf.detach() for leaf in leaves], gradients
+
+    @staticmethod
+    def _check(scores: object, count: int, axes: int) -> None:
+        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        if not isinstance(scores, Tensor) or scores.ndim != axes or len(scores) != count:
+            raise TargetError(
+                f"a target must give one scalar an image ({count},), got {found}; sum or pick what is to be explained"
+            )
+        if not scores.requires_grad:
+            raise TargetError("the target has no gradient; compute it from the network's output, not detached")
+
+    def _map(self, name: str, output: Tensor, gradient: Tensor, size: tuple[int, int]) -> Tensor:
+        """Make the map (B, H, W) of a layer, before normalising."""
+        maps, gradients = (self._as_maps(name, tensor, size).float() for tensor in (output, gradient))
+        if self.method == "gradcam":
+            weights = channel_weights(maps.sum(dim=(2, 3)), gradients)
+        else:
+            weights = plus_plus_weights(maps, gradients, self.variant)
+        combined: Tensor = combine(maps, weights)
+        on_grid = output.ndim == 4 and self.reshape is None and not self._channels_last[name]
+        if self.placement == "receptive-field" and on_grid:
+            geometry = self._geometry(name, size)
+        else:
+            geometry = Geometry.stretch((combined.shape[1], combined.shape[2]), size)
+        placed: Tensor = place(combined, geometry, size)
+        return placed
+
+    def _as_maps(self, name: str, output: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.reshape is None:
+            return layers.as_maps(output, size, channels_last=self._channels_last[name])
+        maps = self.reshape(output)
+        if maps.ndim != 4 or len(maps) != len(output):
+            raise LayerError(
+                f"reshape must give feature maps ({len(output)}, K, h, w), got {tuple(maps.shape)} from "
+                f"{tuple(output.shape)}; check the order of its axes"
+            )
+        return maps
+
+    def _geometry(self, name: str, size: tuple[int, int]) -> Geometry:
+        if (name, size) not in self._geometries:
+            self._geometries[name, size] = receptive_field.geometry(self._body, name, size)
+        return self._geometries[name, size]
+
+    def _explanations(self, maps: list[Tensor], output: Tensor, classes: int | Sequence[int] | None) -> Any:
+        """Normalise the maps of a layer, one a class."""
+        of_network: dict[str, Any] = {}
+        if isinstance(self.model, Network):
+            of_network["embeddings"] = output.detach().float().cpu().numpy()
+            of_network["preprocess"] = self.model.preprocess
+        made = [Explanation.of(raw.cpu().numpy(), **of_network) for raw in maps]
+        if self.placement == "stretch":
+            made = [replace(each, heatmaps=_fade(each.heatmaps, each.raw)) for each in made]
+        return dict(zip(classes, made, strict=True)) if isinstance(classes, Sequence) else made[0]
+
+
+def _fade(heatmaps: NDArray[np.float32], raw: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Fade maps of next to no range as grad-cam does, for parity with it.
+
+    It divides by (range + 1e-7) twice, before and after resizing. Together that is a division by
+    range + 1e-7 (range + 1e-7), which only shows where the range is below 1e-8.
+    """
+    span = np.ptp(raw, axis=(1, 2), keepdims=True).astype(np.float64)
+    faded: NDArray[np.float32] = heatmaps * (span / (span + 1e-7 * (span + 1e-7))).astype(np.float32)
+    return faded

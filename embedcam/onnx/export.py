@@ -1,0 +1,309 @@
+"""Write an explainer as one ONNX file, after checking it against the explainer itself."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .._version import __version__
+from ..data.preprocess import Preprocess
+from ..errors import DatabaseError, EmbedcamError, MissingDependencyError, NetworkError
+from ..explain.explainer import Explainer
+from ..explain.graph import ExplainerGraph
+from ..nets import layers
+from ..utils.files import atomic_path, require_writable
+from .explainer import LARGEST, OnnxExplainer, with_checksum
+from .record import HEATMAPS, INPUT, KEY, OUTPUTS, OnnxRecord
+
+if TYPE_CHECKING:
+    import onnx
+
+# Antialiased resizing is known from 18 on.
+OPSET, _IR_VERSION = 18, 10
+# Before the names of inputs and outputs while the exporter names the rest, which it may name alike.
+_OWN = "embedcam."
+# Most that a heat map of the file may differ from the explainer's, at any pixel.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how well it agrees with the explainer.
+
+    Attributes:
+        path: The file.
+        size: Of the file in bytes.
+        images: How many were explained both ways.
+        map_difference: Largest difference of two heat maps at any pixel.
+        embedding_difference: Largest difference of two embeddings in any dimension.
+    """
+
+    path: Path
+    size: int
+    images: int
+    map_difference: float
+    embedding_difference: float
+
+
+def export(
+    explainer: Explainer,
+    path: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    heatmap: str = "image",
+    uint8_input: bool = False,
+    dynamic: bool = False,
+    images: NDArray[np.float32] | None = None,
+) -> ExportReport:
+    """Write an explainer as one ONNX file that `OnnxExplainer` and any other ONNX runtime can run.
+
+    The file takes an image batch of any length and gives what `onnx_record.OUTPUTS` names. Equal explainers give equal
+    bytes. Every file is compared with the explainer before it gets its name.
+
+    Args:
+        explainer: What is written, with a transfer from clusters.
+        path: Where to.
+        size: (H, W) of the images; that of the explainer's preprocess if None.
+        heatmap: "image" for maps at image size, "map" for one value a cell of the feature map.
+        uint8_input: Let the graph take pictures, uint8 (B, H', W', 3) of any size, and resize and normalise them. It
+            resizes as Pillow does, but for the last row and column, which may be a few levels off.
+        dynamic: Take images of any height and width; `size` is then the one that the file's preprocess makes. Such
+            a graph works matrices out anew for every batch, and not every network can be written so.
+        images: float32 (B, 3, H, W), normalised, to compare on beside made ones.
+
+    Returns:
+        What was written.
+
+    Raises:
+        DatabaseError: If the explainer uses exemplars.
+        NetworkError: If the network cannot be written as a graph, is too large for a file, runs in low precision, or
+            its graph gives other maps or clusters.
+        MissingDependencyError: If onnx, onnxscript or onnxruntime is not installed.
+        OutputError: If the file cannot be written.
+    """
+    if heatmap not in HEATMAPS:
+        raise DatabaseError(f"unknown size of the maps {heatmap!r}; use one of {', '.join(HEATMAPS)}")
+    if explainer.autocast is not None:
+        raise NetworkError(
+            "an ONNX file computes in float32; export an explainer without autocast (--precision float32)"
+        )
+    if uint8_input and dynamic:
+        raise DatabaseError("pictures of any size are resized to one size in the graph; leave out the dynamic size")
+    require_writable(path)
+    record = replace(
+        _record(explainer, size or explainer.preprocess.input_size),
+        heatmap=heatmap,
+        uint8_input=uint8_input,
+        dynamic=dynamic,
+    )
+    model = _model(explainer, record)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(with_checksum(model))
+        report = _compare(explainer, temporary, images)
+    return replace(report, path=Path(path), size=Path(path).stat().st_size)
+
+
+def _record(explainer: Explainer, size: tuple[int, int]) -> OnnxRecord:
+    db = explainer.database
+    network = {**asdict(db.network), "input_size": list(db.network.preprocess.input_size)}
+    del network["preprocess"]
+    database = {key: getattr(db, key) for key in ("created", "embedcam_version", "method", "target", "pairs", "seed")}
+    geometry = db.geometry if explainer.fusion is None else explainer.fusion.geometry
+    return OnnxRecord(
+        embedcam_version=__version__,
+        preprocess=replace(explainer.preprocess, input_size=size),
+        geometry=None if explainer.placement == "stretch" else geometry,
+        transfer=explainer.transfer.name,
+        fused=None if explainer.fusion is None else explainer.fusion.layer,
+        network=network,
+        database={**database, "clusters": db.clusters, "images": int(db.counts.sum())},
+        labels=()
+        if db.label_names is None
+        else tuple(tuple(explainer.labels_of(cluster)) for cluster in range(db.clusters)),
+    )
+
+
+def _model(explainer: Explainer, record: OnnxRecord) -> bytes:
+    """Write the graph down, with its record."""
+    size = sum(p.numel() * p.element_size() for p in (*explainer.net.parameters(), *explainer.net.buffers()))
+    if size > LARGEST:
+        raise NetworkError(
+            f"{explainer.net.architecture} has {size / 1e9:.1f} GB of parameters; an ONNX file holds 2 GB, so use a "
+            "smaller backbone"
+        )
+    model = _traced(explainer, record)
+    _name(model)
+    if record.uint8_input:
+        _take_pictures(model, record)
+    for item in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        # Where in which program the exporter met it: differs from machine to machine.
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+    for initializer in model.graph.initializer:
+        initializer.ClearField("doc_string")
+    del model.graph.value_info[:], model.graph.metadata_props[:], model.metadata_props[:]
+    model.graph.name = model.producer_name = "embedcam"
+    model.producer_version, model.ir_version = __version__, _IR_VERSION
+    model.metadata_props.add(key=KEY, value=record.to_json())
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def _traced(explainer: Explainer, record: OnnxRecord) -> onnx.ModelProto:
+    height, width = record.preprocess.input_size
+    size = None if record.dynamic else (height, width)
+    # Unlike sides, so that the exporter does not take them for one.
+    example = torch.zeros(2, 3, height, width + 32 * record.dynamic, device=explainer.net.device)
+    free = (0, 2, 3) if record.dynamic else (0,)
+    try:
+        with layers.evaluating(explainer.net), _quiet():
+            graph = ExplainerGraph(explainer, size, at_image_size=record.heatmap == "image").eval()
+            program = torch.onnx.export(
+                graph,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[_OWN + INPUT],
+                output_names=[_OWN + name for name in OUTPUTS],
+                dynamic_shapes=(dict.fromkeys(free, torch.export.Dim.DYNAMIC),),
+                verbose=False,
+            )
+    except EmbedcamError:
+        raise
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f'writing an ONNX file needs {error.name}; install it with `pip install "embedcam[export]"`'
+        ) from error
+    except Exception as error:  # whatever the network's own code or the exporter cannot do
+        reason = next((line for line in reversed(str(error.__cause__ or error).splitlines()) if line.strip()), "")
+        raise NetworkError(
+            f"{explainer.net.architecture} cannot be written as an ONNX graph: {reason.strip()}; use another backbone, "
+            "or change the module so that torch.export can follow it"
+        ) from error
+    assert program is not None
+    return program.model_proto
+
+
+def _name(model: onnx.ModelProto) -> None:
+    """Give inputs and outputs their names, and the values within others."""
+    graph = model.graph
+
+    def final(name: str) -> str:
+        return name.removeprefix(_OWN) if name.startswith(_OWN) else f"{name}_" if name in (INPUT, *OUTPUTS) else name
+
+    for node in graph.node:
+        node.input[:], node.output[:] = map(final, node.input), map(final, node.output)
+    for item in (*graph.input, *graph.output, *graph.initializer):
+        item.name = final(item.name)
+    # Only sides that are left open bear a name: the batch, the height and the width.
+    sides = zip(graph.input[0].type.tensor_type.shape.dim, ("batch", "", "height", "width"), strict=True)
+    names = {side.dim_param: name for side, name in sides if side.dim_param}
+    for item in (*graph.input, *graph.output):
+        for side in item.type.tensor_type.shape.dim:
+            if side.dim_param:
+                side.dim_param = names.get(side.dim_param, side.dim_param)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's advice to its developers from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
+
+
+def _take_pictures(model: onnx.ModelProto, record: OnnxRecord) -> None:
+    """Put resizing and normalising before the graph."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    preprocess = record.preprocess
+    mode = {"nearest": "nearest", "bilinear": "linear", "bicubic": "cubic"}[preprocess.interpolation]
+    options: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": "half_pixel", "cubic_coeff_a": -0.5}
+    options |= {"nearest_mode": "round_prefer_ceil"} if mode == "nearest" else {"antialias": 1}
+    scale, shift = preprocess.scale_and_shift
+    constants: dict[str, NDArray[Any]] = {
+        "pictures_size": np.array(preprocess.input_size, dtype=np.int64),
+        "pictures_scale": scale,
+        "pictures_shift": shift,
+    }
+    nodes = [
+        helper.make_node("Resize", ["pictures", "", "", "pictures_size"], ["resized"], axes=[1, 2], **options),
+        helper.make_node("Cast", ["resized"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["numbers", "pictures_scale"], ["scaled_numbers"]),
+        helper.make_node("Sub", ["scaled_numbers", "pictures_shift"], ["normalised"]),
+        helper.make_node("Transpose", ["normalised"], ["prepared"], perm=[0, 3, 1, 2]),
+    ]
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name == INPUT:
+                node.input[place] = "prepared"
+    nodes[0].input[0] = INPUT
+    rest = list(model.graph.node)
+    del model.graph.node[:], model.graph.input[:]
+    model.graph.node.extend([*nodes, *rest])
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    shape: list[str | int | None] = ["batch", "height", "width", 3]
+    model.graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, shape))
+
+
+def _compare(explainer: Explainer, path: Path, images: NDArray[np.float32] | None) -> ExportReport:
+    """Explain images both ways.
+
+    Raises:
+        NetworkError: If the maps or clusters differ.
+    """
+    written = OnnxExplainer(path)
+    height, width = written.preprocess.input_size
+    others = [(height + 32, width), (height, width + 64)] if written.record.dynamic else []
+    batches = [_made_images(replace(written.preprocess, input_size=size)) for size in ((height, width), *others)]
+    batches += [] if images is None else [images]
+    maps = embeddings = 0.0
+    for batch in batches:
+        ours, theirs = explainer(batch), written(batch)
+        maps = max(maps, _difference(ours.heatmaps, theirs.heatmaps))
+        embeddings = max(embeddings, _difference(ours.embeddings, theirs.embeddings))
+        assert ours.clusters is not None
+        different = int(np.sum(ours.clusters != theirs.clusters))
+        if not maps <= TOLERANCE or different:
+            raise NetworkError(
+                f"the exported graph explains otherwise than the network: heat maps differ by {maps:.1e} (at most "
+                f"{TOLERANCE:.0e} is allowed), {different} of {len(batch)} images lie in another cluster; nothing was "
+                "written, update torch, onnxscript and onnxruntime or use another backbone"
+            )
+    return ExportReport(path, 0, sum(map(len, batches)), maps, embeddings)
+
+
+def _difference(ours: NDArray[np.float32] | None, theirs: NDArray[np.float32] | None) -> float:
+    assert ours is not None
+    assert theirs is not None
+    return float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else math.inf
+
+
+def _made_images(preprocess: Preprocess) -> NDArray[np.float32]:
+    """Make images of a few soft spots of colour, as a network may meet them, as whole levels of a picture."""
+    from PIL import Image
+
+    height, width = preprocess.input_size
+    rng = np.random.default_rng(0)
+    spots = rng.integers(0, 256, (4, 6, 6, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(few).resize((width, height), Image.Resampling.BICUBIC) for few in spots]
+    return np.stack([preprocess(picture) for picture in pictures])

@@ -1,0 +1,95 @@
+"""Names for the parts that can be exchanged, and how packages outside embedcam add their own."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar
+
+from .errors import EmbedcamError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Parts of one kind by name.
+
+    A part is either registered by embedcam itself, or named by an entry point of an installed package; the latter is
+    imported when it is first used.
+
+    Args:
+        kind: What the parts are, for messages, such as "transfer".
+        group: Entry-point group, such as "embedcam.transfers".
+        error: Raised for an unknown name.
+    """
+
+    def __init__(self, kind: str, group: str, error: type[EmbedcamError] = EmbedcamError) -> None:
+        self.kind, self.group, self._error = kind, group, error
+        self._parts: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Register a class, a function or an object under a name; used as a decorator.
+
+        Args:
+            name: As it is typed.
+
+        Returns:
+            A function that registers its argument and returns it.
+
+        Raises:
+            ValueError: If the name is taken.
+        """
+
+        def add(part: T) -> T:
+            if name in self._parts:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._parts[name] = part
+            return part
+
+        return add
+
+    def names(self) -> list[str]:
+        """List the names, those of embedcam first.
+
+        Returns:
+            Each name once.
+        """
+        return [*self._parts, *sorted({point.name for point in self._points()} - self._parts.keys())]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __getitem__(self, name: str) -> T:
+        """Find a part.
+
+        Args:
+            name: One of `names()`.
+
+        Returns:
+            The part.
+
+        Raises:
+            EmbedcamError: Of the registry's own kind, if the name is unknown or its package cannot be imported.
+        """
+        if name in self._parts:
+            return self._parts[name]
+        for point in self._points():
+            if point.name == name:
+                try:
+                    part: T = point.load()
+                except Exception as error:  # whatever a foreign package raises when it is imported
+                    raise self._error(
+                        f"{self.kind} {name!r} of {point.value!r} cannot be loaded: {error!r}; update or remove the "
+                        "package"
+                    ) from error
+                return self._parts.setdefault(name, part)
+        close = difflib.get_close_matches(name, self.names(), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise self._error(f"unknown {self.kind} {name!r}; {hint}use one of {', '.join(self.names())}")
+
+    def _points(self) -> Iterator[EntryPoint]:
+        yield from entry_points(group=self.group)

@@ -1,0 +1,1 @@
+"""What has nothing to do with heat maps: files, locks, limits, progress, processes."""

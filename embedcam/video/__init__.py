@@ -1,0 +1,1 @@
+"""Explaining video files and cameras, frame by frame."""

@@ -1,0 +1,158 @@
+"""The database as a whole, against the pieces put together by hand."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import embedcam
+from embedcam.builder.triplets import Partners
+from embedcam.data import load
+from embedcam.errors import DatabaseError, DataError
+from embedcam.nets import EmbeddingNet
+from embedcam.nets.inference import embed
+
+
+def built(net, folder, **options):
+    return embedcam.build_database(net, f"folder:{folder}", **{"clusters": 4, "top_k": 12, "pairs": 5, **options})
+
+
+def by_hand(net, samples, method):
+    """Channel weights of every image: one image and one triplet at a time, by autograd alone."""
+    images = torch.stack([torch.from_numpy(net.preprocess(samples.image(i))) for i in range(len(samples))])
+    with torch.no_grad():
+        z = net(images)
+        maps = net.backbone.features(images)
+    partners = Partners(samples.labels, samples.names, 5, 0)
+    weights = torch.zeros(len(samples), maps.shape[1])
+    for i in range(len(samples)):
+        for p, n in zip(*partners.draw(i), strict=True):
+            leaf = maps[i : i + 1].clone().requires_grad_()
+            (g,) = torch.autograd.grad(net.head_embed(leaf.mean(dim=(2, 3)))[0] @ (z[p] - z[n]), leaf)
+            if method == "gradcam":
+                weights[i] += g.mean(dim=(2, 3))[0] / 5
+            else:
+                below = 2 + leaf.detach().sum(dim=(2, 3), keepdim=True) * g
+                weights[i] += (g.clamp(min=0) / below).sum(dim=(2, 3))[0] / 5
+    return weights.numpy()
+
+
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++"])
+def test_weights_are_those_of_single_triplets_averaged_over_each_cluster(net, folder, method):
+    db, samples = built(net, folder, method=method), load(f"folder:{folder}", "train")
+    weights = by_hand(net, samples, method)
+
+    assert list(db.exemplars.path) == list(samples.ids)
+    scale = np.abs(weights).max()
+    for cluster in range(db.clusters):
+        members = weights[db.exemplars.cluster == cluster]
+        np.testing.assert_allclose(db.weights_mean[cluster], members.mean(axis=0), atol=1e-6 * scale)
+        np.testing.assert_allclose(db.weights_std[cluster], members.std(axis=0), atol=1e-5 * scale)
+        assert db.counts[cluster] == len(members)
+        best = np.argsort(-db.weights_mean[cluster], kind="stable")[:12]
+        np.testing.assert_array_equal(db.top_channels[cluster], best)
+        np.testing.assert_array_equal(db.top_weights[cluster], db.weights_mean[cluster, best])
+    histogram = np.zeros_like(db.label_histogram)
+    np.add.at(histogram, (db.exemplars.cluster, samples.labels), 1)
+    np.testing.assert_array_equal(db.label_histogram, histogram)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++"])
+def test_the_short_way_of_pooled_heads_gives_what_whole_feature_maps_give(net, folder, method):
+    short = built(net, folder, method=method)
+    module = embedcam.wrap(net, "backbone.features", preprocess=net.preprocess)  # its head is not known
+    long = built(module, folder, method=method)
+
+    assert embed(module, load(f"folder:{folder}", "train")).pooled is None
+    assert embed(net, load(f"folder:{folder}", "train")).pooled is not None
+    scale = np.abs(short.weights_mean).max()
+    np.testing.assert_allclose(short.weights_mean, long.weights_mean, atol=1e-5 * scale)
+
+
+def test_two_builds_give_the_same_bytes(net, folder, tmp_path):
+    for name in ("a", "b"):
+        built(net, folder).save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    built(net, folder, seed=1).save(tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() != (tmp_path / "a").read_bytes()
+
+
+def test_the_creation_time_follows_source_date_epoch(net, folder):
+    assert built(net, folder).created == "2023-11-14T22:13:20+00:00"
+
+
+def test_the_network_is_left_as_it_was(net, folder):
+    net.train()
+    before = net.sha256()
+    built(net, folder, method="gradcam++")
+    assert net.training
+    assert net.sha256() == before
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(("backbone", "layer"), [("densenet121", "features"), ("tiny", "features.5")])
+def test_heads_that_need_whole_feature_maps(folder, backbone, layer):
+    torch.manual_seed(0)
+    net = EmbeddingNet(backbone, 8, image_size=32 if backbone == "tiny" else 64, layer=layer).eval()
+    db = built(net, folder, pairs=2)
+    assert db.network.layer == layer
+    assert np.isfinite(db.weights_mean).all()
+    assert db.weights_mean.any()
+
+
+def test_without_labels_clusters_serve_as_labels(net):
+    images = list(torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    db = embedcam.build_database(net, images, clusters=6, top_k=5, pairs=3)
+
+    assert db.label_names is None
+    assert db.label_histogram is None
+    assert (db.exemplars.label == -1).all()
+    assert db.weights_mean.any(axis=1).all()
+    with pytest.raises(DataError, match="one only"):
+        embedcam.build_database(net, images, clusters=1, top_k=5, pairs=3)
+
+
+def test_a_torch_data_set_will_do(net):
+    images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(12) % 3
+    db = embedcam.build_database(net, torch.utils.data.TensorDataset(images, labels), clusters=3, top_k=5, pairs=3)
+
+    assert db.label_names == ("0", "1", "2")
+    assert db.exemplars.label.tolist() == labels.tolist()
+
+
+def test_exemplars_are_optional(net, folder):
+    assert built(net, folder, exemplars=False).exemplars is None
+
+
+def test_more_clusters_than_images_make_fewer_with_a_warning(net, folder, caplog):
+    db = built(net, folder, clusters=500)
+    assert db.clusters == 18
+    assert (db.counts == 1).all()
+    assert "500 clusters asked for" in caplog.text
+
+
+def test_an_unreadable_image_is_left_out_or_an_error(net, folder, tmp_path, caplog):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    name = load(f"folder:{copy}", "train").ids[2]
+    path = copy / "images" / name
+    path.write_bytes(path.read_bytes()[:-100])
+
+    db = built(net, copy)
+    assert name in caplog.text
+    assert name not in db.exemplars.path
+    assert int(db.counts.sum()) == 17
+    with pytest.raises(DataError, match=path.name):
+        built(net, copy, strict=True)
+
+
+def test_options_that_cannot_be_used_are_named(net, folder):
+    with pytest.raises(DatabaseError, match=r"top_k 129 is outside 1..128, the channels of layer 'features'"):
+        built(net, folder, top_k=129)
+    with pytest.raises(DatabaseError, match="unknown method 'lime'"):
+        built(net, folder, method="lime")
+    with pytest.raises(DataError, match="--pairs"):
+        built(net, folder, pairs=0)
+    with pytest.raises(DataError, match="not a data set"):
+        embedcam.build_database(net, 5)

@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+
+from embedcam.builder.triplets import Partners
+from embedcam.errors import DataError
+
+LABELS = np.array([2, 0, 1, 0, 2, 2, 1, 0], dtype=np.int64)
+NAMES = ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("anchor", range(len(LABELS)))
+def test_positives_share_the_label_and_are_other_images_and_negatives_do_not_share_it(anchor):
+    positives, negatives = Partners(LABELS, NAMES, pairs=200).draw(anchor)
+
+    assert set(positives) == set(np.flatnonzero(LABELS[anchor] == LABELS)) - {anchor}
+    assert set(negatives) == set(np.flatnonzero(LABELS[anchor] != LABELS))
+
+
+def test_partners_depend_on_seed_and_index_alone():
+    first = Partners(LABELS, NAMES, pairs=9, seed=3)
+    later = Partners(LABELS, NAMES, pairs=9, seed=3)
+    for index in (5, 0, 3):
+        later.draw(index)
+
+    assert all(np.array_equal(a, b) for a, b in zip(first.draw(4), later.draw(4), strict=True))
+    other = Partners(LABELS, NAMES, pairs=9, seed=4)
+    assert not all(np.array_equal(a, b) for a, b in zip(first.draw(4), other.draw(4), strict=True))
+
+
+def test_partners_are_drawn_uniformly():
+    positives, negatives = Partners(LABELS, NAMES, pairs=30_000).draw(1)
+
+    assert np.bincount(positives, minlength=8)[[3, 7]] == pytest.approx([15_000] * 2, rel=0.05)
+    assert np.bincount(negatives, minlength=8)[[0, 2, 4, 5, 6]] == pytest.approx([6_000] * 5, rel=0.08)
+
+
+def test_negative_seeds_are_seeds_too():
+    Partners(LABELS, NAMES, pairs=2, seed=-1).draw(0)
+
+
+def test_a_class_with_one_image_is_an_error_that_names_it():
+    with pytest.raises(DataError, match="two images of a class, but 'b' has only one"):
+        Partners(np.array([0, 0, 1, 2, 2]), NAMES, pairs=1)
+
+
+def test_one_class_only_is_an_error():
+    with pytest.raises(DataError, match="two classes, found one only: 'a'"):
+        Partners(np.array([0, 0]), NAMES, pairs=1)
+
+
+def test_no_pair_is_an_error():
+    with pytest.raises(DataError, match="--pairs"):
+        Partners(LABELS, NAMES, pairs=0)
+
+
+def test_an_anchor_from_outside_may_have_every_image_of_its_label():
+    positives, negatives = Partners(LABELS, NAMES, pairs=300).draw_outside(label=2, index=0)
+
+    assert set(positives) == set(np.flatnonzero(LABELS == 2))
+    assert set(negatives) == set(np.flatnonzero(LABELS != 2))
+
+
+def test_an_anchor_from_outside_is_drawn_for_as_if_it_stood_behind_the_images():
+    outside = Partners(LABELS, NAMES, pairs=9, seed=3).draw_outside(label=1, index=4)
+    behind = Partners(np.append(LABELS, 1), NAMES, pairs=9, seed=3 + 4).draw(len(LABELS))
+    assert all(np.array_equal(a, b) for a, b in zip(outside, behind, strict=True))
+
+
+def test_every_anchor_has_a_generator_of_its_own():
+    partners = Partners(LABELS, NAMES, pairs=6, seed=-3)
+    for index, label in enumerate(LABELS):
+        generator = np.random.Generator(np.random.Philox(key=np.array([2**64 - 3, index], dtype=np.uint64)))
+        others = np.setdiff1d(np.flatnonzero(label == LABELS), index)
+        ordered = np.argsort(LABELS, kind="stable")
+        different = ordered[LABELS[ordered] != label]
+        positives, negatives = partners.draw(index)
+        np.testing.assert_array_equal(positives, others[generator.integers(len(others), size=6)])
+        np.testing.assert_array_equal(negatives, different[generator.integers(len(different), size=6)])

@@ -1,0 +1,338 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from embedcam.errors import LayerError
+from embedcam.nets import layers
+
+
+def tiny():
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 5, 3, stride=2))
+    return nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3))
+
+
+@pytest.mark.parametrize(
+    ("network", "name", "dotted"),
+    [
+        ("alexnet", "features_11", "features.11"),
+        ("alexnet", "features_0", "features.0"),
+        ("alexnet", "classifier_0", "classifier.0"),
+        ("vgg16", "features_29", "features.29"),
+        ("vgg16", "classifier_0", "classifier.0"),
+        ("resnet101", "layer4", "layer4"),
+        ("resnet101", "layer1_bottleneck0_conv1", "layer1.0.conv1"),
+        ("resnet101", "layer1_bottleneck0_downsample_0", "layer1.0.downsample.0"),
+        ("resnet18", "layer1_basicblock1_relu", "layer1.1.relu"),
+        ("densenet161", "features_norm5", "features.norm5"),
+        ("densenet161", "features_norm0", "features.norm0"),
+        ("densenet161", "features_transition1_norm", "features.transition1.norm"),
+        ("densenet161", "features_denseblock2_denselayer12_norm1", "features.denseblock2.denselayer12.norm1"),
+        ("squeezenet1_1", "features_12_expand3x3_activation", "features.12.expand3x3_activation"),
+        ("squeezenet1_1", "features_3_expand3x3_activation", "features.3.expand3x3_activation"),
+        ("squeezenet1_1", "features_12_expand3x3", "features.12.expand3x3"),
+        ("mobilenet_v2", "features.18.0", "features.18.0"),
+    ],
+)
+def test_names_of_pytorch_gradcam_are_understood(network, name, dotted):
+    with torch.device("meta"):
+        model = models.get_model(network, weights=None)
+    assert layers.path(model, name) == dotted
+    assert layers.resolve(model, name) is model.get_submodule(dotted)
+
+
+def test_names_of_torch_are_never_shadowed():
+    model = nn.Module()
+    model.add_module("a_b", nn.Conv2d(3, 1, 1))
+    model.add_module("a", nn.ModuleDict({"b": nn.ReLU()}))
+    assert layers.resolve(model, "a_b") is model.a_b
+
+
+def test_ambiguous_underscores_are_refused_with_both_readings():
+    model = nn.Module()
+    model.add_module("a_b", nn.ModuleDict({"c": nn.ReLU()}))
+    model.add_module("a", nn.ModuleDict({"b_c": nn.ReLU()}))
+    with pytest.raises(LayerError, match=r"'a_b_c' can be read as a_b\.c or a\.b_c"):
+        layers.resolve(model, "a_b_c")
+
+
+def test_a_block_is_not_found_under_another_class():
+    with torch.device("meta"):
+        model = models.resnet18(weights=None)
+    with pytest.raises(LayerError, match="no layer 'layer1_bottleneck0'"):
+        layers.resolve(model, "layer1_bottleneck0")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("layer5", "did you mean layer"), ("zzz", "outermost layers are conv1, bn1"), ("", "outermost")],
+)
+def test_unknown_layer_names_the_nearest(name, hint):
+    with torch.device("meta"), pytest.raises(LayerError, match=hint):
+        layers.resolve(models.resnet18(weights=None), name)
+
+
+def test_an_attribute_that_is_no_layer_is_not_found():
+    model = nn.Sequential(nn.Conv2d(3, 1, 1))
+    with pytest.raises(LayerError, match="no layer"):
+        layers.resolve(model, "0.weight")
+
+
+@pytest.mark.parametrize(
+    ("network", "layer"),
+    [
+        ("resnet18", "layer4"),
+        ("mobilenet_v2", "features"),
+        ("squeezenet1_1", "classifier.2"),
+        ("alexnet", "features"),
+        ("densenet121", "features"),
+    ],
+)
+def test_suggests_the_last_spatial_layer(network, layer):
+    model = models.get_model(network, weights=None, num_classes=3)
+    assert layers.suggest(model, (96, 96)) == layer
+
+
+def test_suggests_no_layer_whose_cells_the_result_ignores():
+    # After the last attention only the class token counts, so the patch tokens there have no gradient.
+    torch.manual_seed(0)
+    model = models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3)
+    nn.init.normal_(model.heads.head.weight)
+    assert layers.suggest(model, (32, 32)) == "encoder.layers.encoder_layer_1.ln_1"
+
+
+def test_suggesting_fails_without_a_spatial_layer():
+    with pytest.raises(LayerError, match="no layer of Sequential has a spatial output"):
+        layers.suggest(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2)), (8, 8))
+
+
+def test_suggesting_leaves_no_hook_and_no_gradient():
+    model = tiny()
+    model.train()
+    layers.suggest(model, (16, 16))
+    assert model.training and all(module.training for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_evaluating_puts_every_layer_back():
+    model = tiny()
+    model.train()
+    model[0].eval()
+    before = [module.training for module in model.modules()]
+    with pytest.raises(ZeroDivisionError), layers.evaluating(model):
+        assert not any(module.training for module in model.modules())
+        raise ZeroDivisionError
+    assert [module.training for module in model.modules()] == before
+
+
+@pytest.mark.parametrize("class_token", [0, 1])
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (2, 6), (8, 10)])
+def test_tokens_are_laid_out_on_their_grid(height, width, class_token):
+    maps = torch.rand(2, 3, height, width)
+    tokens = torch.cat([torch.rand(2, class_token, 3), maps.flatten(2).transpose(1, 2)], dim=1)
+    torch.testing.assert_close(layers.as_maps(tokens, (16 * height, 16 * width + 7)), maps)
+    if height == width:
+        torch.testing.assert_close(layers.as_maps(tokens), maps)
+
+
+def test_a_square_grid_is_taken_when_no_patch_size_fits():
+    # The network shrank its input to a square before cutting it.
+    assert layers.as_maps(torch.zeros(1, 17, 2), (30, 50)).shape == (1, 2, 4, 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 3), (2, 5), (1, 2, 3, 4, 5)])
+def test_an_output_that_is_no_map_is_refused(shape):
+    with pytest.raises(LayerError, match="choose another layer"):
+        layers.as_maps(torch.zeros(shape))
+
+
+def test_swin_keeps_channels_last_until_its_permute():
+    model = models.SwinTransformer([4, 4], 8, [2, 2], [2, 2], [4, 4], num_classes=3).eval()
+    last = (
+        "features.0.1",
+        "features.0.2",
+        "features.0",
+        "features.1.1.attn",
+        "features.2",
+        "features.3",
+        "norm",
+    )
+    assert all(layers.channels_last(model, name) for name in last)
+    assert not any(layers.channels_last(model, name) for name in ("features.0.0", "permute", "avgpool"))
+    widths = {"features.1": 8, "features.3": 16, "norm": 16, "permute": 16}
+    with layers.capture({name: layers.resolve(model, name) for name in widths}) as grabbed, torch.no_grad():
+        model(torch.rand(1, 3, 32, 64))
+    for name, width in widths.items():
+        maps = layers.as_maps(grabbed[name], channels_last=layers.channels_last(model, name))
+        assert maps.shape[1] == width and maps.shape[3] == 2 * maps.shape[2]
+
+
+def test_linear_and_layer_norm_have_channels_last_and_convolutions_first():
+    block = models.convnext_tiny(weights=None, num_classes=2).features[1][0]
+    names = {"block.0": False, "block.1": True, "block.2": True, "block.3": True, "block.6": False}
+    assert {name: layers.channels_last(block, name) for name in names} == names
+
+
+def test_capture_clones_what_a_later_layer_overwrites():
+    model = tiny()
+    images = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        wanted = model[0][0](images)
+        with layers.capture({"conv": model[0][0]}) as grabbed:
+            model(images)
+    assert (wanted < 0).any()  # which the ReLU after it, in place, makes zero
+    torch.testing.assert_close(grabbed["conv"], wanted)
+
+
+def test_capture_removes_hooks_and_restores_grad_mode_after_an_error():
+    model = tiny()
+    with torch.no_grad():
+        with pytest.raises(ZeroDivisionError), layers.capture({"0": model[0]}, differentiable=True):
+            model(torch.rand(1, 3, 8, 8))
+            assert torch.is_grad_enabled()
+            raise ZeroDivisionError
+        assert not torch.is_grad_enabled()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_nothing_before_the_first_captured_layer_is_in_the_graph():
+    model = tiny()
+    seen = {}
+    handles = [
+        module.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output.requires_grad}))
+        for name, module in model.named_modules()
+    ]
+    with torch.no_grad(), layers.capture({"conv": model[0][2]}, differentiable=True) as grabbed:
+        output = model(torch.rand(1, 3, 8, 8))
+    for handle in handles:
+        handle.remove()
+    assert not seen["0.0"] and not seen["0.1"] and seen["3"] and output.requires_grad
+    assert grabbed["conv"].is_leaf and grabbed["conv"].requires_grad
+
+
+def test_a_layer_that_runs_twice_is_refused():
+    shared = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), shared, nn.Conv2d(2, 2, 1), shared)
+    with pytest.raises(LayerError, match="runs twice"), layers.capture({"relu": shared}):
+        model(torch.rand(1, 3, 4, 4))
+
+
+def test_a_layer_that_puts_out_a_tuple_is_refused():
+    attention = nn.MultiheadAttention(4, 1)
+    tokens = torch.rand(5, 1, 4)
+    with pytest.raises(LayerError, match="puts out tuple"), layers.capture({"attention": attention}):
+        attention(tokens, tokens, tokens)
+
+
+def compiled_whole(model):
+    return torch.compile(model, backend="eager")
+
+
+def compiled_in_place(model):
+    model.compile(backend="eager")
+    return model
+
+
+def compiled_inside(model):
+    model[0] = torch.compile(model[0], backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("compiled", [compiled_whole, compiled_in_place, compiled_inside])
+def test_compiled_models_are_captured_too(compiled):
+    model = tiny()
+    images = torch.rand(1, 3, 8, 8)
+    wanted = model[0](images).detach()
+    model = compiled(model)
+    with torch.no_grad():
+        model(images)  # compiles it without our hook
+        with layers.capture({"0.2": layers.resolve(model, "0.2")}) as grabbed:
+            model(images)
+    torch.testing.assert_close(grabbed["0.2"], wanted)
+    assert layers.suggest(model, (16, 16)) == "0"
+
+
+def test_a_compiled_model_keeps_its_names():
+    model = tiny()
+    assert layers.names(torch.compile(model, backend="eager")) == layers.names(model)
+
+
+@pytest.mark.parametrize(
+    ("network", "layer", "finer"),
+    [
+        ("mobilenet_v2", "features.18", "features.14.conv.0"),  # the last block's expansion, before its stride
+        ("resnet50", "layer4", "layer3"),  # layer4.0.bn1 is as fine, but of both signs
+        ("vgg11", "features", "features.19"),  # only the pooling is left out
+        ("densenet121", "features", "features.transition3.relu"),
+        ("convnext_tiny", "features", "features.6.0"),  # no layer there is free of negative values
+        ("swin_t", "features", "features.5"),  # channels last
+        ("resnet18", "layer2", "layer1"),
+    ],
+)
+def test_suggests_the_layer_before_the_last_stride(network, layer, finer):
+    assert layers.suggest_finer(models.get_model(network, weights=None), layer, (64, 64)) == finer
+
+
+def test_transformers_have_no_finer_layer():
+    vit = models.VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32)
+    assert layers.suggest_finer(vit, "encoder", (32, 32)) is None
+
+
+def test_a_layer_that_the_result_ignores_is_no_finer_layer():
+    class Spare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.spare = nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU()
+            self.last = nn.Conv2d(4, 4, 3, 2, 1)
+
+        def forward(self, x):
+            x = self.first(x)
+            self.spare(x)
+            return self.last(x)
+
+    assert layers.suggest_finer(Spare(), "last", (16, 16)) == "first"
+    with pytest.raises(LayerError, match="has no layer 'middle'"):
+        layers.suggest_finer(Spare(), "middle", (16, 16))
+
+
+def test_passes_of_two_threads_through_one_network_do_not_mix():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    images = [torch.full((1, 3, 8, 8), float(value)) for value in range(2)]
+    meet = threading.Barrier(2, timeout=30)
+
+    def passing(image):
+        with torch.no_grad(), layers.capture({"0": net[0]}) as grabbed:
+            meet.wait()  # both have put their hooks in
+            net(image)
+            meet.wait()
+        return grabbed["0"]
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(passing, images))
+    with torch.no_grad():
+        for image, maps in zip(images, found, strict=True):
+            torch.testing.assert_close(maps, net[0](image))
+
+
+def test_threads_that_overlap_leave_compiling_as_it_was():
+    compilations = []
+
+    def backend(graph, _):
+        compilations.append(1)
+        return graph
+
+    torch.compile(nn.ReLU(), backend=backend)(torch.zeros(1))
+    first, second = layers.uncompiled(), layers.uncompiled()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    torch.compile(nn.Tanh(), backend=backend)(torch.zeros(1))
+    second.__exit__(None, None, None)
+    assert len(compilations) == 1
+    torch.compile(nn.Sigmoid(), backend=backend)(torch.zeros(1))
+    assert len(compilations) == 2
