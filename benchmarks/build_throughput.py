@@ -88,10 +88,10 @@ def measure(
     build = partial(embedcam.build_database, net, samples, pairs=pairs)
     works: dict[str, Callable[[], object]] = {
         "embedding alone": lambda: embed(net, samples),
-        "build": partial(build, closer=False),
-        "build, Grad-CAM++": partial(build, closer=False, method="gradcam++"),
-        "build, with the closer look": build,
-        "weights, closed form": partial(build, closer=False, embedded=seen),
+        "build": partial(build, refinement=False),
+        "build, Grad-CAM++": partial(build, refinement=False, method="gradcam++"),
+        "build, with the refinement": build,
+        "weights, closed form": partial(build, refinement=False, embedded=seen),
         "loop, head": lambda: loop(net, few, known, partners, whole=False),
         "loop, network": lambda: loop(net, few, known, partners, whole=True),
     }

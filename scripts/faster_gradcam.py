@@ -104,7 +104,7 @@ def run(
     untrained = unknown_scores(net, training, test, unknown)
     options = TrainOptions("arcface", epochs, BATCH, train_from=TRAIN_AFTER, freeze_norm=True, seed=seed)
     history = train(net, training, test, out / "net.safetensors", options, strict=True)
-    database = build_database(net, training, clusters=CLUSTERS, top_k=TOP_K, closer=False, seed=seed, strict=True)
+    database = build_database(net, training, clusters=CLUSTERS, top_k=TOP_K, refinement=False, seed=seed, strict=True)
     database.save(out / "weights.h5")
 
     scores: dict[str, float | None] = {

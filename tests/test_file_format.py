@@ -48,7 +48,7 @@ def made(request, tmp_path_factory):
         label_names=None,
         label_histogram=None,
         exemplars=None,
-        closer=replace(golden.closer, fusion=replace(golden.fusion, weights_mean=fine)),
+        refinement=replace(golden.refinement, fusion=replace(golden.fusion, weights_mean=fine)),
     ).save(path)
     return net, path
 
@@ -64,10 +64,10 @@ def as_specified(net, path, picture):
     known = dict(vars(np))
     with h5py.File(path) as file:
         db = {f"clusters/{name}": item[()] for name, item in file["clusters"].items()}
-        db["closer/fusion/weights_mean"] = file["closer/fusion/weights_mean"][()]
-        for name in ("geometry", "closer/fusion"):
+        db["refinement/fusion/weights_mean"] = file["refinement/fusion/weights_mean"][()]
+        for name in ("geometry", "refinement/fusion"):
             db[name] = (file[name].attrs["cell_stride"], file[name].attrs["first_cell_center"])
-        known |= {"network": dict(file["network"].attrs), "closer": dict(file["closer"].attrs)}
+        known |= {"network": dict(file["network"].attrs), "refinement": dict(file["refinement"].attrs)}
         known |= {"metric": file.attrs["metric"], "db": db, "max": max, "min": min, "round": round}
     known |= {"z": seen.embeddings[0].numpy(), "A": seen.maps[0].numpy(), "B": seen.fine[0].numpy()}
     known["C"], known["T"] = db["clusters/top_channels"].shape

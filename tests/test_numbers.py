@@ -15,7 +15,7 @@ import embedcam
 from embedcam.builder.build import build_database
 from embedcam.data import load
 from embedcam.data.preprocess import Preprocess
-from embedcam.database import Closer, Fusion, NetworkRecord, WeightDatabase
+from embedcam.database import Fusion, NetworkRecord, Refinement, WeightDatabase
 from embedcam.database.record import top_channels
 from embedcam.explain.explanation import FLAT, NOT_FINITE
 from embedcam.explain.transfer import TRANSFERS
@@ -77,7 +77,7 @@ def database(net, metric):
         top_channels=channels,
         top_weights=weights,
         distance_quantiles=np.sort(rng.random((C, 5)).astype(np.float32), axis=1),
-        closer=Closer((32, 32), 2.0, fusion),
+        refinement=Refinement((32, 32), 2.0, fusion),
     )
 
 
@@ -110,7 +110,7 @@ def reference(net, db, batch, fused):
             distance = 1 - db.centroids.astype(float) @ z
         else:
             distance = np.linalg.norm(db.centroids - z, axis=1)
-        scale = db.closer.distance_scale ** (np.log(size[0] * size[1] / 16**2) / np.log(32**2 / 16**2))
+        scale = db.refinement.distance_scale ** (np.log(size[0] * size[1] / 16**2) / np.log(32**2 / 16**2))
         closeness, medians = distance / scale, np.repeat(db.distance_quantiles[:, 0].astype(float), db.counts)
         if net.metric == "euclidean":
             closeness, medians = closeness**2 / 2, medians**2 / 2
@@ -227,7 +227,7 @@ def labelled(batch, labels):
 def test_sizes_of_one_work_for_every_transfer(metric, channels, dim, clusters):
     net = network(metric, channels=channels, dim=dim)
     batch = images(12, 3, 16, 16)
-    db = build_database(net, labelled(batch, [0, 1] * 6), clusters=clusters, top_k=channels, pairs=3, closer=False)
+    db = build_database(net, labelled(batch, [0, 1] * 6), clusters=clusters, top_k=channels, pairs=3, refinement=False)
     # On a line, embeddings of length 1 are two points, which no gradient moves.
     moving = metric == "euclidean" or dim > 1
 
@@ -264,7 +264,7 @@ def test_the_size_of_stored_weights_does_not_matter(scale):
         db,
         weights_mean=(db.weights_mean * scale).astype(np.float32),
         top_weights=(db.top_weights * scale).astype(np.float32),
-        closer=None,
+        refinement=None,
     )
     batch = images(2, 3, 16, 16)
     for transfer in ("cluster", "soft-contrast"):

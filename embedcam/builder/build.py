@@ -31,7 +31,7 @@ def build_database(
     pairs: int = 50,
     method: str = "gradcam",
     exemplars: bool = True,
-    closer: bool = True,
+    refinement: bool = True,
     embedded: Embedded | None = None,
     seed: int = 0,
     batch_size: int = 32,
@@ -55,8 +55,8 @@ def build_database(
         pairs: Triplets an image.
         method: "gradcam" or "gradcam++".
         exemplars: Keep every image's embedding and strongest channels too.
-        closer: Look at some images of each cluster more closely too, for sharper maps by default; without it, images
-            are explained at the network's own size and by its feature layer alone.
+        refinement: Also run some images of each cluster at a larger size, for sharper maps by default; without it,
+            images are explained at the network's own size and by its feature layer alone.
         embedded: What `nets.inference.embed` has seen of this data set, to save the pass.
         seed: Of the partners and the k-means.
         batch_size: Images a batch.
@@ -88,7 +88,7 @@ def build_database(
         Partners(samples.labels, samples.names, pairs, seed)
     if work is None and group.size > 1:
         raise DatabaseError("several processes share their work in files; name a folder for them that all see (work)")
-    options = BuildOptions(clusters, top_k, pairs, method, exemplars, closer, seed, batch_size)
+    options = BuildOptions(clusters, top_k, pairs, method, exemplars, refinement, seed, batch_size)
     about = {
         "embedcam": __version__,
         "network": net.sha256(),

@@ -31,7 +31,7 @@ from ..utils.distributed import Group
 from ..utils.files import atomic_path
 from ..utils.progress import counting
 from . import clusters as clustering
-from .closer import look_closer
+from .refinement import measure_refinement
 from .shards import Rows, Shards
 from .triplets import Partners
 
@@ -49,7 +49,7 @@ class BuildOptions:
     pairs: int
     method: str
     exemplars: bool
-    closer: bool
+    refinement: bool
     seed: int
     batch_size: int
 
@@ -201,7 +201,7 @@ class Build:
         return direction(positives, negatives, self.net.metric).to(self.net.device)
 
     def finish(self) -> WeightDatabase:
-        """Step 4, once: the closer look, and the database, which the others read from a file."""
+        """Step 4, once: the refinement, and the database, which the others read from a file."""
         if self.group.size == 1:
             return self._database()
         path = self.shards.folder / _DATABASE
@@ -222,8 +222,8 @@ class Build:
         mean, std = moments.result(counts)
         channels, strongest = top_channels(mean, self.options.top_k)
         look = None
-        if self.options.closer:
-            look = look_closer(
+        if self.options.refinement:
+            look = measure_refinement(
                 net,
                 samples,
                 centroids,
@@ -255,7 +255,7 @@ class Build:
             if samples.labels is not None
             else None,
             exemplars=self._exemplars() if self.options.exemplars else None,
-            closer=look,
+            refinement=look,
             embedcam_version=__version__,
         )
 

@@ -188,10 +188,10 @@ def build(
             help="Keep every image's embedding and channels, for --transfer nearest.", rich_help_panel=WEIGHTS
         ),
     ] = True,
-    closer: Annotated[
+    refinement: Annotated[
         bool,
         typer.Option(
-            help="Look at some images of each cluster more closely, for sharper maps.", rich_help_panel=WEIGHTS
+            help="Look at some images of each cluster in a larger size, for sharper maps.", rich_help_panel=WEIGHTS
         ),
     ] = True,
     batch_size: BatchSizeOption = 32,
@@ -234,7 +234,7 @@ def build(
         pairs=pairs,
         method=method,
         exemplars=exemplars,
-        closer=closer,
+        refinement=refinement,
         seed=seed,
         batch_size=batch_size,
         strict=strict,

@@ -61,8 +61,8 @@ def arrays(db: WeightDatabase) -> dict[str, NDArray[Any]]:
         found |= {f"/exemplars/{key}": getattr(db.exemplars, key) for key in keys}
         if (cells := db.exemplars.cells) is not None:
             found |= {"/exemplars/cells/centroids": cells.centroids, "/exemplars/cells/cell": cells.cell}
-    if db.closer is not None and db.closer.fusion is not None:
-        found["/closer/fusion/weights_mean"] = db.closer.fusion.weights_mean
+    if db.refinement is not None and db.refinement.fusion is not None:
+        found["/refinement/fusion/weights_mean"] = db.refinement.fusion.weights_mean
     return found
 
 
@@ -80,7 +80,7 @@ def forms(db: WeightDatabase) -> Iterator[Check]:
     k, d, labels = db.network.channels, db.network.dim, len(db.label_names or ())
     n = _side(known["/exemplars/embeddings"], 0) if db.exemplars is not None else 0
     m = _side(known.get("/exemplars/cells/centroids", np.empty(0)), 0)
-    fine = _side(known.get("/closer/fusion/weights_mean", np.empty(0)), 1)
+    fine = _side(known.get("/refinement/fusion/weights_mean", np.empty(0)), 1)
     shapes = {
         "/clusters/centroids": (c, d),
         "/clusters/counts": (c,),
@@ -97,7 +97,7 @@ def forms(db: WeightDatabase) -> Iterator[Check]:
         "/exemplars/label": (n,),
         "/exemplars/cells/centroids": (m, d),
         "/exemplars/cells/cell": (n,),
-        "/closer/fusion/weights_mean": (c, fine),
+        "/refinement/fusion/weights_mean": (c, fine),
     }
     for item, array in known.items():
         dtype = _TYPES[item.rpartition("/")[2]]
@@ -111,13 +111,13 @@ def forms(db: WeightDatabase) -> Iterator[Check]:
     yield Check("/labels", both, "names and histogram", "one of them")
     yield Check("metric", db.network.metric in ("cosine", "euclidean"), "cosine or euclidean", repr(db.network.metric))
     geometries = {"/geometry": db.geometry}
-    if db.closer is not None:
-        size, scale = db.closer.input_size, db.closer.distance_scale
+    if db.refinement is not None:
+        size, scale = db.refinement.input_size, db.refinement.distance_scale
         wanted = f"positive numbers, of {LARGEST_INPUT:,} pixels at most"
-        yield Check("/closer input_size", min(size) >= 1 and size[0] * size[1] <= LARGEST_INPUT, wanted, size)
-        yield Check("/closer distance_scale", 0 < scale < np.inf, "a positive number", scale)
-        if db.closer.fusion is not None:
-            geometries["/closer/fusion"] = db.closer.fusion.geometry
+        yield Check("/refinement input_size", min(size) >= 1 and size[0] * size[1] <= LARGEST_INPUT, wanted, size)
+        yield Check("/refinement distance_scale", 0 < scale < np.inf, "a positive number", scale)
+        if db.refinement.fusion is not None:
+            geometries["/refinement/fusion"] = db.refinement.fusion.geometry
     for item, geometry in geometries.items():
         yield Check(f"{item} cell_stride", min(geometry.cell_stride) > 0, "positive numbers", geometry.cell_stride)
         finite = bool(np.isfinite([*geometry.cell_stride, *geometry.first_cell_center]).all())

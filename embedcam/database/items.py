@@ -14,7 +14,7 @@ from ..errors import DatabaseError
 from ..nets.geometry import Geometry
 from .hdf5 import Hdf5
 from .neighbors import Cells
-from .record import Closer, Exemplars, Fusion, NetworkRecord
+from .record import Exemplars, Fusion, NetworkRecord, Refinement
 
 ENCODING = "embedcam-weight-database"
 VERSION = "1.0.0"
@@ -71,7 +71,7 @@ def item_names(file: Hdf5) -> list[str]:
         "labels": ("names", "histogram"),
         "exemplars": (*EXEMPLARS, "path"),
         "exemplars/cells": CELLS,
-        "closer/fusion": ("weights_mean",),
+        "refinement/fusion": ("weights_mean",),
     }
     with _about(""):
         return [
@@ -140,7 +140,7 @@ def fields_of(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         arrays = {key: items[f"exemplars/{key}"] for key in EXEMPLARS}
         names, cells = _names(items, "exemplars/path"), _read_cells(file, items)
         fields["exemplars"] = Exemplars(**arrays, path=names, cells=cells)
-    fields["closer"] = _read_closer(file, items)
+    fields["refinement"] = _read_refinement(file, items)
     return fields
 
 
@@ -152,18 +152,18 @@ def _read_cells(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> Cells | None:
         return Cells(items["exemplars/cells/centroids"], items["exemplars/cells/cell"], int(attrs["probes"]))
 
 
-def _read_closer(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> Closer | None:
-    if "closer" not in file:
+def _read_refinement(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> Refinement | None:
+    if "refinement" not in file:
         return None
     fusion = None
-    if (weights := items.get("closer/fusion/weights_mean")) is not None:
-        attrs, geometry = _attrs(file, "closer/fusion"), _read_geometry(file, "closer/fusion")
-        with _about("closer/fusion"):
+    if (weights := items.get("refinement/fusion/weights_mean")) is not None:
+        attrs, geometry = _attrs(file, "refinement/fusion"), _read_geometry(file, "refinement/fusion")
+        with _about("refinement/fusion"):
             fusion = Fusion(str(attrs["layer"]), geometry, weights)
-    attrs = _attrs(file, "closer")
-    with _about("closer"):
+    attrs = _attrs(file, "refinement")
+    with _about("refinement"):
         height, width = attrs["input_size"].tolist()
-        return Closer((height, width), float(attrs["distance_scale"]), fusion)
+        return Refinement((height, width), float(attrs["distance_scale"]), fusion)
 
 
 def _read_geometry(file: Hdf5, name: str) -> Geometry:

@@ -127,8 +127,8 @@ class Fusion:
 
 
 @dataclass(frozen=True)
-class Closer:
-    """What the default explainer adds to the published method: a closer look, and a second layer where there is one.
+class Refinement:
+    """What the default explainer adds to the published method: a refinement, and a second layer where there is one.
 
     Attributes:
         input_size: (H, W) at which images are explained best.
@@ -177,7 +177,7 @@ class WeightDatabase:
         label_names: The classes' names, or None when the data had no labels.
         label_histogram: (C, L) int64, or None likewise.
         exemplars: The training images, or None when they were not kept.
-        closer: What the default explainer uses beside all that, or None for the published method alone.
+        refinement: What the default explainer uses beside all that, or None for the published method alone.
         embedcam_version: Of the program that made it.
     """
 
@@ -198,7 +198,7 @@ class WeightDatabase:
     label_names: tuple[str, ...] | None = None
     label_histogram: NDArray[np.int64] | None = None
     exemplars: Exemplars | None = None
-    closer: Closer | None = None
+    refinement: Refinement | None = None
     embedcam_version: str = ""
 
     def __post_init__(self) -> None:
@@ -212,7 +212,7 @@ class WeightDatabase:
     @property
     def fusion(self) -> Fusion | None:
         """The finer layer, or None where there is none."""
-        return None if self.closer is None else self.closer.fusion
+        return None if self.refinement is None else self.refinement.fusion
 
     @property
     def top_k(self) -> int:
@@ -281,7 +281,7 @@ class WeightDatabase:
             ("Feature layer", f"{net.layer}, {net.channels} channels"),
             ("Cells", f"every {stride} pixels, the first at ({center})"),
             ("Weights", f"{self.method} of the {target}, {self.pairs} pairs an image, top {self.top_k} channels"),
-            ("Explained", _explained(self.closer)),
+            ("Explained", _explained(self.refinement)),
             ("Clusters", f"{self.clusters}, of {images} images ({smallest} to {largest} each)"),
             ("Labels", "none" if self.label_names is None else f"{len(self.label_names)}"),
             ("Exemplars", "not kept" if self.exemplars is None else f"{len(self.exemplars)}"),
@@ -300,7 +300,7 @@ class WeightDatabase:
     def distance_scale(self, size: tuple[int, int]) -> float:
         """Say how many times farther from their centroids images lie when looked at in another size.
 
-        Measured at the size of `closer`, and taken to grow evenly with the logarithm of the side between that size
+        Measured at the size of `refinement`, and taken to grow evenly with the logarithm of the side between that size
         and the one the network was trained at.
 
         Args:
@@ -309,13 +309,13 @@ class WeightDatabase:
         Returns:
             1 at the network's own input size.
         """
-        if self.closer is None:
+        if self.refinement is None:
             return 1.0
         own, fused, wanted = (
-            math.log(h * w) for h, w in (self.network.preprocess.input_size, self.closer.input_size, size)
+            math.log(h * w) for h, w in (self.network.preprocess.input_size, self.refinement.input_size, size)
         )
         share = (wanted - own) / (fused - own) if fused != own else 0.0
-        power = share * math.log(self.closer.distance_scale)
+        power = share * math.log(self.refinement.distance_scale)
         return math.exp(max(-_LARGEST_POWER, min(power, _LARGEST_POWER)))
 
     def typicality(self, clusters: NDArray[np.int64], distances: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -373,12 +373,12 @@ def _shares_beyond(distances: NDArray[np.float64], quantiles: NDArray[np.float64
     return np.where(distances <= rows[:, 1] * 1e-6 + 1e-6, 1.0, found)
 
 
-def _explained(closer: Closer | None) -> str:
-    if closer is None:
+def _explained(refinement: Refinement | None) -> str:
+    if refinement is None:
         return "at the input's size, by the feature layer alone"
-    fusion = closer.fusion
+    fusion = refinement.fusion
     fused = f", fused with {fusion.layer}, {fusion.weights_mean.shape[1]} channels" if fusion is not None else ""
-    return f"at {' x '.join(map(str, closer.input_size))} pixels{fused}"
+    return f"at {' x '.join(map(str, refinement.input_size))} pixels{fused}"
 
 
 def _pair(values: tuple[float, float], between: str) -> str:

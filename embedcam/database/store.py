@@ -113,11 +113,14 @@ def _fill(file: h5py.File, db: WeightDatabase) -> None:
             cells.attrs["probes"] = db.exemplars.cells.probes
             for key in CELLS:
                 _array(cells, key, getattr(db.exemplars.cells, key))
-    if db.closer is not None:
-        closer = _group(file, "closer")
-        closer.attrs["input_size"], closer.attrs["distance_scale"] = db.closer.input_size, db.closer.distance_scale
+    if db.refinement is not None:
+        refinement = _group(file, "refinement")
+        refinement.attrs["input_size"], refinement.attrs["distance_scale"] = (
+            db.refinement.input_size,
+            db.refinement.distance_scale,
+        )
     if db.fusion is not None:
-        fusion = _group(file, "closer/fusion")
+        fusion = _group(file, "refinement/fusion")
         fusion.attrs["layer"] = db.fusion.layer
         _geometry(fusion, db.fusion.geometry)
         _array(fusion, "weights_mean", db.fusion.weights_mean)

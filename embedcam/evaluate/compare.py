@@ -109,7 +109,7 @@ def transfers(net: Network, db: WeightDatabase) -> list[Method]:
     known = min(db.network.channels, db.weights_mean.shape[1])
     for count in (*(c for c in _CHANNELS if c < known and c != db.top_k), known):
         channels, weights = top_channels(db.weights_mean, count)
-        changed = replace(db, top_channels=channels, top_weights=weights, exemplars=None, closer=None)
+        changed = replace(db, top_channels=channels, top_weights=weights, exemplars=None, refinement=None)
         name = f"cluster, {'all' if count == known else 'top'} {count} channels"
         found.append(Method(name, _explain(Explainer(net, changed, transfer="cluster"))))
     return found
@@ -176,7 +176,7 @@ def of_gallery(net: Network, db: WeightDatabase, gallery: Gallery) -> list[Metho
             pairs=db.pairs,
             method=db.method,
             exemplars=False,
-            closer=False,
+            refinement=False,
             embedded=gallery.seen,
             seed=db.seed,
         )

@@ -74,7 +74,7 @@ class Explainer:
         if fused is None:
             fused = preset == "default" and transfer is None and db.fusion is not None
         elif fused and db.fusion is None:
-            raise DatabaseError("this weight database knows no finer layer to fuse; build it again, with a closer look")
+            raise DatabaseError("this weight database knows no finer layer to fuse; build it again, with a refinement")
         paper = preset == "paper"
         placement = placement or ("stretch" if paper else "receptive-field")
         if placement not in PLACEMENTS:
@@ -84,8 +84,8 @@ class Explainer:
         self.database, self.placement = db, placement
         self.fusion = db.fusion if fused else None
         # The published method looks at images in the size that the network was trained at.
-        closer = db.closer if preset == "default" and transfer is None else None
-        best = self.net.preprocess.input_size if closer is None else closer.input_size
+        refinement = db.refinement if preset == "default" and transfer is None else None
+        best = self.net.preprocess.input_size if refinement is None else refinement.input_size
         size = best if explain_size is None else (explain_size, explain_size)
         self.preprocess = replace(self.net.preprocess, input_size=size)
         # Listed once: to walk through them takes longer than a heat map.

@@ -198,13 +198,13 @@ class ExplainerGraph(nn.Module):
     def _distance_scale(self, size: tuple[int, int]) -> float | Tensor:
         """Say what `WeightDatabase.distance_scale` says, of a size that may be known only when the graph runs."""
         db = self.database
-        if self._size is not None or db.closer is None:
+        if self._size is not None or db.refinement is None:
             return db.distance_scale(size)
-        own, closer = (math.log(h * w) for h, w in (db.network.preprocess.input_size, db.closer.input_size))
-        if own == closer:
+        own, refinement = (math.log(h * w) for h, w in (db.network.preprocess.input_size, db.refinement.input_size))
+        if own == refinement:
             return 1.0
         wanted = torch.full((), size[0] * size[1], dtype=torch.float32, device=self.net.device).log()
-        return ((wanted - own) * (math.log(db.closer.distance_scale) / (closer - own))).exp()
+        return ((wanted - own) * (math.log(db.refinement.distance_scale) / (refinement - own))).exp()
 
 
 def _cells(maps: Tensor | None) -> tuple[int, int] | None:

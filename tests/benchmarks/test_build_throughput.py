@@ -23,7 +23,7 @@ def test_every_way_to_the_weights_is_timed(run):
         "embedding alone",
         "build",
         "build, Grad-CAM++",
-        "build, with the closer look",
+        "build, with the refinement",
         "weights, closed form",
         "loop, head",
         "loop, network",

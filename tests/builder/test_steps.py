@@ -87,7 +87,7 @@ def test_an_interrupted_build_is_resumed_to_the_same_bytes(
 
 def test_only_the_same_build_is_resumed(net, folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "look_closer", lambda *args, **options: 1 / 0)
+        patch.setattr(steps, "measure_refinement", lambda *args, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             build_file(net, folder, tmp_path / "a.h5")
     with pytest.raises(DatabaseError, match=r"another run \(pairs 5 then, 6 now\)"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from embedcam.data.preprocess import Preprocess
-from embedcam.database import Closer, Exemplars, Fusion, NetworkRecord, WeightDatabase
+from embedcam.database import Exemplars, Fusion, NetworkRecord, Refinement, WeightDatabase
 from embedcam.database.neighbors import Cells
 from embedcam.database.store import seal
 from embedcam.errors import DatabaseError, OutputError
@@ -53,7 +53,7 @@ def database() -> WeightDatabase:
             tuple(f"class/{i}.jpg" for i in range(N)),
             Cells(rng.standard_normal((2, D)).astype("f4"), np.array([0, 1] * (N // 2), dtype="i4"), 1),
         ),
-        closer=Closer(
+        refinement=Refinement(
             (64, 96), 2.5, Fusion("layer3", Geometry((16.0, 8.0), (0.5, 4.0)), rng.random((C, FINE)).astype("f4"))
         ),
         embedcam_version="0.1.0",
@@ -69,7 +69,7 @@ def assert_same(a: WeightDatabase, b: WeightDatabase) -> None:
                 for key in set(vars(mine)) - {"cells"}:
                     np.testing.assert_array_equal(getattr(mine, key), getattr(theirs, key))
                     assert type(getattr(mine, key)) is type(getattr(theirs, key))
-        elif isinstance(value, Closer):
+        elif isinstance(value, Refinement):
             assert (value.input_size, value.distance_scale) == (other.input_size, other.distance_scale)
             if value.fusion is None:
                 assert other.fusion is None
@@ -108,8 +108,8 @@ def test_a_database_comes_back_as_it_was(path):
     assert_same(WeightDatabase.load(path), database())
 
 
-def test_labels_exemplars_and_a_closer_look_are_optional(tmp_path):
-    bare = replace(database(), label_names=None, label_histogram=None, exemplars=None, closer=None)
+def test_labels_exemplars_and_a_refinement_are_optional(tmp_path):
+    bare = replace(database(), label_names=None, label_histogram=None, exemplars=None, refinement=None)
     bare.save(tmp_path / "bare.h5")
     assert_same(WeightDatabase.load(tmp_path / "bare.h5"), bare)
 
@@ -158,7 +158,7 @@ def test_the_file_is_format_1(path):
         "exemplars/label": ((N,), "int64"),
         "exemplars/cells/centroids": ((2, D), "float32"),
         "exemplars/cells/cell": ((N,), "int32"),
-        "closer/fusion/weights_mean": ((C, FINE), "float32"),
+        "refinement/fusion/weights_mean": ((C, FINE), "float32"),
     }
 
 
@@ -234,13 +234,22 @@ def test_a_missing_file_is_refused(tmp_path):
         (lambda f: f.__delitem__("clusters/weights_std"), "/clusters/weights_std: expected a dataset, found nothing"),
         (lambda f: f["geometry"].attrs.modify("cell_stride", [0.0, 1.0]), "/geometry cell_stride"),
         (
-            replace_item("closer/fusion/weights_mean", np.zeros((C + 1, FINE), "f4")),
-            r"/closer/fusion/weights_mean: expected shape \(3",
+            replace_item("refinement/fusion/weights_mean", np.zeros((C + 1, FINE), "f4")),
+            r"/refinement/fusion/weights_mean: expected shape \(3",
         ),
-        (lambda f: f["closer/fusion"].attrs.modify("cell_stride", [16.0, np.nan]), "/closer/fusion: expected finite"),
-        (lambda f: f["closer"].attrs.modify("input_size", [0, 96]), "/closer input_size: expected positive"),
-        (lambda f: f["closer"].attrs.modify("distance_scale", np.inf), "/closer distance_scale: expected a positive"),
-        (lambda f: f["closer"].attrs.modify("input_size", [10**5, 10**5]), "/closer input_size: .* 16,777,216 pixels"),
+        (
+            lambda f: f["refinement/fusion"].attrs.modify("cell_stride", [16.0, np.nan]),
+            "/refinement/fusion: expected finite",
+        ),
+        (lambda f: f["refinement"].attrs.modify("input_size", [0, 96]), "/refinement input_size: expected positive"),
+        (
+            lambda f: f["refinement"].attrs.modify("distance_scale", np.inf),
+            "/refinement distance_scale: expected a positive",
+        ),
+        (
+            lambda f: f["refinement"].attrs.modify("input_size", [10**5, 10**5]),
+            "/refinement input_size: .* 16,777,216 pixels",
+        ),
         (lambda f: f["network"].attrs.modify("input_size", [10**5, 10**5]), "/network: .* more than 16,777,216 pixels"),
         (lambda f: f["network"].attrs.modify("std", [1.0, 0.0, 1.0]), "/network: .* std positive"),
         (lambda f: f["network"].attrs.modify("mean", [1.0, np.nan, 1.0]), "/network: .* must be finite"),
@@ -363,7 +372,7 @@ def databases(draw):
         label_names=names,
         label_histogram=None if names is None else indices(2**40, c, len(names)),
         exemplars=exemplars,
-        closer=draw(st.none() | st.builds(Closer, sides, positive, st.just(fusion))),
+        refinement=draw(st.none() | st.builds(Refinement, sides, positive, st.just(fusion))),
         embedcam_version=draw(NAMES),
     )
 
@@ -449,11 +458,11 @@ def test_distances_grow_with_the_size_that_is_looked_at():
     assert db.distance_scale((32, 48)) == 1
     assert db.distance_scale((64, 96)) == pytest.approx(2.5)
     assert db.distance_scale((128, 192)) == pytest.approx(2.5**2)
-    assert replace(db, closer=None).distance_scale((64, 96)) == 1
-    same = replace(db, closer=replace(db.closer, input_size=(32, 48)))
+    assert replace(db, refinement=None).distance_scale((64, 96)) == 1
+    same = replace(db, refinement=replace(db.refinement, input_size=(32, 48)))
     assert same.distance_scale((64, 96)) == 1
     # Sizes almost alike and an absurd scale would give a number that no float holds.
-    absurd = replace(db, closer=replace(db.closer, input_size=(32, 49), distance_scale=1e300))
+    absurd = replace(db, refinement=replace(db.refinement, input_size=(32, 49), distance_scale=1e300))
     assert 1e15 < absurd.distance_scale((640, 960)) < 1e20
     assert 0 < absurd.distance_scale((8, 8)) < 1e-15
 

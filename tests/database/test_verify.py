@@ -43,7 +43,7 @@ def test_a_built_database_is_sound_item_by_item(path, fused, tmp_path):
 
     fused[1].save(tmp_path / "fused.h5")
     assert not faults(tmp_path / "fused.h5")
-    assert "/closer/fusion/weights_mean" in {item for item, _, _ in verify(tmp_path / "fused.h5")}
+    assert "/refinement/fusion/weights_mean" in {item for item, _, _ in verify(tmp_path / "fused.h5")}
 
 
 def test_a_file_without_a_checksum_says_so(path):

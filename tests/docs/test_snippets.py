@@ -126,7 +126,7 @@ def prepared(tmp_path_factory) -> Path:
     # Without training, networks of many layers without shortcuts put all pictures in one place.
     net = EmbeddingNet("resnet18", 16, image_size=96).eval()
     net.save(root / "net.safetensors")
-    database = build_database(net, f"folder:{root / 'birds'}", closer=False)
+    database = build_database(net, f"folder:{root / 'birds'}", refinement=False)
     database.save(root / "weights.h5")
     export(Explainer(net, database), root / "explainer.onnx")
     # What torchvision would download.

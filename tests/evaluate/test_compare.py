@@ -114,7 +114,7 @@ def test_fewer_and_more_channels_are_those_of_a_database_built_with_them(setting
     net, db, _, _, images = setting
     found = {method.name: method for method in transfers(net, db)}
     for count, name in ((25, "cluster, top 25 channels"), (512, "cluster, all 512 channels")):
-        built = build_database(net, f"folder:{folder}", clusters=4, top_k=count, pairs=5, closer=False)
+        built = build_database(net, f"folder:{folder}", clusters=4, top_k=count, pairs=5, refinement=False)
         expected = Explainer(net, built, transfer="cluster")(images)
         np.testing.assert_allclose(found[name].explain(images, INDICES).heatmaps, expected.heatmaps, atol=1e-5)
 
@@ -125,7 +125,7 @@ def test_other_numbers_of_clusters_are_those_of_databases_built_with_them(settin
     found = {method.name: method for method in of_gallery(net, db, gallery)}
     # 4 clusters are the database's own, 200 are more than half of the images.
     assert [name for name in found if name.startswith("cluster")] == ["cluster, 2 clusters", "cluster, 6 clusters"]
-    built = build_database(net, f"folder:{folder}", clusters=6, top_k=12, pairs=5, closer=False)
+    built = build_database(net, f"folder:{folder}", clusters=6, top_k=12, pairs=5, refinement=False)
     expected = Explainer(net, built, transfer="cluster")(images)
     np.testing.assert_allclose(
         found["cluster, 6 clusters"].explain(images, INDICES).heatmaps, expected.heatmaps, atol=1e-5

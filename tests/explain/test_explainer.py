@@ -217,7 +217,7 @@ def test_naming_a_transfer_gives_one_layer_unless_two_are_asked_for(fused):
 def test_images_are_prepared_for_the_size_that_explains_best(fused):
     net, db = fused
     assert net.preprocess.input_size == (64, 64)
-    assert embedcam.Explainer(net, db).preprocess.input_size == db.closer.input_size == (128, 128)
+    assert embedcam.Explainer(net, db).preprocess.input_size == db.refinement.input_size == (128, 128)
     assert embedcam.Explainer(net, db, preset="paper").preprocess.input_size == (64, 64)
     assert embedcam.Explainer(net, db, explain_size=96).preprocess.input_size == (96, 96)
 
@@ -226,7 +226,7 @@ def test_typicality_allows_for_the_size_that_was_looked_at(fused):
     net, db = fused
     images = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
     found = embedcam.Explainer(net, db)(images)
-    allowed = found.distances / db.closer.distance_scale
+    allowed = found.distances / db.refinement.distance_scale
     np.testing.assert_allclose(found.typicality, db.typicality(found.clusters, allowed), atol=1e-4)
     np.testing.assert_allclose(found.anomaly, db.anomaly(allowed), rtol=1e-4)
 
@@ -235,4 +235,6 @@ def test_a_finer_layer_of_another_width_is_refused(fused):
     net, db = fused
     narrow = replace(db.fusion, weights_mean=db.fusion.weights_mean[:, :100].copy())
     with pytest.raises(DatabaseError, match="layer 'layer3' has 256 channels, the weight database 100"):
-        embedcam.Explainer(net, replace(db, closer=replace(db.closer, fusion=narrow)))(torch.zeros(1, 3, 64, 64))
+        embedcam.Explainer(net, replace(db, refinement=replace(db.refinement, fusion=narrow)))(
+            torch.zeros(1, 3, 64, 64)
+        )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from embedcam.data.preprocess import Preprocess
-from embedcam.database import Closer, Exemplars, Fusion, NetworkRecord, WeightDatabase
+from embedcam.database import Exemplars, Fusion, NetworkRecord, Refinement, WeightDatabase
 from embedcam.database.record import top_channels
 from embedcam.errors import DatabaseError
 from embedcam.explain.transfer import TRANSFERS, Transfer, _median
@@ -46,7 +46,7 @@ def database(metric="cosine"):
         exemplars=Exemplars(
             embeddings, own_channels, own_weights, np.zeros(N, np.int64), np.full(N, -1), tuple(map(str, range(N)))
         ),
-        closer=Closer((64, 64), 2.0, Fusion("layer3", Geometry((16, 16), (0.5, 0.5)), fine)),
+        refinement=Refinement((64, 64), 2.0, Fusion("layer3", Geometry((16, 16), (0.5, 0.5)), fine)),
     )
 
 
@@ -119,7 +119,7 @@ def test_a_single_cluster_has_nothing_to_be_contrasted_with():
                 ]
             )
         },
-        closer=None,
+        refinement=None,
     )
     looked_up = Transfer(one, "soft-contrast")
     chosen = looked_up.choose(looked_up.find(unit(np.ones((1, D)))))

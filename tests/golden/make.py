@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from embedcam import Explainer
-from embedcam.database import Closer, Exemplars, Fusion, NetworkRecord, WeightDatabase
+from embedcam.database import Exemplars, Fusion, NetworkRecord, Refinement, WeightDatabase
 from embedcam.nets import EmbeddingNet
 from embedcam.nets.geometry import Geometry
 from embedcam.onnx.export import export
@@ -78,7 +78,7 @@ def database(net: EmbeddingNet) -> WeightDatabase:
             np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 2, -1]),
             tuple(f"class/{number}.jpg" for number in range(N)),
         ),
-        closer=Closer((64, 64), 1.5, Fusion("features.8", Geometry((4.0, 4.0), (1.0, 1.0)), weights(C, FINE))),
+        refinement=Refinement((64, 64), 1.5, Fusion("features.8", Geometry((4.0, 4.0), (1.0, 1.0)), weights(C, FINE))),
         embedcam_version="0.1.0",
     )
 

@@ -19,9 +19,9 @@ from embedcam.onnx.explainer import OnnxExplainer
 
 HERE = Path(__file__).parent
 SHA256 = {
-    "weights-1.0.0.h5": "a86183ccd89b6911217e77f348c8c014e2427f178fa9a83bcb22f049f4c0c4da",
+    "weights-1.0.0.h5": "d65e58f6de7046f07ebb62331c24b2148c3f6916256369a483ab244d7a48f389",
     "net-1.safetensors": "3df88dd278ba18e4156ce0b91ecdcf2cf2539f80befcd705f79aa4d1843fc2d4",
-    "explainer-1.onnx": "bea39fed365a0bcd8c5b368ba747762719a06a75bb54c23287b701eda4b8f22d",
+    "explainer-1.onnx": "0d32cb234d1b6c9bbe854062a569e8d18ab076cefc6ab34bc313808c7bf632f4",
 }
 NETWORK = "02355916f13ad616ab3c544b187ee01a623642db140712e3077e7a59df04c368"
 C, K, D, T, N = 3, 128, 8, 10, 12
@@ -50,7 +50,7 @@ def test_format_1_holds_what_it_held(db):
     assert db.label_names == ("Ünïcode", "東京", "<b>bold</b>")
     assert db.label_histogram.tolist() == [[4, 0, 0], [0, 3, 1], [0, 0, 3]]
     assert db.counts.tolist() == [4, 4, 4]
-    assert (db.closer.input_size, db.closer.distance_scale) == ((64, 64), 1.5)
+    assert (db.refinement.input_size, db.refinement.distance_scale) == ((64, 64), 1.5)
     assert (db.fusion.layer, db.fusion.geometry) == ("features.8", db.geometry)
     assert [(outcome.item, outcome.found) for outcome in verify(HERE / "weights-1.0.0.h5") if not outcome.sound] == []
 

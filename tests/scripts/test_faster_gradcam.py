@@ -99,7 +99,9 @@ def made(script, hands):
     """A small random network, its database, and test images."""
     torch.manual_seed(0)
     net = EmbeddingNet("tiny", 8, image_size=32).eval()
-    database = build_database(net, script.only(read_folder(hands), ["gu", "pa"]), clusters=4, top_k=12, closer=False)
+    database = build_database(
+        net, script.only(read_folder(hands), ["gu", "pa"]), clusters=4, top_k=12, refinement=False
+    )
     return net, database, script.images_of(net, read_folder(hands, "test"))
 
 
@@ -111,7 +113,7 @@ def janken(script):
     torch.manual_seed(0)
     net = EmbeddingNet("mobilenet_v2", script.DIM, weights=WEIGHTS, image_size=script.IMAGE_SIZE, layer=script.LAYER)
     training, test = (script.only(read_folder(JANKEN, split), ["gu", "pa"]) for split in ("train", "test"))
-    database = build_database(net, training, clusters=script.CLUSTERS, top_k=script.TOP_K, closer=False)
+    database = build_database(net, training, clusters=script.CLUSTERS, top_k=script.TOP_K, refinement=False)
     return net.eval(), database, script.images_of(net, test)
 
 

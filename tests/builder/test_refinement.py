@@ -8,7 +8,7 @@ from torch import nn
 
 import embedcam
 from embedcam.builder.build import build_database
-from embedcam.builder.closer import _recognised, _spread
+from embedcam.builder.refinement import _recognised, _spread
 from embedcam.builder.triplets import Partners
 from embedcam.data import load
 from embedcam.nets import EmbeddingNet
@@ -20,7 +20,7 @@ def test_weights_of_the_finer_layer_are_the_mean_over_single_triplets_at_the_lar
     samples = load(f"folder:{folder}", "train")
     assert db.fusion.layer == "layer3"
     assert db.fusion.geometry == Geometry((16, 16), (0.5, 0.5))
-    assert db.closer.input_size == (128, 128)
+    assert db.refinement.input_size == (128, 128)
 
     larger = replace(net.preprocess, input_size=(128, 128))
     images = torch.from_numpy(np.stack([larger(samples.image(i)) for i in range(len(samples))]))
@@ -52,7 +52,7 @@ def test_weights_of_the_finer_layer_are_the_mean_over_single_triplets_at_the_lar
         looked_at += mine.tolist()
     apart = [i for i in looked_at if before[i] > 1e-4]
     expected = np.median(np.asarray(distances)[apart] / before[apart]) if apart else 1.0
-    assert np.isclose(db.closer.distance_scale, expected, rtol=1e-2)
+    assert np.isclose(db.refinement.distance_scale, expected, rtol=1e-2)
 
 
 def test_of_large_clusters_some_members_are_looked_at_from_the_innermost_to_the_outermost():
@@ -63,11 +63,11 @@ def test_of_large_clusters_some_members_are_looked_at_from_the_innermost_to_the_
 
 
 def test_networks_without_a_finer_layer_of_parts_are_explained_by_one_at_the_larger_size(net, folder, monkeypatch):
-    monkeypatch.setattr("embedcam.builder.closer._KNOWN", 0.0)
+    monkeypatch.setattr("embedcam.builder.refinement._KNOWN", 0.0)
     # The finer layer of `tiny` has a cell every 2 pixels: edges, not parts.
     db = build_database(net, f"folder:{folder}", clusters=2, top_k=4, pairs=2)
     assert db.fusion is None
-    assert db.closer.input_size == (64, 64)  # 1.75 * 32, to the next multiple of 32
+    assert db.refinement.input_size == (64, 64)  # 1.75 * 32, to the next multiple of 32
     assert embedcam.Explainer(net, db).preprocess.input_size == (64, 64)
 
 
@@ -85,15 +85,15 @@ def test_a_size_counts_in_which_images_fall_into_clusters_of_their_own_label():
 def test_a_network_that_knows_images_in_no_other_size_is_explained_in_its_own(fused, folder):
     net, _ = fused  # untrained
     db = build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=2)
-    assert db.closer.input_size == (64, 64)
+    assert db.refinement.input_size == (64, 64)
     assert db.fusion.layer == "layer3"
-    assert np.isclose(db.closer.distance_scale, 1, atol=1e-2)
+    assert np.isclose(db.refinement.distance_scale, 1, atol=1e-2)
 
 
 def test_a_database_can_do_without_it(fused, folder):
     net, _ = fused
-    db = build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=2, closer=False)
-    assert db.closer is None
+    db = build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=2, refinement=False)
+    assert db.refinement is None
     assert embedcam.Explainer(net, db).preprocess == net.preprocess
 
 
@@ -111,8 +111,8 @@ def test_a_network_of_one_size_is_explained_at_it(folder):
     net = embedcam.wrap(Rigid(), layer="body.3", preprocess=embedcam.Preprocess((32, 32)))
     db = build_database(net, f"folder:{folder}", clusters=2, top_k=4, pairs=2)
     assert db.fusion.layer == "body.1"
-    assert db.closer.input_size == (32, 32)
-    assert np.isclose(db.closer.distance_scale, 1, atol=1e-3)
+    assert db.refinement.input_size == (32, 32)
+    assert np.isclose(db.refinement.distance_scale, 1, atol=1e-3)
 
 
 def test_prepared_images_are_taken_in_their_own_size():
@@ -120,4 +120,4 @@ def test_prepared_images_are_taken_in_their_own_size():
     net = EmbeddingNet("resnet18", 8, image_size=64).eval()
     images = [(torch.rand(3, 64, 64), label % 2) for label in range(8)]
     db = build_database(net, images, clusters=2, top_k=4, pairs=2)
-    assert db.closer.input_size == (64, 64)
+    assert db.refinement.input_size == (64, 64)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.preprocess import Preprocess
 from ..data.samples import Samples
 from ..database.neighbors import Neighbors
-from ..database.record import Closer, Fusion
+from ..database.record import Fusion, Refinement
 from ..explain.grad_weights import weigh
 from ..nets import layers, receptive_field
 from ..nets.geometry import Geometry
@@ -34,7 +34,7 @@ _LEAST_STRIDE = 8
 _MEMBERS = 8
 
 
-def look_closer(
+def measure_refinement(
     net: Network,
     samples: Samples,
     centroids: NDArray[np.float32],
@@ -46,7 +46,7 @@ def look_closer(
     *,
     batch_size: int = 16,
     workers: int = 2,
-) -> Closer | None:
+) -> Refinement | None:
     """Look at some images of each cluster in a larger size, and average their channel weights at a finer layer.
 
     Args:
@@ -74,7 +74,7 @@ def look_closer(
             net,
             samples.subset(chosen),
             batch_size,
-            f"looking closer, {' x '.join(map(str, preprocess.input_size))}",
+            f"refining, {' x '.join(map(str, preprocess.input_size))}",
             preprocess=preprocess,
             strict=True,
             workers=workers,
@@ -96,7 +96,7 @@ def look_closer(
     fusion = None
     if layer is not None and geometry is not None:
         fusion = Fusion(layers.path(net.body, layer), geometry, weights.result())
-    return Closer(preprocess.input_size, _scale(distance[chosen], grown), fusion)
+    return Refinement(preprocess.input_size, _scale(distance[chosen], grown), fusion)
 
 
 def _finer(net: Network) -> tuple[str, Geometry] | tuple[None, None]:
