@@ -1,4 +1,4 @@
-"""Explain a video file or a camera frame by frame: heat maps or boxes, in a window, in a video file, or both."""
+"""Explain a video file or a camera frame by frame."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from .video import Frame, Video, VideoWriter, open_video, write_video
 from .window import Window, open_window
 
 T = TypeVar("T")
+TimedPicture = tuple[NDArray[np.uint8], int]  # a drawn frame and its pts
 
-# A box holds all that is hotter than 0.8 of the maximum, as in Faster-Grad-CAM.
+# The box encloses all pixels above 0.8 of the maximum, as in Faster-Grad-CAM.
 VIDEO_DRAW = DrawOptions(threshold=0.8)
 
-# Frames that may wait for a thread, and threads that draw them.
-_AHEAD, _DRAWERS = 4, 2
-_COUNTED = 30  # frames that the shown frames a second are counted over
+_QUEUE_SIZE, _DRAW_THREADS = 4, 2
+_FPS_WINDOW = 30  # frames that the displayed frame rate is averaged over
 
 
 @dataclass(frozen=True)
 class StreamReport:
-    """What was explained.
+    """Summary of an explained video.
 
     Attributes:
-        frames: Number of them.
-        dropped: Frames of a camera that came while an earlier one was worked on; 0 for a file.
-        fps: Frames explained a second, on average.
+        frames: Number of explained frames.
+        dropped: Camera frames skipped because a newer one had arrived; 0 for a file.
+        fps: Explained frames per second, on average.
         out: The video file that was written, or None.
     """
 
@@ -54,9 +54,7 @@ class StreamReport:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """A frame and what the explainer says of it."""
-
+class _ExplainedFrame:
     picture: NDArray[np.uint8]
     pts: int
     heatmap: NDArray[np.float32]
@@ -74,40 +72,39 @@ def explain_stream(
     smoothing: float = 0.0,
     show: bool | None = None,
 ) -> StreamReport:
-    """Explain a video.
+    """Explain a video, and show or write the result.
 
-    Each frame shows the frames explained a second, what its cluster mostly holds, its anomaly score (above 1, it is
-    unlike the training images), and its heat map or one box around the hottest part. In the window, `s` switches
-    between these two and `q` ends. No frame of a file is left out; of a camera always the newest is explained, and what
-    came meanwhile is dropped. Reading, explaining, drawing and writing go on side by side.
+    Each frame shows its heat map, or one box around the hottest region, and a line with the frame rate, the most common
+    label of its cluster and its anomaly score (above 1: unlike the training images). In the window, `s` switches
+    between heat map and box, and `q` quits. Every frame of a file is explained. For a camera, always the newest frame
+    is explained and the frames in between are dropped. Reading, explaining, drawing and writing run concurrently.
 
     Args:
-        explainer: What explains.
-        source: A video file; or "camera:0", see `open_video`.
-        out: Video file to write, with the times of the source's frames and without sound; None to only show it.
-        draw: How frames look; `threshold` is the share of the maximum above which a pixel belongs to the box.
-        smoothing: Share of the frames before in a frame's map, in [0, 1): 0 for none; with 0.8, a map follows the
-            frames within about five of them.
-        show: Open a window. By default, for a camera if there is a display, for a file if nothing is written.
+        explainer: The explainer.
+        source: A video file or a camera such as "camera:0", see `open_video`.
+        out: Video file to write, with the timestamps of the source and without sound. None writes no file.
+        draw: Drawing options; `threshold` is the fraction of the maximum above which a pixel belongs to the box.
+        smoothing: Weight of the previous frames in an exponential moving average of the maps, in [0, 1). 0 disables it.
+        show: Open a window. By default, for a camera if there is a display, and for a file if `out` is None.
 
     Returns:
-        How many frames were explained, and how quickly.
+        The number of frames and the frame rate.
 
     Raises:
-        DataError: If the file or camera cannot be opened, is damaged, or has no frame.
-        OutputError: If there is no display and nothing to write, or the video file cannot be written.
+        DataError: If the source cannot be opened, is damaged, or has no frame.
+        OutputError: If there is no display and `out` is None, or the video file cannot be written.
         MissingDependencyError: If PyAV is not installed.
     """
     if not 0 <= smoothing < 1:
-        raise EmbedcamError(f"smoothing must lie in [0, 1), got {smoothing}; 0 is none, 0.8 is much")
-    with contextlib.ExitStack() as opened:
-        video = opened.enter_context(open_video(source))
-        wanted = (video.live or out is None) if show is None else show
+        raise EmbedcamError(f"smoothing must lie in [0, 1), got {smoothing}; 0 disables it, 0.8 is strong")
+    with contextlib.ExitStack() as stack:
+        video = stack.enter_context(open_video(source))
+        with_window = (video.live or out is None) if show is None else show
         title = f"{source} - s: heat map or box, q: quit"
-        window = opened.enter_context(open_window(title)) if wanted else None
+        window = stack.enter_context(open_window(title)) if with_window else None
         if window is None and (out is None or show):
             raise OutputError(f"there is no display to show {source} on; write it to a file with --out FILE.mp4")
-        writer = None if out is None else opened.enter_context(write_video(out, video.time_base, video.rate))
+        writer = None if out is None else stack.enter_context(write_video(out, video.time_base, video.rate))
         start = time.perf_counter()
         frames = _run(explainer, video, window, writer, _Painter(draw), smoothing)
         seconds = time.perf_counter() - start
@@ -124,30 +121,29 @@ def _run(
     painter: _Painter,
     smoothing: float,
 ) -> int:
-    """Let all frames go through the stages, each in threads of its own; return how many there were."""
     explain, write = functools.partial(_explain, explainer), functools.partial(_write, writer)
     count = 0
-    with contextlib.ExitStack() as stages:
+    with contextlib.ExitStack() as stack:
 
         def stage(items: Generator[T, None, None]) -> Generator[T, None, None]:
-            return stages.enter_context(contextlib.closing(items))
+            return stack.enter_context(contextlib.closing(items))
 
-        # What a camera sees is explained and drawn at once: a thread would keep it until the next frame comes.
-        explainers, drawers, ahead = (0, 0, 1) if video.live else (1, _DRAWERS, _AHEAD)
-        seen = stage(in_order(explain, stage(video.frames()), explainers, ahead, "explain"))
-        drawn = stage(in_order(painter, _timed(_smoothed(seen, smoothing)), drawers, ahead, "draw"))
+        # A camera frame is explained and drawn in this thread: in a queue it would wait for the next frame to come.
+        explain_threads, draw_threads, ahead = (0, 0, 1) if video.live else (1, _DRAW_THREADS, _QUEUE_SIZE)
+        explained = stage(in_order(explain, stage(video.frames()), explain_threads, ahead, "explain"))
+        drawn = stage(in_order(painter, _timed(_smoothed(explained, smoothing)), draw_threads, ahead, "draw"))
         shown = _shown(drawn, window, painter, video)
         written = stage(in_order(write, shown, 0 if writer is None else 1, ahead, "write"))
         try:
             for _ in progress.track(written, "explaining", video.total) if video.total else written:
                 count += 1
         except KeyboardInterrupt:
-            if not video.live:  # without a window, a camera's pictures have no other end
+            if not video.live:  # without a window, Ctrl-C is the only way to end a camera
                 raise
     return count
 
 
-def _explain(explainer: AnyExplainer, frame: Frame) -> _Seen:
+def _explain(explainer: AnyExplainer, frame: Frame) -> _ExplainedFrame:
     picture = frame.picture()
     explanation = explainer(explainer.preprocess(Image.fromarray(picture))[None])
     assert explanation.clusters is not None
@@ -155,50 +151,48 @@ def _explain(explainer: AnyExplainer, frame: Frame) -> _Seen:
     cluster, anomaly = int(explanation.clusters[0]), float(explanation.anomaly[0])
     labels = explainer.labels_of(cluster)
     text = f"{labels[0][0] if labels else f'cluster {cluster}'}, anomaly {anomaly:.2f}"
-    return _Seen(picture, frame.pts, explanation.heatmaps[0], explanation.raw[0], anomaly, text)
+    return _ExplainedFrame(picture, frame.pts, explanation.heatmaps[0], explanation.raw[0], anomaly, text)
 
 
-def _smoothed(frames: Iterable[_Seen], smoothing: float) -> Iterator[_Seen]:
-    """Mix each map before normalising with those before it: exponential smoothing."""
-    mixed: NDArray[np.float32] | None = None
-    for seen in frames:
+def _smoothed(frames: Iterable[_ExplainedFrame], smoothing: float) -> Iterator[_ExplainedFrame]:
+    average: NDArray[np.float32] | None = None
+    for frame in frames:
         if smoothing:
-            mixed = seen.raw if mixed is None else smoothing * mixed + (1 - smoothing) * seen.raw
-            seen = replace(seen, raw=mixed, heatmap=normalize(mixed[None])[0])
-        yield seen
+            average = frame.raw if average is None else smoothing * average + (1 - smoothing) * frame.raw
+            frame = replace(frame, raw=average, heatmap=normalize(average[None])[0])
+        yield frame
 
 
-def _timed(frames: Iterable[_Seen]) -> Iterator[_Seen]:
-    """Add how many frames come a second."""
-    times: deque[float] = deque(maxlen=_COUNTED + 1)
-    for seen in frames:
+def _timed(frames: Iterable[_ExplainedFrame]) -> Iterator[_ExplainedFrame]:
+    times: deque[float] = deque(maxlen=_FPS_WINDOW + 1)
+    for frame in frames:
         times.append(time.perf_counter())
         if len(times) > 1:
-            seen = replace(seen, text=f"{(len(times) - 1) / (times[-1] - times[0]):.0f} fps, {seen.text}")
-        yield seen
+            frame = replace(frame, text=f"{(len(times) - 1) / (times[-1] - times[0]):.0f} fps, {frame.text}")
+        yield frame
 
 
 class _Painter:
-    """Draws frames, in the mode that is wanted now."""
+    """Draws frames; `boxes` may change between frames."""
 
     def __init__(self, draw: DrawOptions) -> None:
         self._draw, self.boxes = draw, draw.boxes
 
-    def __call__(self, seen: _Seen) -> tuple[NDArray[np.uint8], int]:
+    def __call__(self, frame: _ExplainedFrame) -> TimedPicture:
         if self.boxes:
-            box = hottest_box(seen.picture, seen.raw, self._draw.threshold)
-            color = "red" if seen.anomaly > 1 else "lime"
-            drawn = Image.fromarray(draw_boxes(seen.picture, [] if box is None else [box], color=color))
+            box = hottest_box(frame.picture, frame.raw, self._draw.threshold)
+            color = "red" if frame.anomaly > 1 else "lime"
+            drawn = Image.fromarray(draw_boxes(frame.picture, [] if box is None else [box], color=color))
         else:
-            drawn = tint(seen.picture, seen.heatmap, self._draw.alpha, self._draw.colormap)
-        caption(drawn, seen.text)
-        return np.asarray(drawn), seen.pts
+            drawn = tint(frame.picture, frame.heatmap, self._draw.alpha, self._draw.colormap)
+        caption(drawn, frame.text)
+        return np.asarray(drawn), frame.pts
 
 
 def _shown(
-    frames: Iterable[tuple[NDArray[np.uint8], int]], window: Window | None, painter: _Painter, video: Video
-) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """Show frames in the window, those of a file at their times, and do what is asked for there."""
+    frames: Iterable[TimedPicture], window: Window | None, painter: _Painter, video: Video
+) -> Iterator[TimedPicture]:
+    """Show frames in the window, those of a file at their timestamps, and handle the pressed keys."""
     start: float | None = None
     for picture, pts in frames:
         keys = ""
@@ -213,6 +207,6 @@ def _shown(
             return
 
 
-def _write(writer: VideoWriter | None, frame: tuple[NDArray[np.uint8], int]) -> None:
+def _write(writer: VideoWriter | None, frame: TimedPicture) -> None:
     if writer is not None:
         writer.write(*frame)

@@ -1,4 +1,4 @@
-"""Reading frames from a video file or a camera, and writing a video file, by PyAV."""
+"""Read frames from a video file or a camera, and write a video file, with PyAV."""
 
 from __future__ import annotations
 
@@ -31,45 +31,45 @@ logger = logging.getLogger("embedcam")
 T = TypeVar("T")
 
 EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".3gp")
-# What can be written: files that keep every frame's own time.
+# Formats that can be written: they store a timestamp per frame.
 WRITTEN = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 _CAMERA = re.compile(r"camera:(.+)")
-# Each encoder takes what it knows: x264 the first two, VP9 the others. A live picture must not wait for them.
+# x264 uses the first two, VP9 the others; each ignores the rest. Chosen for speed, for live video.
 _ENCODING = {"preset": "superfast", "crf": "20", "deadline": "realtime", "cpu-used": "8"}
-_SD_COLORS = 6  # ITU-R BT.601, in which RGB is converted; said in the file, or players take large frames for BT.709
+_BT601 = 6  # the matrix that RGB is converted with; players assume BT.709 for large frames if the file does not say
 
 
 def is_video(source: str | Path) -> bool:
-    """Tell videos from images, by name.
+    """Whether an input is a video or camera, judged by its name.
 
     Args:
-        source: What a user named.
+        source: The input.
 
     Returns:
-        True for "camera:0" and the like, and for video files.
+        True for cameras such as "camera:0" and for files with a video extension.
     """
     return bool(_CAMERA.fullmatch(str(source))) or Path(source).suffix.lower() in EXTENSIONS
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame, converted only when it is looked at.
+    """A decoded frame, converted to RGB on request.
 
     Attributes:
-        pts: Its time, in units of the video's time base.
+        pts: Presentation timestamp, in units of the video's time base.
     """
 
     pts: int
     _frame: av.VideoFrame = field(repr=False)
 
     def picture(self) -> NDArray[np.uint8]:
-        """Give the frame upright.
+        """Convert the frame to an upright RGB picture.
 
         Returns:
             uint8 (H, W, 3) RGB.
         """
         pixels = np.asarray(self._frame.to_ndarray(format="rgb24"), dtype=np.uint8)
-        # Phones record as the sensor lies and note how far, counter-clockwise, to turn it.
+        # Phones store frames in sensor orientation with a counter-clockwise rotation.
         return np.ascontiguousarray(np.rot90(pixels, round(self._frame.rotation / 90)))
 
 
@@ -78,11 +78,11 @@ class Video:
 
     Attributes:
         name: The file, or "camera:0".
-        live: Whether frames come when they come: then only the newest is given.
-        time_base: Unit of the frames' times, in seconds.
-        rate: Frames a second, on average, as the file says; 30 if it does not.
+        live: Whether this is a camera; `frames` then yields only the newest frame.
+        time_base: Unit of the timestamps, in seconds.
+        rate: Average frames per second as the file says; 30 if it does not.
         total: Number of frames; 0 if unknown.
-        dropped: Frames of a camera that came while an earlier one was worked on.
+        dropped: Camera frames skipped because a newer one had arrived.
     """
 
     def __init__(self, name: str, container: InputContainer, stream: VideoStream, *, live: bool) -> None:
@@ -96,10 +96,10 @@ class Video:
         """Read the frames.
 
         Yields:
-            Every frame of a file; of a camera the newest, from time 0 on. Their times rise.
+            Every frame of a file, or the newest of a camera, starting at time 0. Timestamps increase strictly.
 
         Raises:
-            DataError: If there is none, or the video is damaged.
+            DataError: If there is no frame, or the video is damaged.
         """
         return self._newest() if self.live else self._decoded()
 
@@ -116,21 +116,21 @@ class Video:
         count, last = 0, -1
         try:
             for frame in self._container.decode(self._stream):
-                # Raw streams know no times, and broken files repeat them; none can be written so.
+                # Raw streams have no timestamps and broken files repeat them; neither can be written.
                 pts = last + 1 if frame.pts is None else frame.pts
                 last = max(pts, last + 1) if count else pts
                 count += 1
                 yield Frame(last, frame)
         except av.FFmpegError as error:
-            mend = "connect it again" if self.live else "make the video again, or cut off the rest"
+            fix = "reconnect the camera" if self.live else "replace the file, or cut it before the damage"
             raise DataError(
                 f"{self.name} is damaged after {count} frames ({float(last * self.time_base):.1f} s): "
-                f"{error.strerror}; {mend}"
+                f"{error.strerror}; {fix}"
             ) from error
         if count == 0:
-            raise DataError(f"{self.name} holds no frame; give another video")
+            raise DataError(f"{self.name} has no frames; use another video")
         if count < self.total:
-            logger.warning("%s ends after %d of its %d frames: the rest is missing", self.name, count, self.total)
+            logger.warning("%s ends after %d of %d frames; the rest is missing", self.name, count, self.total)
 
 
 @contextlib.contextmanager
@@ -138,13 +138,13 @@ def open_video(source: str | Path) -> Iterator[Video]:
     """Open a video file or a camera.
 
     Args:
-        source: A file; or "camera:0" for the first camera, on Windows "camera:" and its name.
+        source: A file, or "camera:0" for the first camera ("camera:NAME" on Windows).
 
     Yields:
         The video.
 
     Raises:
-        DataError: If there is no such file or camera, the file is damaged, or has no video track.
+        DataError: If the file or camera does not exist, or the file is damaged or has no video track.
         MissingDependencyError: If PyAV is not installed.
     """
     try:
@@ -161,35 +161,35 @@ def open_video(source: str | Path) -> Iterator[Video]:
         container = av.open(url, "r", format=device)
     except OSError as error:
         if camera:
-            known = ", ".join(sorted(map(str, Path("/dev").glob("video*")))) or "none"
-            hint = f"; the cameras here are {known}" if sys.platform == "linux" else "; check that it is connected"
-            raise DataError(f"cannot open {name} ({url}): {error.strerror}{hint}") from error
+            devices = ", ".join(sorted(map(str, Path("/dev").glob("video*")))) or "none"
+            hint = f"available cameras: {devices}" if sys.platform == "linux" else "check that it is connected"
+            raise DataError(f"cannot open {name} ({url}): {error.strerror}; {hint}") from error
         raise DataError(f"cannot read {name}: {error.strerror}; check the path") from error
     except av.FFmpegError as error:
-        raise DataError(f"{name} is damaged or no video: {error.strerror}; give another file") from error
+        raise DataError(f"{name} is damaged or not a video: {error.strerror}; use another file") from error
     with container:
         tracks = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not tracks:
-            raise DataError(f"{name} has no video track; give a file with pictures")
+            raise DataError(f"{name} has no video track; use another file")
         if tracks[0].width * tracks[0].height > MAX_PIXELS:
-            raise DataError(f"the frames of {name} are larger than {MAX_PIXELS:,} pixels; shrink them")
+            raise DataError(f"the frames of {name} are larger than {MAX_PIXELS:,} pixels; scale the video down")
         tracks[0].thread_type = "AUTO"
         yield Video(name, container, tracks[0], live=bool(camera))
 
 
 def newest(items: Iterable[T], video: Video) -> Generator[T, None, None]:
-    """Take items as they come, in a thread, and give away only the newest: the others are dropped, not delayed.
+    """Read items in a background thread and yield only the newest; older ones are dropped.
 
     Args:
-        items: What comes at its own pace.
-        video: Counts what is dropped.
+        items: Items that arrive at their own pace.
+        video: Its `dropped` counts the dropped items.
 
     Yields:
-        The newest item that was not given away yet. An error of `items` is raised here.
+        The newest item that was not yielded yet. An error of `items` is raised here.
     """
     change, waiting = threading.Condition(), list[T]()
     ended: list[BaseException | None] = []
-    leaving = threading.Event()
+    stopped = threading.Event()
 
     def take() -> None:
         error: BaseException | None = None
@@ -199,9 +199,9 @@ def newest(items: Iterable[T], video: Video) -> Generator[T, None, None]:
                     video.dropped += len(waiting)
                     waiting[:] = [item]
                     change.notify()
-                if leaving.is_set():
+                if stopped.is_set():
                     break
-        except BaseException as raised:  # raised again where it is seen
+        except BaseException as raised:  # re-raised in the consumer
             error = raised
         with change:
             ended.append(error)
@@ -221,12 +221,12 @@ def newest(items: Iterable[T], video: Video) -> Generator[T, None, None]:
             else:
                 return
     finally:
-        leaving.set()
+        stopped.set()
         thread.join()
 
 
 class VideoWriter:
-    """Writes frames into a video file; made by `write_video`."""
+    """Writes frames to a video file; made by `write_video`."""
 
     def __init__(self, path: Path, container: OutputContainer, time_base: Fraction, rate: Fraction) -> None:
         self._path, self._container, self._time_base = path, container, time_base
@@ -238,26 +238,26 @@ class VideoWriter:
         """Write one frame.
 
         Args:
-            picture: uint8 (H, W, 3); all of one size.
-            pts: Its time, later than that of the frame before.
+            picture: uint8 (H, W, 3), the same size for all frames.
+            pts: Timestamp, greater than that of the previous frame.
 
         Raises:
             OutputError: If it cannot be written.
         """
         import av
 
-        # The colours of two by two pixels are stored as one.
+        # yuv420p stores one colour per 2 x 2 pixels, so sides must be even.
         even = np.pad(picture, [(0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)], mode="edge")
         context = self._stream.codec_context
         if not context.is_open:
             context.height, context.width = even.shape[:2]
-            context.pix_fmt, context.colorspace, context.color_range = "yuv420p", _SD_COLORS, 1
+            context.pix_fmt, context.colorspace, context.color_range = "yuv420p", _BT601, 1
         frame = av.VideoFrame.from_ndarray(even, format="rgb24")
         frame.pts, frame.time_base = pts, self._time_base
         self._mux(frame)
 
     def finish(self) -> None:
-        """Write what the encoder still holds.
+        """Flush the encoder.
 
         Raises:
             OutputError: If it cannot be written.
@@ -271,30 +271,30 @@ class VideoWriter:
             self._container.mux(self._stream.encode(frame))
         except av.FFmpegError as error:
             raise OutputError(
-                f"cannot write {self._path}: {error.strerror}; choose another place or free some space"
+                f"cannot write {self._path}: {error.strerror}; choose another path or free some space"
             ) from error
 
 
 @contextlib.contextmanager
 def write_video(path: str | Path, time_base: Fraction, rate: Fraction = Fraction(30)) -> Iterator[VideoWriter]:
-    """Write a video file, whole or not at all: it gets its name when it is finished.
+    """Write a video file atomically: it appears under its name once it is complete.
 
     Args:
-        path: Where to; its suffix chooses the format.
-        time_base: Unit of the frames' times, in seconds.
-        rate: About how many frames a second there are.
+        path: Output file; its suffix selects the format.
+        time_base: Unit of the timestamps, in seconds.
+        rate: Approximate frames per second.
 
     Yields:
-        What to write frames with.
+        The writer.
 
     Raises:
-        OutputError: If the file cannot be written, is being written by another process, or is of no known format.
+        OutputError: If the format is unknown, the file cannot be written, or another process is writing it.
     """
     import av
 
     path = Path(path)
     if path.suffix.lower() not in WRITTEN:
-        raise OutputError(f"cannot write {path}: no video format; name a file that ends in {', '.join(WRITTEN)}")
+        raise OutputError(f"cannot write {path}: unknown video format; use one of {', '.join(WRITTEN)}")
     require_writable(path)
     with locked(path), atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
         writer = VideoWriter(path, container, time_base, rate)
@@ -303,7 +303,7 @@ def write_video(path: str | Path, time_base: Fraction, rate: Fraction = Fraction
 
 
 def _camera(name: str) -> tuple[str, str]:
-    """Name a camera as the operating system does, and the kind of device that it is."""
+    """URL and device format of a camera on this operating system."""
     if sys.platform == "win32":
         return f"video={name}", "dshow"
     if sys.platform == "darwin":

@@ -1,4 +1,4 @@
-"""A window that shows pictures one after the other and tells which keys were pressed, by Python's own tkinter."""
+"""A tkinter window that shows frames and reports pressed keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-_LONGEST_WAIT = 0.02  # seconds without looking at the keys
+_POLL_SECONDS = 0.02
 
 
 class Window:
@@ -31,19 +31,19 @@ class Window:
 
         Args:
             picture: uint8 (H, W, 3) RGB.
-            seconds: How long it stays at least, if no key is pressed.
+            seconds: Time to wait for a key, in seconds.
 
         Returns:
-            The keys that were pressed, in lower case; closing the window presses "q".
+            The keys pressed since the last call, in lower case. Closing the window counts as "q".
         """
         from PIL import ImageTk
 
         end = time.monotonic() + seconds
-        self._photo = ImageTk.PhotoImage(Image.fromarray(picture), master=self._root)  # kept, since tkinter does not
+        self._photo = ImageTk.PhotoImage(Image.fromarray(picture), master=self._root)  # tkinter keeps no reference
         self._label.configure(image=self._photo)
         self._root.update()
         while not self._keys and (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, _LONGEST_WAIT))
+            time.sleep(min(left, _POLL_SECONDS))
             self._root.update()
         keys, self._keys = self._keys, ""
         return keys
@@ -51,13 +51,13 @@ class Window:
 
 @contextlib.contextmanager
 def open_window(title: str) -> Iterator[Window | None]:
-    """Open a window; it closes with the context.
+    """Open a window; it is closed on exit.
 
     Args:
-        title: What stands above it.
+        title: Window title.
 
     Yields:
-        The window; None where there is no display, or Python was built without tkinter.
+        The window, or None without a display or without tkinter.
     """
     try:
         import tkinter

@@ -132,7 +132,7 @@ def test_the_line_of_text_tells_rate_cluster_and_anomaly(file, tmp_path, monkeyp
     monkeypatch.setattr(stream, "caption", lambda image, text: said.append(text))
     clock = itertools.count(0, 0.25)
     monkeypatch.setattr(stream.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(stream, "_DRAWERS", 1)
+    monkeypatch.setattr(stream, "_DRAW_THREADS", 1)
     explain_stream(Explained(), file, tmp_path / "out.mp4")
     assert said == ["square, anomaly 0.50", *["4 fps, square, anomaly 0.50"] * 6]
 
@@ -165,7 +165,7 @@ def test_a_file_is_shown_at_the_times_of_its_frames(file, window):
 
 
 def test_s_switches_between_heat_map_and_box_and_q_ends(file, tmp_path, window, monkeypatch):
-    monkeypatch.setattr(stream, "_DRAWERS", 0)  # no frame is drawn before the key is pressed
+    monkeypatch.setattr(stream, "_DRAW_THREADS", 0)  # no frame is drawn before the key is pressed
     monkeypatch.setattr(stream, "caption", lambda image, text: None)
     opened = window("", "s", "ss", "sq")
     explainer = Explained()
