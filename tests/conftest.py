@@ -1,14 +1,14 @@
 """Small real things that many tests need: a folder of pictures with masks, a network, a database."""
 
+import contextlib
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forks import Forks
 from PIL import Image
 
 from embedcam.builder.build import build_database
@@ -99,16 +99,22 @@ def spread(request, folder):
     return net, build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=5)
 
 
+@pytest.fixture(scope="session")
+def forks():
+    """Starts processes quickly."""
+    with contextlib.closing(Forks()) as forks:
+        yield forks
+
+
 @pytest.fixture
-def torchrun(tmp_path):
-    """Run the command line in several processes, after some lines of Python in each."""
+def processes(forks):
+    """Run the command line in several processes that work together, as `torchrun` does, after some lines of Python."""
 
     def start(count, *arguments, before=""):
-        script = tmp_path / "run.py"
-        script.write_text(f"{before}\nfrom embedcam.cli import main\nmain()\n")
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", "--rdzv-backend=c10d"]
-        command += ["--rdzv-endpoint=localhost:0", str(script), *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        agent = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)} for rank in range(count)]
+        code = f"{before}\nfrom embedcam.cli import main\nmain()\n"
+        return forks.run_together(code, *arguments, environments=[agent | rank for rank in ranks])
 
     return start

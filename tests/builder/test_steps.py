@@ -1,6 +1,9 @@
 """Builds that are cut into shards, interrupted, resumed, and shared out among processes."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -157,26 +160,29 @@ def given(net, folder, out):
     return ("build", *files, "--clusters", 4, "--top-k", 12, "--pairs", 5)
 
 
-def test_two_and_three_processes_build_the_database_of_one(net, folder, tmp_path, torchrun, small_shards):
+def test_two_and_three_processes_build_the_database_of_one(net, folder, tmp_path, processes, small_shards):
     one = embedcam.build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=5)
     for count in (2, 3):
-        done = torchrun(count, *given(net, folder, tmp_path / "a.h5"), before=SMALL_SHARDS)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("wrote") == 1
+        done = processes(count, *given(net, folder, tmp_path / "a.h5"), before=SMALL_SHARDS)
+        assert [each.returncode for each in done] == [0] * count, done
+        assert [each.stdout.count("wrote") for each in done] == [1] + [0] * (count - 1)
         several = embedcam.WeightDatabase.load(tmp_path / "a.h5")
         np.testing.assert_allclose(several.weights_mean, one.weights_mean, atol=1e-6 * np.abs(one.weights_mean).max())
         np.testing.assert_array_equal(several.top_channels, one.top_channels)
         np.testing.assert_array_equal(several.exemplars.cluster, one.exemplars.cluster)
 
 
-def test_a_dead_process_ends_the_run_with_a_state_to_resume(net, folder, tmp_path, torchrun):
+def test_a_dead_process_ends_the_run_with_a_state_to_resume(net, folder, tmp_path, processes):
     command = given(net, folder, tmp_path / "a.h5")
-    done = torchrun(2, *command, before=SMALL_SHARDS + DIES)
-    assert done.returncode != 0
+    (tmp_path / "run.py").write_text(f"{SMALL_SHARDS}{DIES}from embedcam.cli import main\nmain()\n")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    torchrun += ["--rdzv-endpoint=localhost:0", tmp_path / "run.py", *map(str, command)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    assert subprocess.run(torchrun, capture_output=True, env=environment, check=False).returncode != 0
     assert not (tmp_path / "a.h5").exists()
     assert list((tmp_path / "a.h5.parts").glob("embedded-*"))
-    done = torchrun(2, *command, "--resume", before=SMALL_SHARDS)
-    assert done.returncode == 0, done.stderr
+    done = processes(2, *command, "--resume", before=SMALL_SHARDS)
+    assert [each.returncode for each in done] == [0, 0], done
     assert embedcam.WeightDatabase.load(tmp_path / "a.h5").counts.sum() == 18
     assert not (tmp_path / "a.h5.parts").exists()
 

@@ -2,33 +2,52 @@
 
     python tests/kills/kills.py [--kills 50] [--seed 0]
 
-Each run is started again with `--resume` until it comes to its end; in between it is killed, by SIGKILL, SIGTERM or
-Ctrl-C, after a random share of the time that an undisturbed run takes. Before every start there is a finished result of
-an earlier run under the same name. After every kill it must still be there, whole, or be the new one; at the end, the
-files must have the bytes of the undisturbed run, and nothing else may lie about.
+Each run is started again with `--resume` until it comes to its end. In between it is killed, by SIGKILL, SIGTERM or
+Ctrl-C, at a random file operation: counted, not timed, so that a slow machine kills at the same moments. Before every
+start there is a finished result of an earlier run under the same name. After every kill it must still be there, whole,
+or be the new one. At the end, the files must have the bytes of the undisturbed run, and no other file may be left.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from forks import Forks
 from PIL import Image
 
-ENVIRONMENT = {**os.environ, "SOURCE_DATE_EPOCH": "1700000000", "OMP_NUM_THREADS": "1"}
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-# Shards of a few images, so that a build of few images has many of them.
-START = "from embedcam.database import shards; shards.SHARD = 8; from embedcam.cli import main; import sys; sys.exit(main())"
+# Runs the command line after the first two arguments and prints the number of its file operations; at one of them, it
+# sends itself a signal. Shards are of a few images, so that a build of few images has many of them.
+CODE = """
+import os, signal, sys
+from embedcam.builder import shards
+from embedcam.cli import main
+moment, number = map(int, sys.argv[1:3])
+del sys.argv[1:3]
+shards.SHARD = 8
+os.environ["SOURCE_DATE_EPOCH"] = "1700000000"
+signal.signal(signal.SIGINT, signal.default_int_handler)
+seen = 0
+def watch(event, arguments):
+    global seen
+    if event in ("open", "os.rename", "os.remove"):
+        seen += 1
+        if seen == moment:
+            os.kill(os.getpid(), number)
+sys.addaudithook(watch)
+try:
+    main()
+finally:
+    print(seen)
+"""
 
 
 @dataclass(frozen=True)
@@ -47,16 +66,7 @@ class Run:
 
     def command(self, folder: Path) -> list[str]:
         """Give the whole command that writes into a folder."""
-        return [
-            sys.executable,
-            "-c",
-            START,
-            self.name,
-            *self.arguments,
-            self.out[0],
-            str(folder / self.out[1]),
-            "--resume",
-        ]
+        return [self.name, *self.arguments, self.out[0], str(folder / self.out[1]), "--resume"]
 
 
 def main() -> None:
@@ -83,16 +93,16 @@ def kill_all(kills: int, chance: random.Random) -> dict[str, int]:
     Raises:
         AssertionError: If anything was lost.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        runs = make(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(Forks()) as forks:
+        runs = make(Path(folder), forks)
         total = dict.fromkeys((run.name for run in runs), 0)
         while sum(total.values()) < kills:
             for run in runs:
-                total[run.name] += kill_until_done(run, Path(folder), chance)
+                total[run.name] += kill_until_done(run, Path(folder), chance, forks)
         return total
 
 
-def make(folder: Path) -> list[Run]:
+def make(folder: Path, forks: Forks) -> list[Run]:
     """Make pictures, a network and a database, and the runs on them."""
     colors = np.random.default_rng(0)
     for label in range(3):
@@ -113,7 +123,7 @@ def make(folder: Path) -> list[Run]:
         "build", (*data, *files[:2], "--clusters", "4", "--top-k", "12", "--pairs", "5"), ("--out", "weights.h5")
     )
     for run in (train, build):
-        subprocess.run(run.command(folder), check=True, capture_output=True, env=ENVIRONMENT)
+        forks.run(CODE, 0, 0, *run.command(folder)).check_returncode()
     pictures = str(folder / "data" / "images")
     return [
         train,
@@ -123,32 +133,26 @@ def make(folder: Path) -> list[Run]:
     ]
 
 
-def kill_until_done(run: Run, folder: Path, chance: random.Random) -> int:
+def kill_until_done(run: Run, folder: Path, chance: random.Random, forks: Forks) -> int:
     """Start a run until it ends by itself, killing it in between; return how often it was killed."""
     where = folder / f"{run.name}-killed"
     shutil.rmtree(where, ignore_errors=True)
     where.mkdir()
-    start = time.monotonic()
-    subprocess.run(run.command(where), check=True, capture_output=True, env=ENVIRONMENT)
-    took, wanted = time.monotonic() - start, contents(where)
+    undisturbed = forks.run(CODE, 0, 0, *run.command(where))
+    undisturbed.check_returncode()
+    operations, expected = int(undisturbed.stdout.splitlines()[-1]), contents(where)
     for killed in range(1000):
-        process = subprocess.Popen(
-            run.command(where), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT, text=True
-        )
-        # Less and less often, so that it comes to its end.
-        patience = took * chance.uniform(0.2, 1.1 + killed / 4)
-        try:
-            _, said = process.communicate(timeout=patience)
-        except subprocess.TimeoutExpired:
-            process.send_signal(chance.choice(SIGNALS))
-            _, said = process.communicate()
-            assert "Traceback" not in said, said
-            finished = {name: content for name, content in contents(where).items() if name in wanted}
-            assert {name: finished.get(name) for name in results(run, wanted)} == results(run, wanted), run.name
-            continue
-        assert process.returncode == 0, said
-        assert contents(where) == wanted, f"{run.name}: other files than an undisturbed run leaves"
-        return killed
+        # The range grows, so that the run comes to its end.
+        moment = chance.randint(1, round(operations * (0.9 + killed / 8)))
+        number = chance.choice(SIGNALS)
+        done = forks.run(CODE, moment, int(number), *run.command(where))
+        assert "Traceback" not in done.stderr, done.stderr
+        if done.returncode == 0:
+            assert contents(where) == expected, f"{run.name}: other files than an undisturbed run leaves"
+            return killed
+        assert done.returncode in (-number, 130, 143), done.stderr
+        finished = {name: content for name, content in contents(where).items() if name in expected}
+        assert {name: finished.get(name) for name in results(run, expected)} == results(run, expected), run.name
     raise AssertionError(f"{run.name} does not come to its end")
 
 

@@ -1,4 +1,4 @@
-"""Training that several processes share, as `torchrun` starts them."""
+"""Training in several processes."""
 
 import torch
 from safetensors.torch import save_file
@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from embedcam.nets import EmbeddingNet
 
 
-def test_two_processes_train_the_network_of_one(folder, tmp_path, torchrun):
+def test_two_processes_train_the_network_of_one(folder, tmp_path, processes):
     torch.manual_seed(1)
     # Pretrained weights: batch-norm statistics stay as they are, or each process would have its own images'.
     save_file(EmbeddingNet("tiny", 8, image_size=32).backbone.state_dict(), tmp_path / "tiny.safetensors")
@@ -16,9 +16,9 @@ def test_two_processes_train_the_network_of_one(folder, tmp_path, torchrun):
     nets = []
     for count in (1, 2):
         out = tmp_path / f"{count}.safetensors"
-        done = torchrun(count, *given, "--out", out)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("wrote") == 1
+        done = processes(count, *given, "--out", out)
+        assert [each.returncode for each in done] == [0] * count, done
+        assert [each.stdout.count("wrote") for each in done] == [1] + [0] * (count - 1)
         nets.append(torch.cat([value.flatten() for value in EmbeddingNet.load(out).backbone.parameters()]))
     one, two = nets
     start = EmbeddingNet("tiny", 8, image_size=32, weights=tmp_path / "tiny.safetensors").backbone.parameters()
