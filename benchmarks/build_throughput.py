@@ -89,7 +89,7 @@ def measure(
     works: dict[str, Callable[[], object]] = {
         "embedding alone": lambda: embed(net, samples),
         "build": partial(build, refinement=False),
-        "build, Grad-CAM++": partial(build, refinement=False, method="gradcam++"),
+        "build, Grad-CAM++": partial(build, refinement=False, method="gradcam++-exact"),
         "build, with the refinement": build,
         "weights, closed form": partial(build, refinement=False, embedded=seen),
         "loop, head": lambda: loop(net, few, known, partners, whole=False),

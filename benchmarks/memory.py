@@ -176,12 +176,12 @@ def with_gradients(folder: Path, count: int) -> float:
     """Explain by backpropagation, by either method, at one layer and at two."""
     import torch
 
-    from embedcam.gradient import METHODS, GradCAM, TripletMargin
+    from embedcam.gradient import WEIGHTINGS, GradCAM, TripletMargin
     from embedcam.nets import EmbeddingNet
 
     net = EmbeddingNet.load(folder / "net.safetensors")
     target = TripletMargin(*torch.randn(2, DIM))
-    choices = itertools.product((net.layer, [net.layer, "features.5"]), METHODS)
+    choices = itertools.product((net.layer, [net.layer, "features.5"]), WEIGHTINGS)
     cams = itertools.cycle([GradCAM(net, layer, method=method) for layer, method in choices])
     return growth(lambda images: next(cams)(images, target), torch.from_numpy(some_image()), count)
 

@@ -2,12 +2,12 @@
 
 from .classmap.classmap import ClassMap, class_maps
 from .classmap.convolutional import ConvolutionalClassifier
-from .explain.gradcam import METHODS, VARIANTS, GradCAM, channel_weights, plus_plus_weights
+from .explain.gradcam import GradCAM
 from .explain.targets import ClassScore, Proxy, Scalar, SegmentationScore, Similarity, Target, TripletMargin
+from .explain.weighting import WEIGHTINGS, Weighting
 
 __all__ = [
-    "METHODS",
-    "VARIANTS",
+    "WEIGHTINGS",
     "ClassMap",
     "ClassScore",
     "ConvolutionalClassifier",
@@ -18,7 +18,6 @@ __all__ = [
     "Similarity",
     "Target",
     "TripletMargin",
-    "channel_weights",
+    "Weighting",
     "class_maps",
-    "plus_plus_weights",
 ]

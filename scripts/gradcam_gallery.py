@@ -26,7 +26,7 @@ from embedcam.data.preprocess import Preprocess
 from embedcam.errors import EmbedcamError, NetworkError
 from embedcam.explain.explanation import Explanation
 from embedcam.explain.maps import PLACEMENTS
-from embedcam.gradient import METHODS, VARIANTS, ClassScore, GradCAM
+from embedcam.gradient import WEIGHTINGS, ClassScore, GradCAM
 from embedcam.nets import backbones
 from embedcam.show.grid import grid, save_png
 from embedcam.utils import progress
@@ -41,7 +41,6 @@ NETWORKS = {
     "squeezenet1_1": ("features_12_expand3x3_activation", "features_3_expand3x3_activation"),
 }
 DEPTHS = ("deep", "shallow")
-COLUMNS = ("picture", "Grad-CAM", "Grad-CAM++", "overlay, Grad-CAM", "overlay, Grad-CAM++")
 CELL = 224  # pixels on the sheet
 
 
@@ -54,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--weights", default="DEFAULT", help="DEFAULT (downloaded), or a folder of state dicts")
     source.add_argument("--random", action="store_true", help="untrained networks, where there are no weights")
-    parser.add_argument("--variant", choices=VARIANTS, default="elementwise", help="of Grad-CAM++")
+    parser.add_argument(
+        "--method", choices=WEIGHTINGS.names(), default="gradcam++-elementwise", help="shown beside gradcam"
+    )
     parser.add_argument("--placement", choices=PLACEMENTS, default=PLACEMENTS[0], help="how cells are placed")
     parser.add_argument("--out", type=Path, default=Path("runs/gallery"), help="folder")
     given = parser.parse_args(arguments)
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for depth in DEPTHS:
             require_writable(given.out / f"{depth}.png")
         picture = sample() if given.picture is None else read_image(given.picture)
-        sheets = gallery(picture, None if given.random else given.weights, given.variant, given.placement)
+        sheets = gallery(picture, None if given.random else given.weights, given.method, given.placement)
         for depth, sheet in sheets.items():
             save_png(sheet, given.out / f"{depth}.png")
             print(given.out / f"{depth}.png")
@@ -73,8 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def gallery(picture: Image.Image, weights: str | None, variant: str, placement: str) -> dict[str, Image.Image]:
+def gallery(picture: Image.Image, weights: str | None, method: str, placement: str) -> dict[str, Image.Image]:
     """Explain a picture with all networks; gives a sheet a depth."""
+    methods = ("gradcam", method)
     rows: dict[str, list[list[NDArray[np.uint8]]]] = {depth: [] for depth in DEPTHS}
     captions: dict[str, list[list[str | None]]] = {depth: [] for depth in DEPTHS}
     images = torch.from_numpy(Preprocess()(picture))[None]
@@ -85,10 +87,7 @@ def gallery(picture: Image.Image, weights: str | None, variant: str, placement: 
         with torch.inference_mode():
             probability, index = model.eval()(images).softmax(dim=1)[0].max(dim=0)
         label = "untrained" if weights is None else f"{class_name(name, int(index))} {float(probability):.0%}"
-        by_method = [
-            GradCAM(model, layers, method=method, variant=variant, placement=placement)(images, ClassScore())
-            for method in METHODS
-        ]
+        by_method = [GradCAM(model, layers, method=each, placement=placement)(images, ClassScore()) for each in methods]
         for depth, layer in zip(DEPTHS, layers, strict=True):
             found: list[Explanation] = [explanations[layer] for explanations in by_method]
             drawn = [each.overlay([shown], alpha=alpha)[0] for alpha in (1.0, 0.5) for each in found]
@@ -99,7 +98,7 @@ def gallery(picture: Image.Image, weights: str | None, variant: str, placement: 
         depth: grid(
             rows[depth],
             captions[depth],
-            column_titles=COLUMNS,
+            column_titles=["picture", *methods, *(f"overlay, {each}" for each in methods)],
             row_titles=list(NETWORKS),
             cell_size=CELL,
         )

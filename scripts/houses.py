@@ -251,7 +251,6 @@ def signed_weights(net: EmbeddingNet, price: nn.Linear, houses: FileSamples, see
         lambda maps: net.head_embed(maps[:, :, 0, 0]),
         pooled[:, :, None, None],
         directions,
-        sums=pooled * cells,
         cells=cells,
     )
     centroids, cluster, _ = kmeans(seen.embeddings, CLUSTERS, net.metric, seed)

@@ -12,7 +12,7 @@ from .._version import __version__
 from ..data.arrays import as_samples
 from ..database.record import WeightDatabase
 from ..errors import DatabaseError
-from ..explain.gradcam import METHODS
+from ..explain.weighting import WEIGHTINGS
 from ..nets.inference import Embedded
 from ..nets.network import Network
 from ..utils.distributed import Group
@@ -53,7 +53,7 @@ def build_database(
         clusters: How many; fewer if there are fewer different images.
         top_k: Channels T kept of each cluster, at most the layer's K.
         pairs: Triplets an image.
-        method: "gradcam" or "gradcam++".
+        method: Name of a channel weighting, one of `WEIGHTINGS`, such as "gradcam" or "gradcam++-exact".
         exemplars: Keep every image's embedding and strongest channels too.
         refinement: Also run some images of each cluster at a larger size, for sharper maps by default; without it,
             images are explained at the network's own size and by its feature layer alone.
@@ -71,7 +71,8 @@ def build_database(
 
     Raises:
         DataError: If the images or their labels do not allow triplets.
-        DatabaseError: If `top_k` or `method` cannot be used, or `work` holds another run's work.
+        DatabaseError: If `top_k` cannot be used, or `work` holds another run's work.
+        TargetError: If `method` is unknown.
         OutputError: If `work` cannot be written.
 
     Source:
@@ -82,8 +83,7 @@ def build_database(
         raise DatabaseError(
             f"top_k {top_k} is outside 1..{net.channels}, the channels of layer {net.layer!r}; choose --top-k within"
         )
-    if method not in METHODS:
-        raise DatabaseError(f"unknown method {method!r}; use one of {', '.join(METHODS)}")
+    WEIGHTINGS[method]  # raises now, not after the long pass
     if samples.labels is not None:  # fail before the long pass, not after it
         Partners(samples.labels, samples.names, pairs, seed)
     if work is None and group.size > 1:

@@ -57,7 +57,7 @@ def measure_refinement(
         distance: (N,) of each image to its centroid.
         labels: (N,) of each image; clusters where there are no labels.
         directions: From image indices (B,) to their triplets' directions (B, pairs, D).
-        method: "gradcam" or "gradcam++".
+        method: Name of a channel weighting, one of `WEIGHTINGS`.
         batch_size: Images a batch.
         workers: Threads that read images ahead.
 

@@ -23,6 +23,7 @@ from ..database.neighbors import Neighbors, coarse_cells, searchable
 from ..database.record import Exemplars, NetworkRecord, WeightDatabase, top_channels
 from ..errors import DataError, UnreadableError
 from ..explain.grad_weights import direction, grad_weights, weigh
+from ..explain.weighting import WEIGHTINGS
 from ..nets import layers, receptive_field
 from ..nets.embedding import EmbeddingNet
 from ..nets.inference import Embedded, embed, tensor_batches
@@ -175,7 +176,8 @@ class Build:
         """Work out the channel weights (n, K) of a shard's images."""
         weights = np.empty((len(indices), self.net.channels), dtype=np.float32)
         with layers.evaluating(self.net):
-            if self._gathered["pooled"] and isinstance(self.net, EmbeddingNet):
+            pooled_form = WEIGHTINGS[self.options.method].pooled is not None
+            if pooled_form and self._gathered["pooled"] and isinstance(self.net, EmbeddingNet):
                 pooled = self.shards.read("embedded", number, "pooled")["pooled"]
                 cells = self.net.map_size[0] * self.net.map_size[1]
                 for start in range(0, len(indices), self.options.batch_size):
@@ -322,9 +324,8 @@ def _part(embedded: Embedded, rows: range) -> Embedded:
 
 
 def _of_pooled(net: EmbeddingNet, pooled: Tensor, directions: Tensor, method: str, cells: int) -> NDArray[np.float32]:
-    maps, sums = pooled[:, :, None, None], pooled * cells
     embed: Callable[[Tensor], Tensor] = lambda maps: net.head_embed(maps[:, :, 0, 0])  # noqa: E731
-    return np.asarray(grad_weights(embed, maps, directions, method, sums=sums, cells=cells).cpu())
+    return np.asarray(grad_weights(embed, pooled[:, :, None, None], directions, method, cells=cells).cpu())
 
 
 def _cluster_labels(cluster: NDArray[np.int64], centroids: NDArray[np.float32], metric: str) -> NDArray[np.int64]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from ..registry import Registry
+
 
 def specs(incomplete: str) -> list[str]:
     """Complete the beginning of a data set's SPEC.
@@ -46,6 +51,18 @@ def colormaps(incomplete: str) -> list[str]:
     from cmap import Catalog
 
     return _begin(sorted(Catalog().short_keys()), incomplete)
+
+
+def registered(registry: Registry[Any]) -> Callable[[str], list[str]]:
+    """Make the completion of a registry's names.
+
+    Args:
+        registry: The registry.
+
+    Returns:
+        From what is typed so far to the names that begin so.
+    """
+    return lambda incomplete: _begin(registry.names(), incomplete)
 
 
 def _begin(words: list[str], incomplete: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..explain.weighting import WEIGHTINGS
 from . import completion, console
 from .options import (
     NETWORK,
@@ -24,6 +25,7 @@ from .options import (
     SeedOption,
     StrictOption,
     WorkersOption,
+    one_of,
 )
 
 
@@ -179,8 +181,14 @@ def build(
     ] = 50,
     pairs: Annotated[int, typer.Option(min=1, help="Triplets an image.", metavar="N", rich_help_panel=WEIGHTS)] = 50,
     method: Annotated[
-        Literal["gradcam", "gradcam++"],
-        typer.Option(help="How channel weights are worked out.", rich_help_panel=WEIGHTS),
+        str,
+        typer.Option(
+            help=f"Channel weighting: {', '.join(WEIGHTINGS)}. Of Grad-CAM++, gradcam++-exact suits a database best.",
+            metavar="NAME",
+            callback=one_of(WEIGHTINGS),
+            autocompletion=completion.registered(WEIGHTINGS),
+            rich_help_panel=WEIGHTS,
+        ),
     ] = "gradcam",
     exemplars: Annotated[
         bool,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from ..registry import Registry
 from . import completion
 
 SPEC = (
@@ -72,6 +74,24 @@ DeviceOption = Annotated[
         help="cpu, cuda or cuda:N; auto takes a GPU if there is one.", metavar="NAME", rich_help_panel=RUNNING
     ),
 ]
+
+
+def one_of(registry: Registry[Any]) -> Callable[[str | None], str | None]:
+    """Make an option's callback that checks a name against a registry.
+
+    Args:
+        registry: With the names that may be given.
+
+    Returns:
+        A function that returns the name, or raises `BadParameter` if it is unknown.
+    """
+
+    def check(name: str | None) -> str | None:
+        if name is not None and name not in registry:
+            raise typer.BadParameter(f"unknown {registry.kind} {name!r}; use one of {', '.join(registry)}")
+        return name
+
+    return check
 
 
 def require_explainer(net: Path | None, db: Path | None, onnx: Path | None) -> None:

@@ -54,9 +54,7 @@ class GradCAM:
             name = name_of(self.model_arch, name)
         if not isinstance(name, str):
             raise LayerError(f"target_layer must be a module or a name, got {name!r}; name one such as 'layer4'")
-        self._cam = gradient.GradCAM(
-            self.model_arch, name, method=self._method, variant="elementwise", placement="stretch"
-        )
+        self._cam = gradient.GradCAM(self.model_arch, name, method=self._method, placement="stretch")
         # With a dictionary, the second argument was `verbose`.
         if (verbose or target_layer is True) and "input_size" in given:
             print("saliency_map size :", self.saliency_map_size(*given["input_size"]))
@@ -122,7 +120,7 @@ class GradCAM:
 class GradCAMpp(GradCAM):
     """Grad-CAM++ of a classifier, as pytorch-gradcam reads its equation 19."""
 
-    _method = "gradcam++"
+    _method = "gradcam++-elementwise"
 
 
 def visualize_cam(mask: Tensor, img: Tensor, alpha: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -162,7 +162,7 @@ class WeightDatabase:
     Attributes:
         network: The network it was made for.
         geometry: Where that network's feature-map cells sit at its input size.
-        method: "gradcam" or "gradcam++".
+        method: Name of the channel weighting, such as "gradcam".
         target: What the weights explain: "triplet_margin".
         pairs: Triplets an image.
         seed: Of the partners and the k-means.

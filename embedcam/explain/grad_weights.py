@@ -9,16 +9,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import TargetError
 from ..nets import layers
 from ..nets.network import Network
-from .gradcam import channel_weights
+from .weighting import WEIGHTINGS, Weighting
 
-# Gradients of so many floats at most are held at once, 64 MiB; what torch makes on the way is several times that.
+# Gradients are computed in chunks of at most this many floats, 64 MiB; torch's intermediate results take several times
+# that.
 _BUDGET = 2**24
 
 
 def direction(positives: Tensor, negatives: Tensor, metric: str) -> Tensor:
-    """Give the derivative of the triplet margin by the anchor's embedding.
+    """Compute the gradient of the triplet margin with respect to the anchor's embedding.
 
     It does not depend on the anchor: z·p - z·n gives p - n, and |z - n|² - |z - p|² gives 2 (p - n).
 
@@ -39,25 +41,26 @@ def grad_weights(
     directions: Tensor,
     method: str = "gradcam",
     *,
-    sums: Tensor | None = None,
     cells: int | None = None,
 ) -> Tensor:
     """Average the channel weights of each anchor over its triplets.
 
-    Grad-CAM is linear in the direction: all triplets of an anchor cost one vector-Jacobian product with the mean
-    direction. Grad-CAM++ is not: one product a triplet, batched.
+    A linear weighting takes one vector-Jacobian product per anchor, with the mean direction; others take one per
+    triplet, batched.
 
     Args:
-        embed: From feature maps to embeddings (B, D); each image by itself.
-        maps: Feature maps (B, K, h, w); or, for a head that starts with global average pooling, their means
-            (B, K, 1, 1).
+        embed: From feature maps to embeddings (B, D); each image is embedded independently.
+        maps: Feature maps (B, K, h, w); with `cells`, their means (B, K, 1, 1).
         directions: (B, pairs, D), from `direction`.
-        method: "gradcam" or "gradcam++".
-        sums: Feature maps summed over space (B, K), if `maps` holds means.
-        cells: Cells h * w of a feature map, if `maps` holds means.
+        method: Name of a channel weighting, one of `WEIGHTINGS`.
+        cells: Cells h * w of a feature map, for a head that starts with global average pooling and a weighting that
+            has a closed form (`Weighting.pooled`).
 
     Returns:
         (B, K).
+
+    Raises:
+        TargetError: If there is no such weighting, or it has no closed form and `cells` is given.
 
     Source:
         Chen et al. 2020, Adapting Grad-CAM for Embedding Networks (arXiv 2001.06538), section 3.
@@ -65,11 +68,17 @@ def grad_weights(
     with torch.enable_grad():
         leaf = maps.detach().requires_grad_()
         embeddings = embed(leaf)
-    return weights_from_graph(embeddings, leaf, directions, method, sums=sums, cells=cells)
+    weighting = WEIGHTINGS[method]
+    if cells is None:
+        return _average(embeddings, leaf, directions, weighting, partial(weighting, maps))
+    means, pooled = maps[..., 0, 0], weighting.pooled
+    if pooled is None:
+        raise TargetError(f"method {method!r} has no form for pooled maps; give whole feature maps, without cells")
+    return _average(embeddings, leaf, directions, weighting, lambda grad: pooled(means, grad[..., 0, 0], cells))
 
 
-class Weighed(NamedTuple):
-    """Channel weights of images, and what the pass that gave them saw.
+class WeightedMaps(NamedTuple):
+    """Channel weights of images, and the maps and embeddings of the same forward pass.
 
     Attributes:
         weights: (B, K).
@@ -82,62 +91,47 @@ class Weighed(NamedTuple):
     embeddings: Tensor
 
 
-def weigh(net: Network, layer: str, images: Tensor, directions: Tensor, method: str = "gradcam") -> Weighed:
-    """Work out the channel weights of images at any layer of a network, whatever its head.
+def weigh(net: Network, layer: str, images: Tensor, directions: Tensor, method: str = "gradcam") -> WeightedMaps:
+    """Compute the channel weights of images at any layer of a network, whatever its head.
 
     Args:
         net: The network, in evaluation mode.
         layer: Dotted name.
         images: (B, 3, H, W), normalised, on the network's device.
         directions: (B, pairs, D), from `direction`.
-        method: "gradcam" or "gradcam++".
+        method: Name of a channel weighting, one of `WEIGHTINGS`.
 
     Returns:
         Weights, maps and embeddings, without a graph.
+
+    Raises:
+        TargetError: If there is no such weighting.
     """
-    with torch.no_grad(), layers.capture({layer: layers.resolve(net.body, layer)}, differentiable=True) as grabbed:
-        embeddings = net(images)
+    with torch.no_grad(), layers.capture({layer: layers.resolve(net.body, layer)}, differentiable=True) as captured:
+        embeddings, leaf = net(images), captured[layer]
         as_maps = partial(net.as_maps, images=images, layer=layer)
-        weights = weights_from_graph(embeddings, grabbed[layer], directions, method, as_maps=as_maps)
-        return Weighed(weights, as_maps(grabbed[layer].detach()), embeddings.detach())
+        maps = as_maps(leaf.detach())
+        weighting = WEIGHTINGS[method]
+        weights = _average(embeddings, leaf, directions, weighting, lambda grad: weighting(maps, as_maps(grad)))
+        return WeightedMaps(weights, maps, embeddings.detach())
 
 
-def weights_from_graph(
+def _average(
     embeddings: Tensor,
     leaf: Tensor,
     directions: Tensor,
-    method: str,
-    *,
-    as_maps: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-    sums: Tensor | None = None,
-    cells: int | None = None,
+    weighting: Weighting,
+    weights_of: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Do the work of `grad_weights` on a graph that was already built from `leaf` to `embeddings`.
-
-    Args:
-        embeddings: (B, D), with a graph back to `leaf`.
-        leaf: The feature layer's output as the network has it.
-        directions: (B, pairs, D).
-        method: "gradcam" or "gradcam++".
-        as_maps: From the layer's output to (B, K, h, w).
-        sums: As in `grad_weights`.
-        cells: As in `grad_weights`.
-
-    Returns:
-        (B, K).
-    """
-    spread = 1 if cells is None else cells  # a mean over n cells passes 1 / n of its gradient to each
-    if method == "gradcam":
-        (gradient,) = torch.autograd.grad(embeddings, leaf, directions.mean(dim=1))
-        return channel_weights(leaf.new_empty(0), as_maps(gradient) / spread, method)
-    sums = as_maps(leaf.detach()).sum(dim=(2, 3)) if sums is None else sums
-    total = torch.zeros_like(sums)
+    """Average `weights_of` the gradients at `leaf` over the directions."""
+    if weighting.linear:
+        return weights_of(torch.autograd.grad(embeddings, leaf, directions.mean(dim=1))[0])
     pairs = directions.shape[1]
     chunk = max(1, _BUDGET // max(1, leaf.numel()))
+    total: Tensor | float = 0.0
     for start in range(0, pairs, chunk):
         part = directions[:, start : start + chunk].transpose(0, 1)
         (gradients,) = torch.autograd.grad(embeddings, leaf, part, is_grads_batched=True, retain_graph=True)
         for gradient in gradients:
-            # Where one cell stands for `cells` equal ones, the sum over space has that many equal terms.
-            total += channel_weights(sums, as_maps(gradient) / spread, method) * spread
-    return total / pairs
+            total = total + weights_of(gradient)
+    return torch.as_tensor(total / pairs)

@@ -18,67 +18,7 @@ from ..nets.network import Network
 from .explanation import Explanation
 from .maps import PLACEMENTS, combine, place
 from .targets import TARGETS, SegmentationScore, Target
-
-METHODS = ("gradcam", "gradcam++")
-VARIANTS = ("grad-cam", "elementwise", "exact")
-
-
-def channel_weights(sums: Tensor, gradients: Tensor, method: str = "gradcam") -> Tensor:
-    """Turn gradients at the feature layer into channel weights.
-
-    Grad-CAM takes the mean of the gradient g over space. Grad-CAM++ takes the sum of alpha * relu(g) with
-    alpha = g² / (2 g² + g³ ΣA), which is 1 / (2 + g ΣA): written so, no power of a small gradient underflows.
-    Where g ΣA <= -2 (possible only for maps with negative sums) alpha is not defined and taken as 0.
-
-    Args:
-        sums: Feature maps summed over space, (..., K).
-        gradients: Of the target at the feature maps, (..., K, h, w).
-        method: "gradcam" or "gradcam++".
-
-    Returns:
-        (..., K).
-
-    Source:
-        Grad-CAM (arXiv 1610.02391) equation 1; Grad-CAM++ (arXiv 1710.11063) equations 5 and 19.
-    """
-    if method == "gradcam":
-        return gradients.mean(dim=(-2, -1))
-    denominator = 2 + gradients * sums[..., None, None]
-    alpha = torch.where(denominator > 0, 1 / denominator.clamp(min=torch.finfo(denominator.dtype).eps), 0)
-    return (alpha * gradients.clamp(min=0)).sum(dim=(-2, -1))
-
-
-def plus_plus_weights(maps: Tensor, gradients: Tensor, variant: str = "grad-cam") -> Tensor:
-    """Turn gradients into Grad-CAM++ channel weights as one of the known implementations does.
-
-    The paper's alpha = g² / (2 g² + Σ A g³) is read in two ways, and everybody adds an epsilon:
-
-    - "grad-cam": g² / (2 g² + ΣA · g³ + 1e-6), as the package grad-cam does;
-    - "elementwise": g² / (2 g² + Σ(A · g³) + 1e-7), as pytorch-gradcam does;
-    - "exact": the first without epsilon, as `channel_weights` does. With an epsilon, gradients smaller than
-      its square root count for less and less.
-
-    Args:
-        maps: Feature maps (B, K, h, w).
-        gradients: Of the target at the feature maps, (B, K, h, w).
-        variant: As above.
-
-    Returns:
-        (B, K).
-
-    Source:
-        Grad-CAM++ (arXiv 1710.11063) equation 19; grad-cam 1.5.7; pytorch-gradcam 0.2.1.
-    """
-    if variant == "exact":
-        return channel_weights(maps.sum(dim=(-2, -1)), gradients, "gradcam++")
-    squared = gradients.square()
-    cubed = squared * gradients
-    if variant == "grad-cam":
-        denominator = 2 * squared + maps.sum(dim=(-2, -1), keepdim=True) * cubed + 1e-6
-    else:
-        denominator = 2 * squared + (maps * cubed).sum(dim=(-2, -1), keepdim=True)
-        denominator = torch.where(denominator != 0, denominator, 1) + 1e-7
-    return (squared / denominator * gradients.clamp(min=0)).sum(dim=(-2, -1))
+from .weighting import WEIGHTINGS
 
 
 class GradCAM:
@@ -89,8 +29,9 @@ class GradCAM:
             compiled it, it is run as plain Python here, and stays compiled for others.
         layer: Dotted name of the feature layer, or several names, explained in one pass; the network's own
             layer, or the last spatial one, if None.
-        method: "gradcam" or "gradcam++".
-        variant: Of Grad-CAM++, one of "grad-cam", "elementwise" and "exact"; see `plus_plus_weights`.
+        method: Name of a channel weighting: "gradcam", "gradcam++" (as the package grad-cam computes it),
+            "gradcam++-exact" (the paper's equation), "gradcam++-elementwise" (as pytorch-gradcam computes it), or any
+            other of `WEIGHTINGS`.
         placement: "receptive-field" puts every cell where the network looked; "stretch" is the plain bilinear
             resize, and gives what the package grad-cam gives.
         reshape: From the layer's output to feature maps (B, K, h, w), where `layers.as_maps` cannot know:
@@ -98,7 +39,7 @@ class GradCAM:
 
     Raises:
         LayerError: If there is no such layer.
-        TargetError: If the method, variant or placement is unknown.
+        TargetError: If the method or the placement is unknown.
 
     Source:
         Grad-CAM (arXiv 1610.02391); Grad-CAM++ (arXiv 1710.11063).
@@ -110,19 +51,13 @@ class GradCAM:
         layer: str | Sequence[str] | None = None,
         *,
         method: str = "gradcam",
-        variant: str = "grad-cam",
         placement: str = "receptive-field",
         reshape: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        for what, given, known in (
-            ("method", method, METHODS),
-            ("variant", variant, VARIANTS),
-            ("placement", placement, PLACEMENTS),
-        ):
-            if given not in known:
-                raise TargetError(f"unknown {what} {given!r}; use one of {', '.join(known)}")
+        if placement not in PLACEMENTS:
+            raise TargetError(f"unknown placement {placement!r}; use one of {', '.join(PLACEMENTS)}")
         self.model = layers.original(model)
-        self.method, self.variant, self.placement, self.reshape = method, variant, placement, reshape
+        self._weighting, self.placement, self.reshape = WEIGHTINGS[method], placement, reshape
         self._body = self.model.body if isinstance(self.model, Network) else self.model
         if layer is None:
             layer = self.model.layer if isinstance(self.model, Network) else layers.suggest(self.model)
@@ -213,11 +148,7 @@ class GradCAM:
     def _map(self, name: str, output: Tensor, gradient: Tensor, size: tuple[int, int]) -> Tensor:
         """Make the map (B, H, W) of a layer, before normalising."""
         maps, gradients = (self._as_maps(name, tensor, size).float() for tensor in (output, gradient))
-        if self.method == "gradcam":
-            weights = channel_weights(maps.sum(dim=(2, 3)), gradients)
-        else:
-            weights = plus_plus_weights(maps, gradients, self.variant)
-        combined: Tensor = combine(maps, weights)
+        combined: Tensor = combine(maps, self._weighting(maps, gradients))
         on_grid = output.ndim == 4 and self.reshape is None and not self._channels_last[name]
         if self.placement == "receptive-field" and on_grid:
             geometry = self._geometry(name, size)

@@ -9,7 +9,8 @@ import torch
 import embedcam
 from embedcam.builder.triplets import Partners
 from embedcam.data import load
-from embedcam.errors import DatabaseError, DataError
+from embedcam.errors import DatabaseError, DataError, TargetError
+from embedcam.explain.weighting import WEIGHTINGS, Weighting
 from embedcam.nets import EmbeddingNet
 from embedcam.nets.inference import embed
 
@@ -32,13 +33,21 @@ def by_hand(net, samples, method):
             (g,) = torch.autograd.grad(net.head_embed(leaf.mean(dim=(2, 3)))[0] @ (z[p] - z[n]), leaf)
             if method == "gradcam":
                 weights[i] += g.mean(dim=(2, 3))[0] / 5
+            elif method == "rectified":
+                weights[i] += g.clamp(min=0).amax(dim=(2, 3))[0] / 5
             else:
                 below = 2 + leaf.detach().sum(dim=(2, 3), keepdim=True) * g
                 weights[i] += (g.clamp(min=0) / below).sum(dim=(2, 3))[0] / 5
     return weights.numpy()
 
 
-@pytest.mark.parametrize("method", ["gradcam", "gradcam++"])
+@pytest.fixture(autouse=True)
+def rectified(monkeypatch):
+    """A weighting from outside, which has no closed form."""
+    monkeypatch.setitem(WEIGHTINGS._parts, "rectified", Weighting(lambda _, g: g.clamp(min=0).amax(dim=(-2, -1))))
+
+
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++-exact", "rectified"])
 def test_weights_are_those_of_single_triplets_averaged_over_each_cluster(net, folder, method):
     db, samples = built(net, folder, method=method), load(f"folder:{folder}", "train")
     weights = by_hand(net, samples, method)
@@ -58,7 +67,7 @@ def test_weights_are_those_of_single_triplets_averaged_over_each_cluster(net, fo
     np.testing.assert_array_equal(db.label_histogram, histogram)
 
 
-@pytest.mark.parametrize("method", ["gradcam", "gradcam++"])
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "gradcam++-exact", "gradcam++-elementwise"])
 def test_the_short_way_of_pooled_heads_gives_what_whole_feature_maps_give(net, folder, method):
     short = built(net, folder, method=method)
     module = embedcam.wrap(net, "backbone.features", preprocess=net.preprocess)  # its head is not known
@@ -85,7 +94,7 @@ def test_the_creation_time_follows_source_date_epoch(net, folder):
 def test_the_network_is_left_as_it_was(net, folder):
     net.train()
     before = net.sha256()
-    built(net, folder, method="gradcam++")
+    built(net, folder, method="gradcam++-exact")
     assert net.training
     assert net.sha256() == before
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -150,7 +159,7 @@ def test_an_unreadable_image_is_left_out_or_an_error(net, folder, tmp_path, capl
 def test_options_that_cannot_be_used_are_named(net, folder):
     with pytest.raises(DatabaseError, match=r"top_k 129 is outside 1..128, the channels of layer 'features'"):
         built(net, folder, top_k=129)
-    with pytest.raises(DatabaseError, match="unknown method 'lime'"):
+    with pytest.raises(TargetError, match="unknown method 'lime'; use one of gradcam, gradcam"):
         built(net, folder, method="lime")
     with pytest.raises(DataError, match="--pairs"):
         built(net, folder, pairs=0)

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from embedcam.errors import TargetError
 from embedcam.explain import grad_weights as module
 from embedcam.explain.grad_weights import direction, grad_weights
+from embedcam.explain.weighting import WEIGHTINGS, Weighting
 
 BATCH, CHANNELS, SIDE, DIM, PAIRS = 3, 6, 4, 5, 7
 
@@ -59,7 +61,7 @@ def relative_error(found, expected):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("hidden", [False, True], ids=["linear", "hidden"])
-@pytest.mark.parametrize("method", ["gradcam", "gradcam++"])
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++-exact"])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("pooled", [False, True], ids=["maps", "pooled"])
 def test_weights_of_a_batch_equal_the_average_over_single_triplets(metric, method, hidden, dtype, pooled):
@@ -68,8 +70,7 @@ def test_weights_of_a_batch_equal_the_average_over_single_triplets(metric, metho
     directions = direction(positives, negatives, metric)
 
     if pooled:
-        means, sums = maps.mean(dim=(2, 3), keepdim=True), maps.sum(dim=(2, 3))
-        found = grad_weights(embed, means, directions, method, sums=sums, cells=SIDE * SIDE)
+        found = grad_weights(embed, maps.mean(dim=(2, 3), keepdim=True), directions, method, cells=SIDE * SIDE)
     else:
         found = grad_weights(embed, maps, directions, method)
 
@@ -77,13 +78,22 @@ def test_weights_of_a_batch_equal_the_average_over_single_triplets(metric, metho
     assert relative_error(found, expected) < (1e-6 if dtype == torch.float32 else 1e-12)
 
 
+def test_a_weighting_without_a_closed_form_needs_whole_maps(monkeypatch):
+    monkeypatch.setitem(WEIGHTINGS._parts, "whole", Weighting(lambda maps, gradients: maps.amax(dim=(-2, -1))))
+    maps, positives, negatives = made(torch.float32)
+    given = embedder(head(False), "cosine"), maps, direction(positives, negatives, "cosine"), "whole"
+    torch.testing.assert_close(grad_weights(*given), maps.amax(dim=(2, 3)))
+    with pytest.raises(TargetError, match="method 'whole' has no form for pooled maps; give whole feature maps"):
+        grad_weights(*given, cells=4)
+
+
 def test_a_small_budget_changes_nothing(monkeypatch):
     maps, positives, negatives = made(torch.float64)
     embed, directions = embedder(head(True).double(), "cosine"), direction(positives, negatives, "cosine")
-    whole = grad_weights(embed, maps, directions, "gradcam++")
+    whole = grad_weights(embed, maps, directions, "gradcam++-exact")
     monkeypatch.setattr(module, "_BUDGET", 2 * maps.numel())
 
-    torch.testing.assert_close(grad_weights(embed, maps, directions, "gradcam++"), whole, rtol=1e-13, atol=0)
+    torch.testing.assert_close(grad_weights(embed, maps, directions, "gradcam++-exact"), whole, rtol=1e-13, atol=0)
 
 
 def test_an_easy_triplet_still_has_a_gradient():
@@ -102,7 +112,7 @@ def test_weights_scale_with_the_gradient_down_to_the_smallest():
     """Grad-CAM++ has no epsilon that swamps gradients of 1e-8, as stored weights have."""
     maps, positives, negatives = made(torch.float32)
     embed, directions = embedder(head(False), "cosine"), direction(positives, negatives, "cosine")
-    small = grad_weights(embed, maps * 1e-6, directions * 1e-9, "gradcam++")
-    large = grad_weights(embed, maps * 1e-6, directions, "gradcam++")
+    small = grad_weights(embed, maps * 1e-6, directions * 1e-9, "gradcam++-exact")
+    large = grad_weights(embed, maps * 1e-6, directions, "gradcam++-exact")
 
     torch.testing.assert_close(small * 1e9, large, rtol=1e-4, atol=0)

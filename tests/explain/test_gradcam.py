@@ -9,8 +9,16 @@ from torchvision import models
 
 import embedcam
 from embedcam.errors import LayerError, TargetError
-from embedcam.explain.gradcam import channel_weights, plus_plus_weights
-from embedcam.gradient import ClassScore, GradCAM, Scalar, SegmentationScore, Similarity, TripletMargin
+from embedcam.gradient import (
+    WEIGHTINGS,
+    ClassScore,
+    GradCAM,
+    Scalar,
+    SegmentationScore,
+    Similarity,
+    TripletMargin,
+    Weighting,
+)
 
 A = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[4.0, 0.0], [0.0, 2.0]]])
 G = torch.tensor([[[1.0, 0.0], [1.0, 2.0]], [[-2.0, 0.0], [0.0, 1.0]]])
@@ -52,41 +60,20 @@ def test_gradcam_of_a_network_worked_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("variant", "weights"),
+    ("method", "weights"),
     [
         # ΣA is 10 and 6: 1 / (2 + 10) twice and 2 / (2 + 20), and 1 / (2 + 6); negative gradients do not count.
-        ("exact", [2 / 12 + 2 / 22, 1 / 8]),
-        ("grad-cam", [2 / (12 + 1e-6) + 2 * 4 / (88 + 1e-6), 1 / (8 + 1e-6)]),
+        ("gradcam++-exact", [2 / 12 + 2 / 22, 1 / 8]),
+        ("gradcam++", [2 / (12 + 1e-6) + 2 * 4 / (88 + 1e-6), 1 / (8 + 1e-6)]),
         # ΣA g³ is 1 + 3 + 32 = 36 and -32 + 2 = -30.
-        ("elementwise", [2 / (38 + 1e-7) + 2 * 4 / (44 + 1e-7), 1 / (-28 + 1e-7)]),
+        ("gradcam++-elementwise", [2 / (38 + 1e-7) + 2 * 4 / (44 + 1e-7), 1 / (-28 + 1e-7)]),
     ],
 )
-def test_gradcam_plus_plus_of_a_network_worked_by_hand(variant, weights):
+def test_gradcam_plus_plus_of_a_network_worked_by_hand(method, weights):
     model, image = golden()
-    found = GradCAM(model, "0", method="gradcam++", variant=variant)(image, ClassScore(0))
+    found = GradCAM(model, "0", method=method)(image, ClassScore(0))
     wanted = np.maximum(weights[0] * A[0].numpy() + weights[1] * A[1].numpy(), 0)
     np.testing.assert_allclose(found.raw[0], wanted, rtol=1e-6)
-
-
-def test_gradcam_plus_plus_weights_equal_the_loop_over_the_formula():
-    generator = torch.Generator().manual_seed(3)
-    maps = torch.rand(2, 3, 4, 5, generator=generator, dtype=torch.float64)
-    gradients = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64) / 10
-    for variant, elementwise, epsilon in (("grad-cam", False, 1e-6), ("elementwise", True, 1e-7), ("exact", False, 0)):
-        found = plus_plus_weights(maps, gradients, variant)
-        for b, k in itertools.product(range(2), range(3)):
-            a, g = maps[b, k], gradients[b, k]
-            wanted = 0.0
-            for value in g.flatten().tolist():
-                third = float((a * g**3).sum()) if elementwise else float(a.sum()) * value**3
-                wanted += value**2 / (2 * value**2 + third + epsilon) * max(value, 0)
-            assert float(found[b, k]) == pytest.approx(wanted, rel=1e-9)
-
-
-def test_exact_gradcam_plus_plus_weights_do_not_underflow():
-    gradients = torch.full((1, 1, 2, 2), 1e-30)
-    weights = channel_weights(torch.ones(1, 1), gradients, "gradcam++")
-    torch.testing.assert_close(weights, torch.full((1, 1), 2e-30))  # alpha is 1/2
 
 
 def test_each_image_of_a_batch_is_explained_by_itself():
@@ -402,7 +389,14 @@ def test_a_layer_that_the_target_does_not_depend_on_is_named():
         GradCAM(model, ["body", "side"])(pictures(), SegmentationScore(0))
 
 
-@pytest.mark.parametrize("option", ["method", "variant", "placement"])
+def test_a_weighting_from_outside_is_taken_by_name(monkeypatch):
+    monkeypatch.setitem(WEIGHTINGS._parts, "largest", Weighting(lambda maps, gradients: gradients.amax(dim=(-2, -1))))
+    model, image = golden()
+    found = GradCAM(model, "0", method="largest")(image, ClassScore(0))
+    np.testing.assert_allclose(found.raw[0], 2 * A[0] + A[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("option", ["method", "placement"])
 def test_unknown_options_list_the_known_ones(option):
     with pytest.raises(TargetError, match=f"unknown {option} 'other'; use one of"):
         GradCAM(network(), "1", **{option: "other"})

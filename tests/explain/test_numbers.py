@@ -9,10 +9,10 @@ from embedcam.classmap.classmap import class_maps
 from embedcam.classmap.convolutional import ConvolutionalClassifier
 from embedcam.errors import DataError
 from embedcam.explain.explanation import FLAT, NOT_FINITE
-from embedcam.explain.gradcam import plus_plus_weights
+from embedcam.explain.weighting import WEIGHTINGS
 from embedcam.gradient import ClassScore, GradCAM, Proxy, SegmentationScore, Similarity, TripletMargin
 
-METHODS = [("gradcam", "grad-cam"), *(("gradcam++", variant) for variant in ("grad-cam", "elementwise", "exact"))]
+METHODS = WEIGHTINGS.names()
 NOISE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 NAN, INFINITE = (torch.full((1, 3, 16, 16), value) for value in (float("nan"), float("inf")))
 
@@ -29,10 +29,10 @@ def note_of(explanation):
     return note
 
 
-@pytest.mark.parametrize("method, variant", METHODS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_odd_images_get_a_map_or_a_note(method, variant):
-    cam = GradCAM(classifier(), "1", method=method, variant=variant)
+def test_odd_images_get_a_map_or_a_note(method):
+    cam = GradCAM(classifier(), "1", method=method)
 
     def explain(images):
         found = cam(images, ClassScore(2))
@@ -51,11 +51,11 @@ def test_odd_images_get_a_map_or_a_note(method, variant):
 
 
 @pytest.mark.parametrize("value, note", [(0.0, FLAT), (1e-41, FLAT), (float("nan"), NOT_FINITE)])
-@pytest.mark.parametrize("method, variant", METHODS)
-def test_odd_parameters_get_a_note(value, note, method, variant):
+@pytest.mark.parametrize("method", METHODS)
+def test_odd_parameters_get_a_note(value, note, method):
     model = classifier()
     nn.init.constant_(model[4].weight, value)
-    found = GradCAM(model, "1", method=method, variant=variant)(NOISE[:1], ClassScore(0))
+    found = GradCAM(model, "1", method=method)(NOISE[:1], ClassScore(0))
     assert note_of(found) == note and not found.heatmaps.any()
 
 
@@ -103,12 +103,12 @@ def test_class_maps_of_odd_images():
             class_maps(convolutional, torch.cat([NOISE[:1], unusable]))
 
 
-@pytest.mark.parametrize("variant", ["grad-cam", "elementwise", "exact"])
-def test_weights_of_gradients_that_are_zero_or_denormal_are_numbers(variant):
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "gradcam"])
+def test_weights_of_gradients_that_are_zero_or_denormal_are_numbers(method):
     maps = torch.rand(1, 2, 3, 3)
     for value in (0.0, 1e-41, 1e-20, -1e-41):
-        weights = plus_plus_weights(maps, torch.full_like(maps, value), variant)
+        weights = WEIGHTINGS[method](maps, torch.full_like(maps, value))
         assert weights.isfinite().all() and (weights >= 0).all()
         # Without an epsilon, half of each gradient counts: the share of what is next to nothing is not nothing.
-        if variant == "exact":
+        if method == "gradcam++-exact":
             torch.testing.assert_close(weights, torch.full((1, 2), 4.5 * max(value, 0.0)), rtol=0.01, atol=1e-44)
