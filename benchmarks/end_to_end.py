@@ -31,6 +31,7 @@ import embedcam
 from embedcam.batch import files
 from embedcam.data.images import read_image
 from embedcam.data.samples import FileSamples
+from embedcam.explain.explanation import AnyExplainer
 from embedcam.onnx import OnnxExplainer
 from embedcam.show.drawing import DrawOptions
 
@@ -112,7 +113,7 @@ def one(given: argparse.Namespace, work: str, count: str) -> list[dict[str, Any]
         return [end_to_end(explainer, inputs, given, Path(out))]
 
 
-def load(given: argparse.Namespace, *, alone: bool) -> files.AnyExplainer:
+def load(given: argparse.Namespace, *, alone: bool) -> AnyExplainer:
     """Load the explainer, to compute on all cores or on one alone."""
     if given.onnx:
         return OnnxExplainer(given.onnx, threads=int(alone))
@@ -124,7 +125,7 @@ def load(given: argparse.Namespace, *, alone: bool) -> files.AnyExplainer:
 
 
 def end_to_end(
-    explainer: files.AnyExplainer, inputs: tuple[Path, ...], given: argparse.Namespace, out: Path
+    explainer: AnyExplainer, inputs: tuple[Path, ...], given: argparse.Namespace, out: Path
 ) -> dict[str, Any]:
     """Explain files as the command line does."""
     wall, busy = time.perf_counter(), time.process_time()
@@ -151,7 +152,7 @@ def peak_mb() -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def parts(explainer: files.AnyExplainer, inputs: tuple[Path, ...], batch_size: int, out: Path) -> list[dict[str, Any]]:
+def parts(explainer: AnyExplainer, inputs: tuple[Path, ...], batch_size: int, out: Path) -> list[dict[str, Any]]:
     """Time reading, the network, and drawing and writing, each alone."""
     samples, draw = files.find_files(inputs), DrawOptions()
     files._explain(explainer, samples, [(0, files._prepare(explainer.preprocess, read_image(inputs[0])))])  # warm up

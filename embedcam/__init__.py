@@ -9,7 +9,15 @@ from .errors import EmbedcamError, MissingDependencyError
 from .utils import lazy
 
 if TYPE_CHECKING:
+    from . import data as data
+    from . import database as database
+    from . import evaluate as evaluate
+    from . import explain as explain
     from . import gradient, receptive_field
+    from . import nets as nets
+    from . import onnx as onnx
+    from . import show as show
+    from . import train as train
     from .builder import build_database
     from .data.preprocess import Preprocess
     from .database import WeightDatabase

@@ -140,7 +140,8 @@ def explain(
     Of a video:
       embedcam explain --onnx explainer.onnx film.mp4 --out explained.mp4
     """
-    from ..batch.files import DrawOptions, explain_files
+    from ..batch.files import explain_files
+    from ..show.drawing import DrawOptions
     from ..video.video import is_video
 
     require_explainer(net, db, onnx)

@@ -63,7 +63,7 @@ class Hdf5:
         self._groups: dict[str, dict[str, int]] = {}
         self._heaps: dict[int, dict[int, memoryview]] = {}
         self._heap_bytes = 0
-        if self._data[:8] != b"\x89HDF\r\n\x1a\n":
+        if bytes(self._data[:8]) != b"\x89HDF\r\n\x1a\n":
             raise DatabaseError("it does not start like an HDF5 file")
         version, offsets, lengths = self._unpack("<B4xBB", 8)
         if version:

@@ -72,7 +72,7 @@ def randomisation(
     done = 0
     # The caller's random numbers go on as if nothing had been drawn.
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         for part in [[], *_parts(_in_order(copied), stages)]:
             for _, layer in reversed(part):
                 _reinitialise(layer)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..database.neighbors import searchable
 from ..database.record import NetworkRecord, WeightDatabase
-from ..errors import DatabaseError
+from ..errors import DatabaseError, LayerError
 from ..nets import layers
 from ..nets.geometry import Geometry
 from ..nets.network import Network
@@ -204,7 +204,7 @@ def _at_layer(net: Network, db: WeightDatabase) -> Network:
             # A shallow copy shares all modules and parameters; only the name of the layer is its own.
             net = copy.copy(net)
             net.layer = wanted.layer
-        except layers.LayerError as error:
+        except LayerError as error:
             raise DatabaseError(f"the weight database was made for another network: {error}") from error
     wanted.require_same(NetworkRecord.of(net))
     return net

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.preprocess import Preprocess
-from ..errors import NetworkError
+from ..errors import LayerError, NetworkError
 from . import layers
 
 METRICS = ("cosine", "euclidean")
@@ -113,7 +113,7 @@ class Network(nn.Module, ABC):
             embeddings, vector = self.embed(images)
         for name in wanted:
             if name not in grabbed:
-                raise layers.LayerError(f"layer {name!r} did not run; choose one on the way to the embedding")
+                raise LayerError(f"layer {name!r} did not run; choose one on the way to the embedding")
         maps = {name: self.as_maps(output, images, name) for name, output in grabbed.items()}
         return Activations(maps[self._layer], embeddings, vector, maps[fine] if fine is not None else None)
 

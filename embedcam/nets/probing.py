@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
+from ..errors import LayerError
 from ..nets.geometry import Geometry
 from . import layers
 
@@ -121,7 +122,7 @@ def run(
     finally:
         handle.remove()
     if not seen:
-        raise layers.LayerError(f"layer {layer!r} did not run or does not put out one tensor; choose another")
+        raise LayerError(f"layer {layer!r} did not run or does not put out one tensor; choose another")
     return seen[0]
 
 

@@ -1,4 +1,4 @@
-"""Explain a folder in a process of its own, with numpy alone, and kill it at a given file operation.
+"""Explain a folder with numpy alone, in a process that kills itself at a given file operation.
 
     python interrupted.py IN OUT MOMENT
 

@@ -2,15 +2,13 @@
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-CHILD = Path(__file__).with_name("interrupted.py")
+CHILD = Path(__file__).with_name("interrupted.py").read_text()
 KILLED = -signal.SIGKILL
 
 
@@ -26,11 +24,16 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def run(pictures, out, moment=0):
+@pytest.fixture(scope="module")
+def run(forks):
     """Explain in a process of its own that is killed at its `moment`-th file operation; give what it printed."""
-    done = subprocess.run([sys.executable, CHILD, pictures, out, str(moment)], capture_output=True, text=True)
-    assert done.returncode == (KILLED if moment else 0), done.stderr
-    return done.stdout
+
+    def run(pictures, out, moment=0):
+        done = forks.run(CHILD, pictures, out, moment)
+        assert done.returncode == (KILLED if moment else 0), done.stderr
+        return done.stdout
+
+    return run
 
 
 def content(folder):
@@ -38,7 +41,7 @@ def content(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(pictures, tmp_path_factory):
+def whole(run, pictures, tmp_path_factory):
     """What an uninterrupted run writes, and how many file operations it takes."""
     out = tmp_path_factory.mktemp("whole")
     operations = int(run(pictures, out))
@@ -54,7 +57,7 @@ def test_an_uninterrupted_run_explains_every_readable_picture(whole):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_run_killed_at_any_two_moments_ends_as_if_it_had_not_been(pictures, whole, tmp_path, seed):
+def test_a_run_killed_at_any_two_moments_ends_as_if_it_had_not_been(run, pictures, whole, tmp_path, seed):
     files, operations = whole
     moments = np.random.default_rng(seed).integers(1, [operations + 1, operations // 4])
     for moment in moments.tolist():
@@ -64,7 +67,7 @@ def test_a_run_killed_at_any_two_moments_ends_as_if_it_had_not_been(pictures, wh
 
 
 @pytest.mark.parametrize("before_the_end", [1, 3, 6])
-def test_a_run_killed_while_it_finishes_draws_the_same_contact_sheet(pictures, whole, tmp_path, before_the_end):
+def test_a_run_killed_while_it_finishes_draws_the_same_contact_sheet(run, pictures, whole, tmp_path, before_the_end):
     files, operations = whole
     run(pictures, tmp_path, operations - before_the_end)
     assert (tmp_path / "explanations.journal").exists()

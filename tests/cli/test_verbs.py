@@ -3,11 +3,8 @@
 import functools
 import json
 import logging
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +18,30 @@ from embedcam.nets import EmbeddingNet
 
 TRAIN = ("--backbone", "tiny", "--dim", 8, "--image-size", 32, "--batch-size", 12)
 BUILD = ("--clusters", 4, "--top-k", 12, "--pairs", 5)
+# Runs the command line after the first argument, and presses Ctrl-C when a line of stderr begins with that.
+INTERRUPTED = """
+import signal, sys
+from embedcam.cli import main
+
+class Stderr:
+    line = ""
+
+    def write(self, text):
+        sys.__stderr__.write(text)
+        self.line += text
+        if self.line.endswith("\\n"):
+            line, self.line = self.line, ""
+            if line.startswith(after):
+                signal.raise_signal(signal.SIGINT)
+
+    def __getattr__(self, name):
+        return getattr(sys.__stderr__, name)
+
 # Shells start background jobs with Ctrl-C ignored; a person's terminal does not.
-MAIN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from embedcam.cli import main; main()"
+signal.signal(signal.SIGINT, signal.default_int_handler)
+after, sys.stderr = sys.argv.pop(1), Stderr()
+main()
+"""
 
 
 @pytest.fixture
@@ -441,25 +460,20 @@ def test_debug_shows_the_traceback():
         console.run(functools.partial(cli.app, ["inspect", "nowhere.h5"]), debug=True)
 
 
-def interrupt(after, *arguments):
-    """Run a command line in a process of its own, press Ctrl-C at a line of its stderr; give exit code and stderr."""
-    command = [sys.executable, "-c", MAIN, *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    lines = []
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
-    ) as job:
-        for line in job.stderr:
-            lines.append(line)
-            if line.startswith(after):
-                job.send_signal(signal.SIGINT)
-        job.wait()
-    return job.returncode, lines
+@pytest.fixture
+def interrupt(forks):
+    """Run a command line in a process of its own, with Ctrl-C at a line of its stderr; give exit code and stderr."""
+
+    def interrupt(after, *arguments):
+        done = forks.run(INTERRUPTED, after, *arguments)
+        return done.returncode, done.stderr.splitlines(keepends=True)
+
+    return interrupt
 
 
-def test_ctrl_c_during_training_keeps_the_finished_epochs(run, folder, tmp_path):
+def test_ctrl_c_during_training_keeps_the_finished_epochs(run, interrupt, folder, tmp_path):
     out = tmp_path / "out" / "net.safetensors"
-    command = ("train", "--data", f"folder:{folder}", *TRAIN, "--epochs", 8, "--out", out)
+    command = ("train", "--data", f"folder:{folder}", *TRAIN, "--epochs", 3, "--out", out)
     code, lines = interrupt("epoch 2: loss", *command)
 
     assert code == 130
@@ -469,19 +483,19 @@ def test_ctrl_c_during_training_keeps_the_finished_epochs(run, folder, tmp_path)
 
     code, _, err = run(*command, "--resume")
     assert code == 0, err
-    assert "going on after epoch " in err
+    assert "going on after epoch 1" in err
     assert "epoch 1: loss" not in err
     assert left_in(out.parent) == ["net.png", "net.safetensors"]
 
 
-def test_ctrl_c_during_a_build_leaves_nothing(trained, tmp_path):
-    Image.fromarray(np.full((1500, 1500, 3), 99, np.uint8)).save(tmp_path / "large.jpg")
+def test_ctrl_c_during_a_build_leaves_nothing(interrupt, trained, tmp_path):
+    Image.fromarray(np.full((40, 40, 3), 99, np.uint8)).save(tmp_path / "a.jpg")
     for label in "ab":
         images = tmp_path / "data" / "images" / label
         images.mkdir(parents=True)
         (images / "00.jpg").write_text("its warning shows that embedding has begun")
         for number in range(1, 100):
-            (images / f"{number:02d}.jpg").symlink_to(tmp_path / "large.jpg")
+            (images / f"{number:02d}.jpg").symlink_to(tmp_path / "a.jpg")
     out = tmp_path / "out" / "weights.h5"
     build = ("build", "--net", trained / "net.safetensors", "--batch-size", 4, *BUILD)
     code, lines = interrupt("embedcam: warning", *build, "--data", f"folder:{tmp_path / 'data'}@all", "--out", out)

@@ -1,4 +1,4 @@
-"""A user's code, type-checked strictly by tests/test_packaging.py and never run."""
+"""A user's code, type-checked by mypy and never run."""
 
 from pathlib import Path
 from typing import assert_type
