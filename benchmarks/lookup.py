@@ -1,10 +1,10 @@
-"""Time the lookup of the nearest among very many exemplars: exact, and by cells.
+"""Time the lookup of the nearest among very many exemplars: exact, and by partitions.
 
     python benchmarks/lookup.py [--sizes 1000 ... 1000000] [--data classes "new classes" uniform] [--json FILE]
 
 The exemplars are made, of length 1. `classes` are spread as a trained network spreads them, and others of the same
 classes are looked up; with `new classes`, others of classes that no exemplar shows, as in retrieval. `uniform` has no
-structure at all, the worst there is. Where `coarse_cells` makes no cells, exact search is all there is to time. Recall
+structure at all, the worst there is. Where `partition` makes none, exact search is all there is to time. Recall
 is the share of embeddings for which exact search finds the same; bytes are the index's, beside the exemplars' own.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 from measure import Median, about, interleaved, report
 from numpy.typing import NDArray
 
-from embedcam.database.neighbors import Neighbors, coarse_cells
+from embedcam.database.neighbors import Neighbors, partition
 
 KINDS = ("classes", "new classes", "uniform")
 # Measured on butterflies' exemplars (MobileNetV2, 10 classes, 128 dimensions): two of a class lie 0.35 times as far
@@ -37,7 +37,7 @@ COLUMNS = {
     "ms a query": ".3f",
     "recall": ".3f",
     "bytes": ",",
-    "s to make cells": ".1f",
+    "s to partition": ".1f",
     "s to load": ".2f",
 }
 
@@ -84,11 +84,11 @@ def made(
 def measure(
     points: NDArray[np.float32], queries: NDArray[np.float32], batches: list[int], rounds: int
 ) -> list[dict[str, Any]]:
-    """Time exact search and, where there are cells, search by them."""
+    """Time exact search and, with an inverted file if there is one."""
     start = time.perf_counter()
-    cells = coarse_cells(points, "cosine")
+    partitions = partition(points, "cosine")
     making = time.perf_counter() - start
-    methods = {"exact": None} if cells is None else {"exact": None, "inverted file": cells}
+    methods = {"exact": None} if partitions is None else {"exact": None, "inverted file": partitions}
     works: dict[str, Callable[[int], object]] = {}
     known: dict[str, dict[str, Any]] = {}
     found: dict[str, NDArray[np.int64]] = {}
@@ -99,7 +99,7 @@ def measure(
         found[method], _ = neighbors.nearest(queries)
         known[method] = {
             "s to load": loading,
-            "s to make cells": making if given or cells is None else None,
+            "s to partition": making if given or partitions is None else None,
             "bytes": faiss.serialize_index(neighbors._index).nbytes,
             "recall": float((found[method] == found["exact"]).mean()),
         }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .builder.build import build_database
 from .data import load
 from .data.samples import Samples
-from .database.record import WeightDatabase
+from .database.weight_database import WeightDatabase
 from .evaluate.table import evaluate
 from .explain import Explainer
 from .explain.explanation import Explanation

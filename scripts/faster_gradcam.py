@@ -38,7 +38,8 @@ from embedcam.builder.build import build_database
 from embedcam.data.folder import folder
 from embedcam.data.samples import FileSamples
 from embedcam.database.neighbors import Neighbors
-from embedcam.database.record import Exemplars, WeightDatabase
+from embedcam.database.record import Exemplars
+from embedcam.database.weight_database import WeightDatabase
 from embedcam.errors import DataError, EmbedcamError
 from embedcam.explain import Explainer
 from embedcam.explain.explanation import Explanation

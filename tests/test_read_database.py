@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from embedcam.database import Exemplars, WeightDatabase
-from embedcam.database.neighbors import Cells
+from embedcam.database.neighbors import Partitions
 from embedcam.database.store import seal, unseal
 
 READER = Path(__file__).parents[1] / "examples" / "read_database.mjs"
@@ -92,7 +92,7 @@ def large(tmp_path_factory):
         number % db.clusters,
         number % 4 - 1,
         tuple(f"{i}.jpg" for i in number),
-        Cells(
+        Partitions(
             db.centroids,
             (number % db.clusters).astype(np.int32),
             2,

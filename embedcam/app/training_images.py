@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import load
-from ..database.record import WeightDatabase
+from ..database.weight_database import WeightDatabase
 from ..errors import DataError
 from ..show.drawing import bounded
 from .answers import LooksLike, file_of

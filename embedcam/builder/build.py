@@ -10,7 +10,7 @@ from typing import Any
 
 from .._version import __version__
 from ..data.arrays import as_samples
-from ..database.record import WeightDatabase
+from ..database.weight_database import WeightDatabase
 from ..errors import DatabaseError
 from ..explain.weighting import WEIGHTINGS
 from ..nets.inference import Embedded

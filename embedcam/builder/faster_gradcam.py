@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from .._version import __version__
 from ..data.arrays import as_samples
 from ..database.neighbors import Neighbors, searchable
-from ..database.record import NetworkRecord, WeightDatabase
+from ..database.record import NetworkRecord
+from ..database.weight_database import WeightDatabase
 from ..errors import DatabaseError, DataError
 from ..nets import receptive_field
 from ..nets.inference import embed

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from .._version import __version__
 from ..data.samples import Samples
-from ..database.neighbors import Neighbors, coarse_cells, searchable
-from ..database.record import Exemplars, NetworkRecord, WeightDatabase, top_channels
+from ..database.neighbors import Neighbors, partition, searchable
+from ..database.record import Exemplars, NetworkRecord, top_channels
+from ..database.weight_database import WeightDatabase
 from ..errors import DataError, UnreadableError
 from ..explain.grad_weights import direction, grad_weights, weigh
 from ..explain.weighting import WEIGHTINGS
@@ -276,7 +277,7 @@ class Build:
             gathered["cluster"],
             samples.labels if samples.labels is not None else np.full(len(samples), -1, dtype=np.int64),
             tuple(samples.ids),
-            coarse_cells(embeddings, self.net.metric, self.options.seed),
+            partition(embeddings, self.net.metric, self.options.seed),
         )
 
     @property

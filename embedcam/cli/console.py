@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from ..database import WeightDatabase
+    from ..database.weight_database import WeightDatabase
     from ..explain.explanation import AnyExplainer
     from ..onnx.quantise import QuantiseReport
 

@@ -290,7 +290,7 @@ def evaluate(
     """
     from ..builder.shards import Shards
     from ..data import load, load_gallery
-    from ..database import WeightDatabase
+    from ..database.weight_database import WeightDatabase
     from ..evaluate.checks import check_faithfulness, check_randomisation
     from ..evaluate.table import evaluate as run
     from ..nets import EmbeddingNet

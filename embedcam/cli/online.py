@@ -341,8 +341,8 @@ def inspect(
     Example:
       embedcam inspect weights.h5
     """
-    from ..database import WeightDatabase
     from ..database.verify import verify as check
+    from ..database.weight_database import WeightDatabase
 
     if verify:
         outcomes = check(file)

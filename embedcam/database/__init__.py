@@ -1,5 +1,6 @@
-"""The weight database: how it is made, and the file it lives in."""
+"""The weight database and its file."""
 
-from .record import Exemplars, Fusion, NetworkRecord, Refinement, WeightDatabase
+from .record import Exemplars, Fusion, NetworkRecord, Refinement
+from .weight_database import WeightDatabase
 
 __all__ = ["Exemplars", "Fusion", "NetworkRecord", "Refinement", "WeightDatabase"]

@@ -1,15 +1,17 @@
-"""What must be true of a weight database: its forms, its contents, and that its parts agree."""
+"""Validity of a weight database: shapes and types, values, and the agreement of its parts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import DatabaseError
 from ..utils.limits import LARGEST_INPUT
-from .record import QUANTILES, WeightDatabase
+from .record import QUANTILES, Record
 
 _TYPES = {
     "centroids": "float32",
@@ -23,64 +25,79 @@ _TYPES = {
     "embeddings": "float32",
     "cluster": "int64",
     "label": "int64",
-    "cell": "int32",
+    "partition": "int32",
 }
 
 
 class Check(NamedTuple):
-    """One thing that must be true.
+    """One condition.
 
     Attributes:
         item: What it is about, as a path in the file.
-        true: Whether it is.
+        true: Whether it holds.
         expected: What was expected.
-        found: What there is instead.
+        actual: What there is instead.
     """
 
     item: str
     true: bool
     expected: object
-    found: object
+    actual: object
 
 
-def arrays(db: WeightDatabase) -> dict[str, NDArray[Any]]:
-    """List the arrays of a database by their paths in its file.
+def require_valid(db: Record) -> None:
+    """Check shapes, types, indices and numbers.
+
+    Args:
+        db: The database.
+
+    Raises:
+        DatabaseError: Naming the first item that is wrong, what was expected and what was found.
+    """
+    for item, true, expected, actual in chain(forms(db), contents(db)):
+        if not true:
+            raise DatabaseError(f"{item}: expected {expected}, found {actual}; the database is damaged, build it again")
+
+
+def arrays(db: Record) -> dict[str, NDArray[Any]]:
+    """List the arrays of a database.
 
     Args:
         db: The database.
 
     Returns:
-        Path -> array.
+        Path in the file -> array.
     """
     keys = [key for key in _TYPES if hasattr(db, key)]
-    found = {f"/clusters/{key}": getattr(db, key) for key in keys}
+    listed = {f"/clusters/{key}": getattr(db, key) for key in keys}
     if db.label_histogram is not None:
-        found["/labels/histogram"] = db.label_histogram
+        listed["/labels/histogram"] = db.label_histogram
     if db.exemplars is not None:
         keys = [key for key in _TYPES if hasattr(db.exemplars, key)]
-        found |= {f"/exemplars/{key}": getattr(db.exemplars, key) for key in keys}
-        if (cells := db.exemplars.cells) is not None:
-            found |= {"/exemplars/cells/centroids": cells.centroids, "/exemplars/cells/cell": cells.cell}
-    if db.refinement is not None and db.refinement.fusion is not None:
-        found["/refinement/fusion/weights_mean"] = db.refinement.fusion.weights_mean
-    return found
+        listed |= {f"/exemplars/{key}": getattr(db.exemplars, key) for key in keys}
+        if (partitions := db.exemplars.partitions) is not None:
+            listed["/exemplars/partitions/centroids"] = partitions.centroids
+            listed["/exemplars/partitions/partition"] = partitions.partition
+    if db.fusion is not None:
+        listed["/refinement/fusion/weights_mean"] = db.fusion.weights_mean
+    return listed
 
 
-def forms(db: WeightDatabase) -> Iterator[Check]:
+def forms(db: Record) -> Iterator[Check]:
     """Check shapes, types and settings.
 
     Args:
         db: The database.
 
     Yields:
-        What must be true before the numbers can be looked at.
+        What must hold before the values can be checked.
     """
-    known = arrays(db)
-    c, t = _side(db.centroids, 0), _side(db.top_channels, 1)
+    listed = arrays(db)
+    c, t = _length(db.centroids, 0), _length(db.top_channels, 1)
     k, d, labels = db.network.channels, db.network.dim, len(db.label_names or ())
-    n = _side(known["/exemplars/embeddings"], 0) if db.exemplars is not None else 0
-    m = _side(known.get("/exemplars/cells/centroids", np.empty(0)), 0)
-    fine = _side(known.get("/refinement/fusion/weights_mean", np.empty(0)), 1)
+    n = _length(listed["/exemplars/embeddings"], 0) if db.exemplars is not None else 0
+    m = _length(listed.get("/exemplars/partitions/centroids", np.empty(0)), 0)
+    fine = _length(listed.get("/refinement/fusion/weights_mean", np.empty(0)), 1)
     shapes = {
         "/clusters/centroids": (c, d),
         "/clusters/counts": (c,),
@@ -95,11 +112,11 @@ def forms(db: WeightDatabase) -> Iterator[Check]:
         "/exemplars/top_weights": (n, t),
         "/exemplars/cluster": (n,),
         "/exemplars/label": (n,),
-        "/exemplars/cells/centroids": (m, d),
-        "/exemplars/cells/cell": (n,),
+        "/exemplars/partitions/centroids": (m, d),
+        "/exemplars/partitions/partition": (n,),
         "/refinement/fusion/weights_mean": (c, fine),
     }
-    for item, array in known.items():
+    for item, array in listed.items():
         dtype = _TYPES[item.rpartition("/")[2]]
         yield Check(item, array.shape == shapes[item], f"shape {shapes[item]}", array.shape)
         yield Check(item, array.dtype == dtype, dtype, array.dtype)
@@ -113,8 +130,8 @@ def forms(db: WeightDatabase) -> Iterator[Check]:
     geometries = {"/geometry": db.geometry}
     if db.refinement is not None:
         size, scale = db.refinement.input_size, db.refinement.distance_scale
-        wanted = f"positive numbers, of {LARGEST_INPUT:,} pixels at most"
-        yield Check("/refinement input_size", min(size) >= 1 and size[0] * size[1] <= LARGEST_INPUT, wanted, size)
+        expected = f"positive numbers, {LARGEST_INPUT:,} pixels at most"
+        yield Check("/refinement input_size", min(size) >= 1 and size[0] * size[1] <= LARGEST_INPUT, expected, size)
         yield Check("/refinement distance_scale", 0 < scale < np.inf, "a positive number", scale)
         if db.refinement.fusion is not None:
             geometries["/refinement/fusion"] = db.refinement.fusion.geometry
@@ -124,14 +141,14 @@ def forms(db: WeightDatabase) -> Iterator[Check]:
         yield Check(item, finite, "finite numbers", geometry)
 
 
-def contents(db: WeightDatabase) -> Iterator[Check]:
-    """Check the numbers: finite, within their ranges, in order.
+def contents(db: Record) -> Iterator[Check]:
+    """Check the values: finite, in range, in order.
 
     Args:
-        db: The database, of sound forms.
+        db: A database whose forms are valid.
 
     Yields:
-        What must be true for images to be explained.
+        What must hold before images can be explained.
     """
     for item, array in arrays(db).items():
         yield Check(item, bool(np.isfinite(array).all()), "finite numbers", "NaN or infinity")
@@ -145,27 +162,27 @@ def contents(db: WeightDatabase) -> Iterator[Check]:
             ("/exemplars/cluster", ex.cluster, 0, len(db.centroids)),
             ("/exemplars/label", ex.label, -1, max(len(db.label_names or ()), 1)),
         ]
-        if ex.cells is not None:
-            m = len(ex.cells.centroids)
-            ranges.append(("/exemplars/cells/cell", ex.cells.cell, 0, m))
-            yield Check("/exemplars/cells probes", 1 <= ex.cells.probes <= m, f"1..{m}", ex.cells.probes)
+        if ex.partitions is not None:
+            m, probes = len(ex.partitions.centroids), ex.partitions.probes
+            ranges.append(("/exemplars/partitions/partition", ex.partitions.partition, 0, m))
+            yield Check("/exemplars/partitions probes", 1 <= probes <= m, f"1..{m}", probes)
     for item, indices, first, end in ranges:
         outside = indices[(indices < first) | (indices >= end)]
         yield Check(item, outside.size == 0, f"indices in {first}..{end - 1}", outside[:1])
-    order = bool((np.diff(db.top_weights, axis=1) <= 0).all())
-    yield Check("/clusters/top_weights", order, "strongest first", "another order")
+    ordered = bool((np.diff(db.top_weights, axis=1) <= 0).all())
+    yield Check("/clusters/top_weights", ordered, "strongest first", "another order")
     rising = bool((np.diff(db.distance_quantiles, axis=1) >= 0).all())
     yield Check("/clusters/distance_quantiles", rising, "rising numbers", "falling ones")
 
 
-def agreement(db: WeightDatabase) -> Iterator[Check]:
-    """Check that parts which say the same thing twice agree. `build_database` makes them so; explaining needs it not.
+def agreement(db: Record) -> Iterator[Check]:
+    """Check that redundant parts agree, which explaining does not need.
 
     Args:
-        db: The database, of sound forms and contents.
+        db: A database whose forms and contents are valid.
 
     Yields:
-        What is true of any database that was built and not edited.
+        What holds for every database that `build_database` made.
     """
     rows, top = np.sort(db.top_channels, axis=1), db.top_channels.astype(np.int64)
     repeated = bool((np.diff(rows, axis=1) == 0).any())
@@ -175,24 +192,23 @@ def agreement(db: WeightDatabase) -> Iterator[Check]:
     rest = db.weights_mean.copy()
     np.put_along_axis(rest, top, -np.inf, axis=1)
     strongest = bool((rest.max(axis=1) <= db.top_weights[:, -1]).all())
-    yield Check("/clusters/top_channels", strongest, "the channels of largest weights_mean", "others")
+    yield Check("/clusters/top_channels", strongest, "the channels with the largest weights_mean", "others")
     yield Check("/clusters/weights_std", bool((db.weights_std >= 0).all()), "no negative number", "a negative one")
     if (ex := db.exemplars) is not None:
         counts = np.bincount(ex.cluster, minlength=len(db.counts))
         equal = np.array_equal(counts, db.counts)
         yield Check("/clusters/counts", equal, f"the exemplars of each cluster, {_few(counts)}", _few(db.counts))
-        order = bool((np.diff(ex.top_weights, axis=1) <= 0).all())
-        yield Check("/exemplars/top_weights", order, "strongest first", "another order")
+        ordered = bool((np.diff(ex.top_weights, axis=1) <= 0).all())
+        yield Check("/exemplars/top_weights", ordered, "strongest first", "another order")
     if db.label_histogram is not None:
-        wanted, found = db.counts, db.label_histogram.sum(axis=1)
-        if ex is not None:  # some of which may be of unknown label
-            wanted = np.bincount(ex.cluster, weights=ex.label >= 0, minlength=len(db.counts)).astype(np.int64)
-        sums = np.array_equal(wanted, found) and bool((db.label_histogram >= 0).all())
-        yield Check("/labels/histogram", sums, f"the images of each cluster, {_few(wanted)}", _few(found))
+        expected, actual = db.counts, db.label_histogram.sum(axis=1)
+        if ex is not None:  # the label of an exemplar may be unknown
+            expected = np.bincount(ex.cluster, weights=ex.label >= 0, minlength=len(db.counts)).astype(np.int64)
+        sums = np.array_equal(expected, actual) and bool((db.label_histogram >= 0).all())
+        yield Check("/labels/histogram", sums, f"the images of each cluster, {_few(expected)}", _few(actual))
 
 
-def _side(array: NDArray[Any], axis: int) -> int:
-    """The length of an axis; 0 where there is none."""
+def _length(array: NDArray[Any], axis: int) -> int:
     return int(array.shape[axis]) if array.ndim > axis else 0
 
 

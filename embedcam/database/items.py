@@ -1,4 +1,4 @@
-"""What an HDF5 file must hold to be a weight database of format 1, and taking it out."""
+"""The items of a weight database in an HDF5 file of format 1, and how to read them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..data.preprocess import Preprocess, usable
 from ..errors import DatabaseError
 from ..nets.geometry import Geometry
 from .hdf5 import Hdf5
-from .neighbors import Cells
+from .neighbors import Partitions
 from .record import Exemplars, Fusion, NetworkRecord, Refinement
 
 ENCODING = "embedcam-weight-database"
@@ -28,22 +28,22 @@ CLUSTERS = (
     "distance_quantiles",
 )
 EXEMPLARS = ("embeddings", "top_channels", "top_weights", "cluster", "label")
-CELLS = ("centroids", "cell")
-# Characters of an attribute, and those that it must not have: they would steer a terminal.
+PARTITIONS = ("centroids", "partition")
+# Maximum length of a text attribute, and characters that it must not contain since they control terminals.
 _LONGEST, _CONTROL = 1024, re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 def read_version(file: Hdf5) -> str:
-    """Make sure that a file is a weight database of a format that can be read.
+    """Check that a file is a weight database of a supported format.
 
     Args:
         file: The file.
 
     Returns:
-        The version of its format; with another number than `VERSION`'s behind the first point it may hold more.
+        The version of its format, which has the same major number as `VERSION`.
 
     Raises:
-        DatabaseError: If it is something else, or of a newer format.
+        DatabaseError: If it is something else, or has another major version.
     """
     attrs = _attrs(file, "")
     kind, version = attrs.get("encoding-type"), str(attrs.get("encoding-version"))
@@ -55,13 +55,13 @@ def read_version(file: Hdf5) -> str:
 
 
 def item_names(file: Hdf5) -> list[str]:
-    """List the data sets that a file should have.
+    """List the datasets that a file must have.
 
     Args:
         file: The file.
 
     Returns:
-        Their paths; of the optional groups those that the file has.
+        Their paths; for optional groups only if the file has them.
 
     Raises:
         DatabaseError: If its groups are damaged.
@@ -70,7 +70,7 @@ def item_names(file: Hdf5) -> list[str]:
         "clusters": CLUSTERS,
         "labels": ("names", "histogram"),
         "exemplars": (*EXEMPLARS, "path"),
-        "exemplars/cells": CELLS,
+        "exemplars/partitions": PARTITIONS,
         "refinement/fusion": ("weights_mean",),
     }
     with _about(""):
@@ -80,7 +80,7 @@ def item_names(file: Hdf5) -> list[str]:
 
 
 def read_item(file: Hdf5, name: str) -> NDArray[Any]:
-    """Read one data set.
+    """Read one dataset.
 
     Args:
         file: The file.
@@ -97,17 +97,17 @@ def read_item(file: Hdf5, name: str) -> NDArray[Any]:
 
 
 def fields_of(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """Put together what a `WeightDatabase` is made of; its numbers are not looked at.
+    """Assemble the fields of a `Record`, without checking their values.
 
     Args:
         file: The file.
-        items: What `read_item` gave for each of `item_names`.
+        items: Result of `read_item` for each of `item_names`.
 
     Returns:
-        Its fields.
+        The fields.
 
     Raises:
-        DatabaseError: If an attribute is missing or of another type; the message names the item.
+        DatabaseError: If an attribute is missing or has another type; the message names the item.
     """
     attrs, network = _attrs(file, ""), _attrs(file, "network")
     with _about(""):
@@ -138,18 +138,19 @@ def fields_of(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         fields |= {"label_names": _names(items, "labels/names"), "label_histogram": items["labels/histogram"]}
     if "exemplars/path" in items:
         arrays = {key: items[f"exemplars/{key}"] for key in EXEMPLARS}
-        names, cells = _names(items, "exemplars/path"), _read_cells(file, items)
-        fields["exemplars"] = Exemplars(**arrays, path=names, cells=cells)
+        names, partitions = _names(items, "exemplars/path"), _read_partitions(file, items)
+        fields["exemplars"] = Exemplars(**arrays, path=names, partitions=partitions)
     fields["refinement"] = _read_refinement(file, items)
     return fields
 
 
-def _read_cells(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> Cells | None:
-    if "exemplars/cells/cell" not in items:
+def _read_partitions(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> Partitions | None:
+    group = "exemplars/partitions"
+    if f"{group}/partition" not in items:
         return None
-    attrs = _attrs(file, "exemplars/cells")
-    with _about("exemplars/cells"):
-        return Cells(items["exemplars/cells/centroids"], items["exemplars/cells/cell"], int(attrs["probes"]))
+    attrs = _attrs(file, group)
+    with _about(group):
+        return Partitions(items[f"{group}/centroids"], items[f"{group}/partition"], int(attrs["probes"]))
 
 
 def _read_refinement(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> Refinement | None:
@@ -190,18 +191,18 @@ def _names(items: Mapping[str, NDArray[Any]], name: str) -> tuple[str, ...]:
 
 
 def _attrs(file: Hdf5, name: str) -> dict[str, Any]:
-    """Read an item's attributes: names and settings, which end up in messages and on terminals."""
+    """Read an item's attributes; their texts are checked since messages and terminals show them."""
     with _about(name):
         attrs = file.attrs(name)
         for key, value in attrs.items():
             if isinstance(value, str) and (len(value) > _LONGEST or _CONTROL.search(value)):
-                raise DatabaseError(f"{key!r} is no plain text of at most {_LONGEST} characters")
+                raise DatabaseError(f"{key!r} is not plain text of at most {_LONGEST} characters")
     return attrs
 
 
 @contextlib.contextmanager
 def _about(item: str) -> Iterator[None]:
-    """Turn whatever reading damaged content raises into one error that names the item."""
+    """Convert any error that damaged content causes into one that names the item."""
     try:
         yield
     except DatabaseError as error:
@@ -210,6 +211,6 @@ def _about(item: str) -> Iterator[None]:
         raise DatabaseError(f"/{item}: there is not enough memory for it; use another machine") from error
     except KeyError as error:
         raise DatabaseError(f"/{item}: expected an attribute {error}, found none; build it again") from error
-    except Exception as error:  # struct.error, and the errors of types and values, of numpy too
+    except Exception as error:  # struct.error, and whatever int, float and numpy raise
         reason = " ".join(str(error).split())
         raise DatabaseError(f"/{item}: it is damaged ({reason}); build it again") from error

@@ -1,4 +1,4 @@
-"""The weight database as an HDF5 file, format 1. Runs without torch, and reads without h5py."""
+"""The weight database as an HDF5 file, format 1. Runs without torch; reading needs no h5py."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..nets.geometry import Geometry
 from ..utils.files import write_bytes
 from ..utils.limits import LARGEST
 from .hdf5 import Hdf5
-from .items import CELLS, CLUSTERS, ENCODING, EXEMPLARS, VERSION, fields_of, item_names, read_item, read_version
-from .record import WeightDatabase
+from .items import CLUSTERS, ENCODING, EXEMPLARS, PARTITIONS, VERSION, fields_of, item_names, read_item, read_version
+from .record import Record
 
 if TYPE_CHECKING:
     import h5py
@@ -27,33 +27,33 @@ _TRAILER_LENGTH = len(_MARK) + 64
 logger = logging.getLogger("embedcam")
 
 
-def save(db: WeightDatabase, path: str | Path) -> None:
-    """Write a database, whole or not at all; equal databases give equal bytes.
+def save(db: Record, path: str | Path) -> None:
+    """Write a database atomically; equal databases give equal bytes.
 
     Args:
         db: The database.
-        path: Where to.
+        path: File to write.
 
     Raises:
         OutputError: If it cannot be written.
     """
     import h5py
 
-    buffer = io.BytesIO()  # first into memory: libhdf5 crashes where a disk is full
-    # Not left to h5py's default: the layout is part of the format.
+    buffer = io.BytesIO()  # not straight to disk: libhdf5 crashes if the disk is full
+    # The layout is part of the format.
     with h5py.File(buffer, "w", libver="earliest") as file:
         _fill(file, db)
     write_bytes(path, seal(buffer.getvalue()))
 
 
 def seal(content: bytes) -> bytes:
-    """Put a checksum of a whole file behind its end, which HDF5 ignores; its own checksums cover the arrays alone.
+    """Append a checksum of the whole file, which HDF5 ignores; HDF5's own checksums cover the arrays alone.
 
     Args:
         content: An HDF5 file.
 
     Returns:
-        The same and its checksum.
+        The file with its checksum.
     """
     return content + _trailer(content)
 
@@ -63,27 +63,27 @@ def _trailer(content: bytes | memoryview) -> bytes:
 
 
 def unseal(data: bytes) -> tuple[memoryview, bool]:
-    """Compare a file with its checksum.
+    """Compare a file with its checksum and remove it.
 
     Args:
         data: A whole file.
 
     Returns:
-        The HDF5 file, and whether it had a checksum; one of another writer has none.
+        The HDF5 file, and whether it had a checksum; files of other programs may have none.
 
     Raises:
         DatabaseError: If they do not match.
     """
-    place = data.rfind(_MARK[:8], max(len(data) - _TRAILER_LENGTH, 0))
-    if place < 0:
+    end = data.rfind(_MARK[:8], max(len(data) - _TRAILER_LENGTH, 0))
+    if end < 0:
         return memoryview(data), False
-    content = memoryview(data)[:place]
-    if data[place:] != _trailer(content):
+    content = memoryview(data)[:end]
+    if data[end:] != _trailer(content):
         raise DatabaseError("its checksum does not match its content: the file is damaged, copy it again or rebuild it")
     return content, True
 
 
-def _fill(file: h5py.File, db: WeightDatabase) -> None:
+def _fill(file: h5py.File, db: Record) -> None:
     _mark(file, ENCODING, VERSION)
     for key in ("embedcam_version", "created", "seed", "method", "target", "pairs"):
         file.attrs[key] = getattr(db, key)
@@ -108,17 +108,15 @@ def _fill(file: h5py.File, db: WeightDatabase) -> None:
         for key in EXEMPLARS:
             _array(exemplars, key, getattr(db.exemplars, key))
         _strings(exemplars, "path", db.exemplars.path)
-        if db.exemplars.cells is not None:
-            cells = _group(file, "exemplars/cells")
-            cells.attrs["probes"] = db.exemplars.cells.probes
-            for key in CELLS:
-                _array(cells, key, getattr(db.exemplars.cells, key))
+        if db.exemplars.partitions is not None:
+            partitions = _group(file, "exemplars/partitions")
+            partitions.attrs["probes"] = db.exemplars.partitions.probes
+            for key in PARTITIONS:
+                _array(partitions, key, getattr(db.exemplars.partitions, key))
     if db.refinement is not None:
         refinement = _group(file, "refinement")
-        refinement.attrs["input_size"], refinement.attrs["distance_scale"] = (
-            db.refinement.input_size,
-            db.refinement.distance_scale,
-        )
+        for key in ("input_size", "distance_scale"):
+            refinement.attrs[key] = getattr(db.refinement, key)
     if db.fusion is not None:
         fusion = _group(file, "refinement/fusion")
         fusion.attrs["layer"] = db.fusion.layer
@@ -152,39 +150,34 @@ def _array(group: h5py.Group, name: str, value: Any) -> None:
 def _strings(group: h5py.Group, name: str, values: tuple[str, ...]) -> None:
     import h5py
 
-    # Of fixed length: strings of variable length lie outside the checksummed chunks.
+    # Fixed length, since strings of variable length lie outside the checksummed chunks.
     encoded = [value.encode() for value in values]
     dtype = h5py.string_dtype("utf-8", max([1, *map(len, encoded)]))
     item = group.create_dataset(name, data=np.array(encoded, dtype=dtype), dtype=dtype, **_PACKED)
     _mark(item, "string-array", "0.2.0")
 
 
-def load(path: str | Path) -> WeightDatabase:
-    """Read a database completely into memory, then check it.
+def decode(data: bytes, path: Path) -> dict[str, Any]:
+    """Read the fields of a database from the bytes of its file.
 
     Args:
-        path: A file that `save` wrote.
+        data: The whole file.
+        path: Its path, for messages.
 
     Returns:
-        The database.
+        The fields of a `Record`; their values are not checked.
 
     Raises:
-        DatabaseError: If the file is missing, damaged, foreign, newer, inconsistent or too large.
+        DatabaseError: If the file is damaged, foreign or newer.
     """
-    path = Path(path)
-    data = read_bytes(path)
-    try:
-        file = Hdf5(unseal(data)[0])
-        if (version := read_version(file)) != VERSION:
-            logger.warning("%s is of format %s; this embedcam knows %s and reads that much", path, version, VERSION)
-        items = {name: read_item(file, name) for name in item_names(file)}
-        return WeightDatabase(**fields_of(file, items))
-    except DatabaseError as error:
-        raise DatabaseError(f"{path} is not a readable weight database: {error}") from error
+    file = Hdf5(unseal(data)[0])
+    if (version := read_version(file)) != VERSION:
+        logger.warning("%s has format %s; this embedcam supports %s and ignores newer items", path, version, VERSION)
+    return fields_of(file, {name: read_item(file, name) for name in item_names(file)})
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a whole file, if it may be a weight database.
+    """Read a whole file, unless it is too large to be a weight database.
 
     Args:
         path: The file.
@@ -198,7 +191,7 @@ def read_bytes(path: Path) -> bytes:
     if not path.is_file():
         raise DatabaseError(f"no weight database {path}; make one with `embedcam build`")
     if (size := path.stat().st_size) > LARGEST:
-        raise DatabaseError(f"{path} has {size:,} bytes, a weight database has {LARGEST:,} at most; build it smaller")
+        raise DatabaseError(f"{path} has {size:,} bytes, a weight database has at most {LARGEST:,}; check the file")
     try:
         return path.read_bytes()
     except (OSError, MemoryError) as error:

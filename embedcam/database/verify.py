@@ -1,11 +1,10 @@
-"""Go through a weight database item by item and say of each whether it is sound."""
+"""Check a weight database item by item."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -13,15 +12,15 @@ from ..errors import DatabaseError
 from . import items, store
 from .checks import agreement, contents, forms
 from .hdf5 import Hdf5
-from .record import WeightDatabase
+from .record import Record
 
 
 class Outcome(NamedTuple):
-    """What was found of one item.
+    """The result for one item.
 
     Attributes:
-        item: Its path in the file, or "checksum" or "format" for the file as a whole.
-        found: What there is, or what is wrong with it.
+        item: Its path in the file, or "checksum", "format" or "attributes" for the file as a whole.
+        found: Its shape and type, or what is wrong with it.
         sound: Whether nothing is wrong.
     """
 
@@ -31,16 +30,16 @@ class Outcome(NamedTuple):
 
 
 def verify(path: str | Path) -> list[Outcome]:
-    """Check a weight database as thoroughly as can be, where loading it would stop at the first fault.
+    """Check a weight database thoroughly, while loading it would stop at the first fault.
 
-    Beyond what loading checks, the parts that say the same thing twice must agree: top channels with mean weights,
-    counts with exemplars, the label histogram with both.
+    In addition to what loading checks, redundant parts must agree: top channels with mean weights, counts with
+    exemplars, and the label histogram with both.
 
     Args:
         path: The file.
 
     Returns:
-        One outcome an item, in the order of the file. What cannot be told after a fault is left out.
+        One outcome per item, in the order of the file. What a fault makes impossible to check is left out.
 
     Raises:
         DatabaseError: If there is no such file, or it cannot be read.
@@ -54,7 +53,7 @@ def _outcomes(data: bytes) -> Iterator[Outcome]:
     except DatabaseError as error:
         yield Outcome("checksum", str(error), False)
         return
-    yield Outcome("checksum", "matches" if sealed else "none, another program wrote the file")
+    yield Outcome("checksum", "matches" if sealed else "none, written by another program")
     try:
         file = Hdf5(content)
         yield Outcome("format", items.read_version(file))
@@ -63,34 +62,34 @@ def _outcomes(data: bytes) -> Iterator[Outcome]:
         yield Outcome("format", str(error), False)
         return
 
-    found: dict[str, Outcome] = {}
+    outcomes: dict[str, Outcome] = {}
     arrays: dict[str, NDArray[Any]] = {}
     for name in names:
         try:
             arrays[name] = items.read_item(file, name)
-            found[f"/{name}"] = Outcome(f"/{name}", _form(arrays[name]))
+            outcomes[f"/{name}"] = Outcome(f"/{name}", _form(arrays[name]))
         except DatabaseError as error:
-            found[f"/{name}"] = Outcome(f"/{name}", str(error), False)
+            outcomes[f"/{name}"] = Outcome(f"/{name}", str(error), False)
     if len(arrays) == len(names):
         try:
-            found |= _faults(cast(WeightDatabase, SimpleNamespace(**items.fields_of(file, arrays))))
+            outcomes |= _faults(Record(**items.fields_of(file, arrays)))
         except DatabaseError as error:
-            found["attributes"] = Outcome("attributes", str(error), False)
+            outcomes["attributes"] = Outcome("attributes", str(error), False)
         else:
-            found.setdefault("attributes", Outcome("attributes", "complete"))
-    yield from found.values()
+            outcomes.setdefault("attributes", Outcome("attributes", "complete"))
+    yield from outcomes.values()
 
 
-def _faults(db: WeightDatabase) -> dict[str, Outcome]:
-    """The first fault of each item; later kinds of check only where the earlier found none."""
-    found: dict[str, Outcome] = {}
+def _faults(db: Record) -> dict[str, Outcome]:
+    """List the first fault of each item; a later kind of check assumes that the earlier kinds found none."""
+    faults: dict[str, Outcome] = {}
     for kind in (forms, contents, agreement):
-        for item, true, expected, instead in kind(db):
+        for item, true, expected, actual in kind(db):
             if not true:
-                found.setdefault(item, Outcome(item, f"expected {expected}, found {instead}", False))
-        if found:
+                faults.setdefault(item, Outcome(item, f"expected {expected}, found {actual}", False))
+        if faults:
             break
-    return found
+    return faults
 
 
 def _form(array: NDArray[Any]) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.samples import Samples
-from ..database.record import WeightDatabase
+from ..database.weight_database import WeightDatabase
 from ..explain import Explainer
 from ..nets.inference import tensor_batches
 from ..nets.network import Network

@@ -15,7 +15,8 @@ from torch.nn import functional
 from ..builder.build import build_database
 from ..builder.triplets import Partners
 from ..data.samples import Samples
-from ..database.record import WeightDatabase, top_channels
+from ..database.record import top_channels
+from ..database.weight_database import WeightDatabase
 from ..explain import Explainer
 from ..explain.explanation import Explanation
 from ..explain.grad_weights import direction, weigh

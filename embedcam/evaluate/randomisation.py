@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from ..database.record import NetworkRecord, WeightDatabase
+from ..database.record import NetworkRecord
+from ..database.weight_database import WeightDatabase
 from ..errors import DataError, NetworkError
 from ..nets import layers
 from ..nets.network import Network

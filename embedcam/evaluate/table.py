@@ -17,7 +17,7 @@ from .._version import __version__
 from ..builder.shards import Shards, fingerprint
 from ..data.samples import Samples
 from ..database.checks import arrays
-from ..database.record import WeightDatabase
+from ..database.weight_database import WeightDatabase
 from ..errors import DataError, EmbedcamError
 from ..explain import Explainer
 from ..nets.network import Network

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.preprocess import Preprocess
-from ..database.record import WeightDatabase
+from ..database.weight_database import WeightDatabase
 from ..errors import DataError, NetworkError
 from ..nets import layers, receptive_field
 from ..nets.embedding import EmbeddingNet

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..database.neighbors import searchable
-from ..database.record import NetworkRecord, WeightDatabase
+from ..database.record import NetworkRecord
+from ..database.weight_database import WeightDatabase
 from ..errors import DatabaseError, LayerError
 from ..nets import layers
 from ..nets.geometry import Geometry

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..database.neighbors import Neighbors
-from ..database.record import WeightDatabase, top_channels
+from ..database.record import top_channels
+from ..database.weight_database import WeightDatabase
 from ..errors import DatabaseError
 
 TRANSFERS = ("soft-contrast", "soft", "contrast", "cluster", "neighbors", "nearest")
@@ -93,7 +94,7 @@ class Transfer:
         exemplars = database.exemplars
         self._exemplars = None
         if exemplars is not None:
-            self._exemplars = Neighbors(exemplars.embeddings, database.network.metric, exemplars.cells)
+            self._exemplars = Neighbors(exemplars.embeddings, database.network.metric, exemplars.partitions)
 
     def find(self, embeddings: NDArray[np.float32], scale: float = 1.0) -> Found:
         """Look up embeddings.

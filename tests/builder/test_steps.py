@@ -12,7 +12,7 @@ import embedcam
 from embedcam.builder import build as building
 from embedcam.builder import shards, steps
 from embedcam.data import load
-from embedcam.database.neighbors import Cells
+from embedcam.database.neighbors import Partitions
 from embedcam.errors import DatabaseError, DataError, OutputError
 from embedcam.nets import EmbeddingNet
 from embedcam.nets.inference import embed
@@ -187,11 +187,13 @@ def test_a_dead_process_ends_the_run_with_a_state_to_resume(net, folder, tmp_pat
     assert not (tmp_path / "a.h5.parts").exists()
 
 
-def test_very_many_exemplars_are_parted_into_cells(net, folder, monkeypatch, tmp_path):
-    made = Cells(np.zeros((2, 8), np.float32), np.arange(18, dtype=np.int32) % 2, 1)
+def test_very_many_exemplars_are_partitioned(net, folder, monkeypatch, tmp_path):
+    made = Partitions(np.zeros((2, 8), np.float32), np.arange(18, dtype=np.int32) % 2, 1)
     given = []
-    monkeypatch.setattr(steps, "coarse_cells", lambda *arguments: given.append(arguments) or made)
+    monkeypatch.setattr(steps, "partition", lambda *arguments: given.append(arguments) or made)
     db = building.build_file(net, f"folder:{folder}", tmp_path / "a.h5", **OPTIONS)
     np.testing.assert_array_equal(given[0][0], db.exemplars.embeddings)
     assert given[0][1:] == ("cosine", 0)
-    np.testing.assert_array_equal(embedcam.WeightDatabase.load(tmp_path / "a.h5").exemplars.cells.cell, made.cell)
+    np.testing.assert_array_equal(
+        embedcam.WeightDatabase.load(tmp_path / "a.h5").exemplars.partitions.partition, made.partition
+    )

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 from embedcam.data.preprocess import Preprocess
 from embedcam.database import Exemplars, Fusion, NetworkRecord, Refinement, WeightDatabase
-from embedcam.database.neighbors import Cells
+from embedcam.database.neighbors import Partitions
 from embedcam.database.store import seal
 from embedcam.errors import DatabaseError, OutputError
 from embedcam.nets.geometry import Geometry
@@ -51,7 +51,7 @@ def database() -> WeightDatabase:
             cluster,
             np.array([0, 0, 0, 1, 1, 1, 1, -1]),
             tuple(f"class/{i}.jpg" for i in range(N)),
-            Cells(rng.standard_normal((2, D)).astype("f4"), np.array([0, 1] * (N // 2), dtype="i4"), 1),
+            Partitions(rng.standard_normal((2, D)).astype("f4"), np.array([0, 1] * (N // 2), dtype="i4"), 1),
         ),
         refinement=Refinement(
             (64, 96), 2.5, Fusion("layer3", Geometry((16.0, 8.0), (0.5, 4.0)), rng.random((C, FINE)).astype("f4"))
@@ -64,9 +64,11 @@ def assert_same(a: WeightDatabase, b: WeightDatabase) -> None:
     for name, value in vars(a).items():
         other = getattr(b, name)
         if isinstance(value, Exemplars):
-            parts = [(value, other)] if value.cells is None else [(value, other), (value.cells, other.cells)]
+            parts = (
+                [(value, other)] if value.partitions is None else [(value, other), (value.partitions, other.partitions)]
+            )
             for mine, theirs in parts:
-                for key in set(vars(mine)) - {"cells"}:
+                for key in set(vars(mine)) - {"partitions"}:
                     np.testing.assert_array_equal(getattr(mine, key), getattr(theirs, key))
                     assert type(getattr(mine, key)) is type(getattr(theirs, key))
         elif isinstance(value, Refinement):
@@ -156,8 +158,8 @@ def test_the_file_is_format_1(path):
         "exemplars/top_weights": ((N, T), "float32"),
         "exemplars/cluster": ((N,), "int64"),
         "exemplars/label": ((N,), "int64"),
-        "exemplars/cells/centroids": ((2, D), "float32"),
-        "exemplars/cells/cell": ((N,), "int32"),
+        "exemplars/partitions/centroids": ((2, D), "float32"),
+        "exemplars/partitions/partition": ((N,), "int32"),
         "refinement/fusion/weights_mean": ((C, FINE), "float32"),
     }
 
@@ -229,8 +231,8 @@ def test_a_missing_file_is_refused(tmp_path):
         (replace_item("clusters/top_weights", np.tile(np.arange(T, dtype="f4"), (C, 1))), "strongest first"),
         (replace_item("exemplars/cluster", np.full(N, C)), r"/exemplars/cluster: expected indices in 0\.\.2"),
         (replace_item("exemplars/label", np.full(N, L)), "/exemplars/label"),
-        (replace_item("exemplars/cells/cell", np.full(N, 2, "i4")), "/exemplars/cells/cell"),
-        (lambda file: file["exemplars/cells"].attrs.modify("probes", 3), "/exemplars/cells probes"),
+        (replace_item("exemplars/partitions/partition", np.full(N, 2, "i4")), "/exemplars/partitions/partition"),
+        (lambda file: file["exemplars/partitions"].attrs.modify("probes", 3), "/exemplars/partitions probes"),
         (lambda f: f.__delitem__("clusters/weights_std"), "/clusters/weights_std: expected a dataset, found nothing"),
         (lambda f: f["geometry"].attrs.modify("cell_stride", [0.0, 1.0]), "/geometry cell_stride"),
         (
@@ -253,10 +255,10 @@ def test_a_missing_file_is_refused(tmp_path):
         (lambda f: f["network"].attrs.modify("input_size", [10**5, 10**5]), "/network: .* more than 16,777,216 pixels"),
         (lambda f: f["network"].attrs.modify("std", [1.0, 0.0, 1.0]), "/network: .* std positive"),
         (lambda f: f["network"].attrs.modify("mean", [1.0, np.nan, 1.0]), "/network: .* must be finite"),
-        (lambda f: f["network"].attrs.modify("layer", "\x1b[2J"), "/network: 'layer' is no plain text"),
+        (lambda f: f["network"].attrs.modify("layer", "\x1b[2J"), "/network: 'layer' is not plain text"),
         (
             lambda f: f["network"].attrs.modify("layer", "x" * 2000),
-            "/network: 'layer' is no plain text of at most 1024",
+            "/network: 'layer' is not plain text of at most 1024",
         ),
         (lambda f: f["network"].attrs.__delitem__("dim"), "/network: expected an attribute 'dim', found none"),
         (lambda f: f["network"].attrs.__setitem__("dim", "four"), "/network: it is damaged .*'four'"),
@@ -289,7 +291,7 @@ def test_a_newer_minor_version_is_read_with_a_notice(path, caplog):
     edit(path, newer)
     assert_same(WeightDatabase.load(path), database())
     (notice,) = caplog.messages
-    assert "weights.h5 is of format 1.1.0; this embedcam knows 1.0.0" in notice
+    assert "weights.h5 has format 1.1.0; this embedcam supports 1.0.0" in notice
 
 
 @pytest.mark.parametrize("version", ["2.0.0", "10.0.0", "0.9.0", "1.x", "", "1.0.0\n"])
@@ -309,7 +311,7 @@ def test_a_file_with_a_true_checksum_is_not_trusted_either(path):
 def test_a_file_too_large_to_be_a_database_is_not_read(tmp_path):
     with (tmp_path / "sparse.h5").open("wb") as file:
         file.truncate(2**34 + 1)
-    with pytest.raises(DatabaseError, match="has 17,179,869,185 bytes, a weight database has 17,179,869,184 at most"):
+    with pytest.raises(DatabaseError, match="has 17,179,869,185 bytes, a weight database has at most 17,179,869,184"):
         WeightDatabase.load(tmp_path / "sparse.h5")
 
 

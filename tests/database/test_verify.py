@@ -49,7 +49,7 @@ def test_a_built_database_is_sound_item_by_item(path, fused, tmp_path):
 def test_a_file_without_a_checksum_says_so(path):
     with h5py.File(path, "r+"):
         pass
-    assert verify(path)[0] == ("checksum", "none, another program wrote the file", True)
+    assert verify(path)[0] == ("checksum", "none, written by another program", True)
 
 
 def test_a_damaged_file_ends_at_its_checksum(path):
@@ -96,7 +96,7 @@ def test_channels_that_are_not_the_strongest_are_found(path):
         file["clusters/top_weights"][...] = np.take_along_axis(mean, weakest, axis=1)
     path.write_bytes(seal(path.read_bytes()))
     assert WeightDatabase.load(path).top_k == 12  # it can be used; only it was not built so
-    assert faults(path) == {"/clusters/top_channels": "expected the channels of largest weights_mean, found others"}
+    assert faults(path) == {"/clusters/top_channels": "expected the channels with the largest weights_mean, found others"}
 
 
 def test_all_faults_are_listed_and_not_the_first_alone(path):

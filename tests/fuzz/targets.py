@@ -51,19 +51,19 @@ def golden(name: str, checksum: int = 0) -> list[bytes]:
 
 @functools.cache
 def databases() -> list[bytes]:
-    """The golden one, and the same with its exemplars in cells."""
+    """The golden one, and the same with partitioned exemplars."""
     import embedcam
-    from embedcam.database.neighbors import Cells
+    from embedcam.database.neighbors import Partitions
 
     db = embedcam.WeightDatabase.load(GOLDEN / "weights-1.0.0.h5")
     assert db.exemplars is not None
     points = db.exemplars.embeddings
-    cells = Cells(points[:3], (np.arange(len(points)) % 3).astype(np.int32), 2)
+    partitions = Partitions(points[:3], (np.arange(len(points)) % 3).astype(np.int32), 2)
     with tempfile.TemporaryDirectory() as folder:
-        dataclasses.replace(db, exemplars=dataclasses.replace(db.exemplars, cells=cells)).save(
-            Path(folder) / "cells.h5"
+        dataclasses.replace(db, exemplars=dataclasses.replace(db.exemplars, partitions=partitions)).save(
+            Path(folder) / "partitions.h5"
         )
-        return [*golden("weights-1.0.0.h5", TRAILER), (Path(folder) / "cells.h5").read_bytes()[:-TRAILER]]
+        return [*golden("weights-1.0.0.h5", TRAILER), (Path(folder) / "partitions.h5").read_bytes()[:-TRAILER]]
 
 
 def use_database(path: Path) -> None:

@@ -1,0 +1,230 @@
+"""The weight database: validated, saved and loaded, and able to rate how usual an image is."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DatabaseError
+from . import store
+from .checks import require_valid
+from .record import QUANTILES, Record, Refinement
+
+# Exponent of e: a distance multiplied by that is still a float32.
+_LARGEST_POWER = 40.0
+
+
+@dataclass(frozen=True, repr=False)
+class WeightDatabase(Record):
+    """Mean channel weights and strongest channels of each cluster of training images.
+
+    Attributes:
+        network: The network it was made for.
+        geometry: Where the cells of the feature maps lie at the network's input size.
+        method: Name of the channel weighting, such as "gradcam".
+        target: What the weights explain: "triplet_margin".
+        pairs: Triplets per image.
+        seed: Seed of the triplets and of the k-means.
+        created: UTC, ISO 8601.
+        centroids: (C, D) float32.
+        counts: (C,) int64, at least 1.
+        weights_mean: (C, K) float32.
+        weights_std: (C, K) float32.
+        top_channels: (C, T) int32, the channels with the largest signed mean weights.
+        top_weights: (C, T) float32, their mean weights, strongest first.
+        distance_quantiles: (C, 5) float32, quantiles 0.5, 0.9, 0.95, 0.99 and 1 of the members' distances.
+        label_names: Names of the classes, or None if the data had no labels.
+        label_histogram: (C, L) int64, or None likewise.
+        exemplars: The training images, or None if they were not kept.
+        refinement: What the default explainer adds, or None for the published method alone.
+        embedcam_version: Version of the program that made it.
+
+    Raises:
+        DatabaseError: If a shape, an index or a number is not valid.
+    """
+
+    def __post_init__(self) -> None:
+        require_valid(self)
+
+    @property
+    def clusters(self) -> int:
+        """Number C of clusters."""
+        return len(self.centroids)
+
+    @property
+    def top_k(self) -> int:
+        """Number T of channels kept per cluster."""
+        return int(self.top_channels.shape[1])
+
+    def save(self, path: str | Path) -> None:
+        """Write the database as one HDF5 file (format 1), atomically.
+
+        Args:
+            path: File to write.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        store.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> WeightDatabase:
+        """Read a database into memory and validate it.
+
+        Args:
+            path: A file that `save` wrote.
+
+        Returns:
+            The database.
+
+        Raises:
+            DatabaseError: If the file is missing, damaged, foreign, newer, inconsistent or too large.
+        """
+        path = Path(path)
+        data = store.read_bytes(path)
+        try:
+            return cls(**store.decode(data, path))
+        except DatabaseError as error:
+            raise DatabaseError(f"{path} is not a readable weight database: {error}") from error
+
+    def labels_of(self, cluster: int, most: int = 3) -> list[tuple[str, int]]:
+        """List the most common labels of a cluster.
+
+        Args:
+            cluster: Index of the cluster.
+            most: Maximum number of labels.
+
+        Returns:
+            (name, count), most common first; empty without labels.
+        """
+        if self.label_histogram is None or self.label_names is None:
+            return []
+        row = self.label_histogram[cluster]
+        order = np.argsort(-row, kind="stable")[:most]
+        return [(self.label_names[i], int(row[i])) for i in order if row[i]]
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Summarise the database in a few lines.
+
+        Returns:
+            (name, value) of each line.
+        """
+        net, counts, target = self.network, self.counts, self.target.replace("_", " ")
+        stride, center = _pair(self.geometry.cell_stride, " x "), _pair(self.geometry.first_cell_center, ", ")
+        size = " x ".join(map(str, net.preprocess.input_size))
+        smallest, largest, images = int(counts.min()), int(counts.max()), int(counts.sum())
+        return [
+            ("Network", f"{net.architecture}, {net.metric}, {net.dim} dimensions, sha256 {net.sha256[:12]}"),
+            ("Input", f"{size} pixels, {net.preprocess.interpolation}"),
+            ("Feature layer", f"{net.layer}, {net.channels} channels"),
+            ("Cells", f"every {stride} pixels, the first at ({center})"),
+            ("Weights", f"{self.method} of the {target}, {self.pairs} pairs per image, top {self.top_k} channels"),
+            ("Explained", _explained(self.refinement)),
+            ("Clusters", f"{self.clusters}, of {images} images ({smallest} to {largest} each)"),
+            ("Labels", "none" if self.label_names is None else f"{len(self.label_names)}"),
+            ("Exemplars", "not kept" if self.exemplars is None else f"{len(self.exemplars)}"),
+            ("Made", f"{self.created} by embedcam {self.embedcam_version}, seed {self.seed}"),
+        ]
+
+    def __repr__(self) -> str:
+        net, images = self.network, int(self.counts.sum())
+        return f"<WeightDatabase of {net.architecture} at {net.layer}: {self.clusters} clusters of {images} images>"
+
+    def _repr_html_(self) -> str:
+        from ..show.notebook import database_html  # drawing libraries, which only notebooks need
+
+        return database_html(self)
+
+    def distance_scale(self, size: tuple[int, int]) -> float:
+        """Estimate the factor by which distances to centroids grow at another input size.
+
+        The factor is measured at the size of `refinement`. Between that size and the network's own it is interpolated
+        linearly in the logarithms of factor and area.
+
+        Args:
+            size: (H, W) in pixels.
+
+        Returns:
+            The factor, 1 at the network's own input size.
+        """
+        if self.refinement is None:
+            return 1.0
+        own, measured, asked = (
+            math.log(h * w) for h, w in (self.network.preprocess.input_size, self.refinement.input_size, size)
+        )
+        share = (asked - own) / (measured - own) if measured != own else 0.0
+        power = share * math.log(self.refinement.distance_scale)
+        return math.exp(max(-_LARGEST_POWER, min(power, _LARGEST_POWER)))
+
+    def typicality(self, clusters: NDArray[np.int64], distances: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rate how usual images are for their clusters.
+
+        Args:
+            clusters: (B,) indices.
+            distances: (B,) to the centroids of those clusters.
+
+        Returns:
+            (B,) in [0, 1]: the share of the cluster's training images that lie at least as far from the centroid,
+            interpolated between the stored quantiles; 0 beyond the farthest.
+        """
+        rows = self.distance_quantiles[clusters].astype(float)
+        return _shares_beyond(distances.astype(float), rows).astype(np.float32)
+
+    def anomaly(self, distances: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rate how unlike the training images others are.
+
+        The score is the distance relative to that of the outermost 1 % of all training images. Single clusters are too
+        small for such a quantile.
+
+        Args:
+            distances: (B,) to the nearest centroids.
+
+        Returns:
+            (B,) not negative; above 1 if an image lies farther out than 99 % of the training images.
+        """
+        # If all training images lie on their centroids, rounding errors must not count as anomalies.
+        return np.asarray(distances / max(self._far_distance, 1e-6), dtype=np.float32)
+
+    @cached_property
+    def _far_distance(self) -> float:
+        """The distance beyond which 1 % of all training images lie from their centroids, from the stored quantiles."""
+        rows, least = self.distance_quantiles.astype(float), 0.01
+        steps = np.unique(rows)
+
+        def beyond(step: int) -> float:
+            return float(np.average(_shares_beyond(np.full(len(rows), steps[step]), rows), weights=self.counts))
+
+        # The share falls from step to step, so bisection finds the last step whose share is large enough.
+        last = bisect.bisect_right(range(len(steps)), -least, key=lambda step: -beyond(step)) - 1
+        pair = [max(last, 0), min(last + 1, len(steps) - 1)]
+        return float(np.interp(-least, [-beyond(step) for step in pair], steps[pair]))
+
+
+def _shares_beyond(distances: NDArray[np.float64], quantiles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Interpolate the share of a cluster's images that lie at least as far out: (B,), for rows (B, 5) of quantiles."""
+    rows = np.concatenate([np.zeros((len(quantiles), 1)), quantiles], axis=1)
+    shares = np.array([1.0, *(1 - q for q in QUANTILES)])
+    below = ((rows <= distances[:, None]).sum(axis=1) - 1).clip(0, len(QUANTILES) - 1)
+    near, far = (rows[np.arange(len(rows)), column] for column in (below, below + 1))
+    fraction = (distances - near) / np.where(far > near, far - near, 1.0)
+    interpolated = np.where(distances < rows[:, -1], shares[below] + fraction * np.diff(shares)[below], 0.0)
+    # If quantiles are equal (a cluster of one image), the largest share holds and rounding must not change it.
+    return np.where(distances <= rows[:, 1] * 1e-6 + 1e-6, 1.0, interpolated)
+
+
+def _explained(refinement: Refinement | None) -> str:
+    if refinement is None:
+        return "at the input's size, by the feature layer alone"
+    fusion = refinement.fusion
+    fused = f", fused with {fusion.layer}, {fusion.weights_mean.shape[1]} channels" if fusion is not None else ""
+    return f"at {' x '.join(map(str, refinement.input_size))} pixels{fused}"
+
+
+def _pair(values: tuple[float, float], between: str) -> str:
+    return between.join(f"{value:g}" for value in values)
