@@ -96,7 +96,9 @@ def test_channels_that_are_not_the_strongest_are_found(path):
         file["clusters/top_weights"][...] = np.take_along_axis(mean, weakest, axis=1)
     path.write_bytes(seal(path.read_bytes()))
     assert WeightDatabase.load(path).top_k == 12  # it can be used; only it was not built so
-    assert faults(path) == {"/clusters/top_channels": "expected the channels with the largest weights_mean, found others"}
+    assert faults(path) == {
+        "/clusters/top_channels": "expected the channels with the largest weights_mean, found others"
+    }
 
 
 def test_all_faults_are_listed_and_not_the_first_alone(path):
