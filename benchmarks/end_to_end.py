@@ -1,19 +1,20 @@
 """Time `explain_files` from image files to overlays: images per second, busy cores, where time goes, peak memory.
 
-    python benchmarks/end_to_end.py [--images 1000] [--batch-size 4] [--lanes 1] [--json FILE]
+    python benchmarks/end_to_end.py [--images 1000] [--batch-size 4] [--concurrency 1] [--json FILE]
     python benchmarks/end_to_end.py --net net.safetensors --db weights.h5 --data DIR ...
     python benchmarks/end_to_end.py --onnx explainer.onnx --data DIR ...
 
 The made pictures are JPEGs of 400 x 300 pixels; without a network it is MobileNetV2 of random weights, with a small
 database. `busy %` is the processor time of the process by its wall time and all cores, `peak MB` its resident memory;
 both runs are processes of their own, so that their peaks can be compared. The three parts are timed alone, on one core
-and on a few images; `share %` is of their sum. With several lanes, each computes on one core.
+and on a few images; `share %` is of their sum. With several concurrency, each computes on one core.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import resource
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="of them; a run with a quarter of it comes first")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--lanes", type=int, default=1)
+    parser.add_argument("--concurrency", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", nargs=2, metavar=("WORK", "IMAGES"), help="do one work in this process")
     given = parser.parse_args()
@@ -75,7 +76,7 @@ def main() -> None:
             given.net, given.db = random_network(folder, given.backbone, given.image_size)
         sizes = [given.images // 4, given.images]
         rows = [*(apart(given, "end to end", size)[0] for size in sizes), *apart(given, "parts", SAMPLE)]
-    made_with = about("torch", "numpy", "pillow") | {"batch size": given.batch_size, "lanes": given.lanes}
+    made_with = about("torch", "numpy", "pillow") | {"batch size": given.batch_size, "concurrency": given.concurrency}
     report(COLUMNS, rows, made_with, given.json)
 
 
@@ -106,7 +107,7 @@ def random_network(folder: Path, backbone: str, image_size: int) -> tuple[Path, 
 def one(given: argparse.Namespace, work: str, count: str) -> list[dict[str, Any]]:
     """Do one work in this process."""
     inputs = files.find_files([given.data]).files[: int(count)]
-    explainer = load(given, alone=work == "parts" or given.lanes > 1)
+    explainer = load(given, alone=work == "parts" or given.concurrency > 1)
     with tempfile.TemporaryDirectory() as out:
         if work == "parts":
             return parts(explainer, inputs, given.batch_size, Path(out))
@@ -130,7 +131,7 @@ def end_to_end(
     """Explain files as the command line does."""
     wall, busy = time.perf_counter(), time.process_time()
     done = files.explain_files(
-        explainer, inputs, out, batch_size=given.batch_size, workers=given.workers, lanes=given.lanes
+        explainer, inputs, out, batch_size=given.batch_size, workers=given.workers, concurrency=given.concurrency
     )
     wall, busy = time.perf_counter() - wall, time.process_time() - busy
     return {
@@ -155,9 +156,10 @@ def peak_mb() -> float:
 def parts(explainer: AnyExplainer, inputs: tuple[Path, ...], batch_size: int, out: Path) -> list[dict[str, Any]]:
     """Time reading, the network, and drawing and writing, each alone."""
     samples, draw = files.find_files(inputs), DrawOptions()
-    files._explain(explainer, samples, [(0, files._prepare(explainer.preprocess, read_image(inputs[0])))])  # warm up
+    prepare = functools.partial(files.prepare, explainer.preprocess, files._LONGEST_SIDE)
+    files._explain(explainer, samples, [(0, prepare(read_image(inputs[0])))])  # warm up
     clock = [time.process_time()]
-    read = [files._prepare(explainer.preprocess, read_image(file)) for file in inputs]
+    read = [prepare(read_image(file)) for file in inputs]
     clock.append(time.process_time())
     numbered = list(enumerate(read))
     starts = range(0, len(read), batch_size)

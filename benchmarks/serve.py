@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--image", type=Path, help="what is sent; a made picture of 640 x 480 pixels by default")
     parser.add_argument("--requests", type=int, default=200, help="at the same time")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=2, help="computations at once, on a thread each")
+    parser.add_argument(
+        "--concurrency", type=int, default=2, help="pictures explained at the same time, one thread each"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", action="store_true", help="be the server")
     given = parser.parse_args()
@@ -73,7 +75,7 @@ def main() -> None:
             for number in range(given.rounds):
                 rows.append({"round": number + 1, "MB before": before, **crowd(port, picture, whole, given.requests)})
                 before = rows[-1]["MB after"] = resident(process)
-    report(COLUMNS, rows, about("fastapi", "uvicorn", "torch") | {"jobs": given.jobs}, given.json)
+    report(COLUMNS, rows, about("fastapi", "uvicorn", "torch") | {"concurrency": given.concurrency}, given.json)
 
 
 def crowd(port: int, picture: bytes, whole: bytes | None, requests: int) -> dict[str, Any]:
@@ -134,8 +136,8 @@ def prepare(folder: Path) -> tuple[Path, Path]:
 @contextlib.contextmanager
 def server(given: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Start this file as the server; gives its process and port."""
-    command = [sys.executable, __file__, "--serve", "--jobs", str(given.jobs), "--requests", str(given.requests)]
-    for option in ("net", "db", "onnx"):
+    command = [sys.executable, __file__, "--serve"]
+    for option in ("concurrency", "requests", "net", "db", "onnx"):
         if getattr(given, option):
             command += [f"--{option}", str(getattr(given, option))]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -168,7 +170,7 @@ def serve(given: argparse.Namespace) -> None:
 
         torch.set_num_threads(1)
         explainer = Explainer(EmbeddingNet.load(given.net), given.db)
-    serve(explainer, port=0, limits=Limits(rate=10**9, queue=given.requests, jobs=given.jobs))
+    serve(explainer, port=0, limits=Limits(rate=10**9, queue=given.requests, concurrency=given.concurrency))
 
 
 def resident(process: subprocess.Popen[str]) -> float:

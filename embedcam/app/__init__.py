@@ -1,4 +1,4 @@
-"""The web page and the HTTP API: drop in a picture, see where the network looks."""
+"""The web page and the HTTP API."""
 
 from __future__ import annotations
 

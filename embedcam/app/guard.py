@@ -1,4 +1,4 @@
-"""Who may use the server: the token, the names it answers to, and what its pages may load."""
+"""Access control: the token, allowed host names, and security headers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .limits import RateLimit, Refused
 
 STATIC = Path(__file__).parent / "static"
 _COOKIE, _STYLE = "embedcam", "/static/style.css"
-_LONGEST_FORM = 4096
-# All that the page loads is the server's own; pictures are the visitor's files, shown without being sent anywhere else.
+_MAX_FORM_BYTES = 4096
+# The page loads nothing from other hosts; blob: and data: are for pictures that the browser shows locally.
 _POLICY = "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; frame-ancestors 'none'; form-action 'self'"
 _HEADERS = {
     "Content-Security-Policy": _POLICY,
@@ -28,30 +28,30 @@ _HEADERS = {
 }
 
 
-def refusal(error: EmbedcamError) -> Response:
-    """Answer with an error.
+def error_response(error: EmbedcamError) -> Response:
+    """Turn an error into a response.
 
     Args:
-        error: Of any kind; `Refused` has a status of its own.
+        error: The error. `Refused` sets its own status, others have status 422.
 
     Returns:
-        `{"error": ...}`, one line.
+        JSON with the one-line message as `error`.
     """
     status, headers = (error.status, error.headers) if isinstance(error, Refused) else (422, {})
     return JSONResponse({"error": " ".join(str(error).split())}, status, headers)
 
 
 class Guard:
-    """Stands before the whole application.
+    """Middleware that authorises every request and sets security headers.
 
     Args:
         app: The application.
-        token: What a request must bear, or None to let everyone in: as `Authorization: Bearer TOKEN`, or as the cookie
-            that a visitor gets who types it into the page.
-        hosts: Names that the server answers to, or None for any. A server on this machine alone must not answer to
-            another: a web page elsewhere can give this machine's address to a name of its own.
-        rate: Counts wrong tokens.
-        open_policy: Paths of pages of others, whose scripts stand in the page.
+        token: Token that a request must have, as `Authorization: Bearer TOKEN` or as the cookie that the login page
+            sets. None disables it.
+        hosts: Allowed host names, in lower case, or None for any. They protect a server on the loopback address from
+            DNS rebinding by other web pages.
+        rate: Rate limit of failed attempts.
+        open_policy: Paths of third-party pages that need inline scripts.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class Guard:
     ) -> None:
         self._app, self._hosts, self._rate, self._open_policy = app, hosts, rate, open_policy
         self._token = None if token is None else token.strip().encode()
-        # Whoever reads the cookie does not learn the token.
-        self._pass = hashlib.sha256(b"embedcam " + (self._token or b"")).hexdigest()
+        # A hash, so that the cookie does not reveal the token.
+        self._cookie = hashlib.sha256(b"embedcam " + (self._token or b"")).hexdigest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or let it pass."""
+        """Handle a request, or pass it to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -87,74 +87,69 @@ class Guard:
             await send(message)
 
         try:
-            answer = await self._answer(Request(scope, receive))
+            response = await self._check(Request(scope, receive))
         except Refused as error:
-            answer = refusal(error)
-        await (answer or self._app)(scope, receive, send_with_headers)
+            response = error_response(error)
+        await (response or self._app)(scope, receive, send_with_headers)
 
-    async def _answer(self, request: Request) -> Response | None:
-        """Give what is answered here; None for what may pass."""
-        if self._hosts is not None and _host(request) not in self._hosts:
-            raise Refused(
-                421,
-                f"this server answers to {' and '.join(sorted(self._hosts))} alone; use one, or bind it with --host",
-            )
+    async def _check(self, request: Request) -> Response | None:
+        """The response to a login or an unauthorised request; None for a request that may pass."""
+        if self._hosts is not None and _hostname(request) not in self._hosts:
+            names = ", ".join(sorted(self._hosts))
+            raise Refused(421, f"this server only accepts the host names {names}; use one, or set another with --host")
         if request.method == "POST" and request.headers.get("sec-fetch-site") == "cross-site":
-            raise Refused(403, "a page of another site sent this; use the server's own page, or the API from a program")
-        if self._token is None or request.url.path == _STYLE:  # which the page that asks for the token needs
+            raise Refused(403, "cross-site request; use the server's own page, or call the API from a program")
+        if self._token is None or request.url.path == _STYLE:  # the login page needs the style sheet
             return None
         if request.method == "POST" and request.url.path == "/login":
             return await self._login(request)
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and self._is_token(given.encode("latin-1")):
+        scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self._is_token(credentials.encode("latin-1")):
             return None
-        if secrets.compare_digest(request.cookies.get(_COOKIE, "").encode(), self._pass.encode()):
+        if secrets.compare_digest(request.cookies.get(_COOKIE, "").encode(), self._cookie.encode()):
             return None
-        self._rate.take(address(request))
+        self._rate.take(client_address(request))
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
             return FileResponse(STATIC / "login.html", 401)
-        answer = refusal(
-            Refused(401, "this server wants its token; send it as the header `Authorization: Bearer TOKEN`")
-        )
-        answer.headers["WWW-Authenticate"] = "Bearer"
-        return answer
+        response = error_response(Refused(401, "token missing or wrong; send the header `Authorization: Bearer TOKEN`"))
+        response.headers["WWW-Authenticate"] = "Bearer"
+        return response
 
     async def _login(self, request: Request) -> Response:
-        self._rate.take(address(request))
+        self._rate.take(client_address(request))
         body = b""
         async for chunk in request.stream():
             body += chunk
-            if len(body) > _LONGEST_FORM:
-                raise Refused(413, "this is longer than any token; send the token alone")
-        given = parse_qs(body.decode(errors="replace")).get("token", [""])[0]
-        if not self._is_token(given.encode()):
+            if len(body) > _MAX_FORM_BYTES:
+                raise Refused(413, f"the form has more than {_MAX_FORM_BYTES} bytes; send only the token")
+        token = parse_qs(body.decode(errors="replace")).get("token", [""])[0]
+        if not self._is_token(token.encode()):
             page = (STATIC / "login.html").read_text()
-            return HTMLResponse(page.replace(" hidden>", ">"), 401)  # it says that this was wrong
-        answer = RedirectResponse("./", 303)
+            return HTMLResponse(page.replace(" hidden>", ">"), 401)  # shows the error message
+        response = RedirectResponse("./", 303)
         secure = request.url.scheme == "https"
-        answer.set_cookie(_COOKIE, self._pass, httponly=True, samesite="strict", secure=secure)
-        return answer
+        response.set_cookie(_COOKIE, self._cookie, httponly=True, samesite="strict", secure=secure)
+        return response
 
-    def _is_token(self, given: bytes) -> bool:
+    def _is_token(self, text: bytes) -> bool:
         assert self._token is not None
-        return secrets.compare_digest(given.strip(), self._token)
+        return secrets.compare_digest(text.strip(), self._token)
 
 
-def address(request: Request) -> str:
-    """Say where a request comes from.
+def client_address(request: Request) -> str:
+    """Return the address of the client.
 
     Args:
         request: The request.
 
     Returns:
-        An IP address; "" where there is none, as on a socket of this machine.
+        An IP address, or "" for a Unix socket.
     """
     return request.client.host if request.client else ""
 
 
-def _host(request: Request) -> str | None:
-    """The server's name as the visitor has it."""
+def _hostname(request: Request) -> str | None:
     try:
         return request.url.hostname
-    except ValueError:  # a name that cannot be taken apart
+    except ValueError:  # malformed Host header
         return None

@@ -1,4 +1,4 @@
-"""What a server takes on at most: sizes, requests a minute, requests at once."""
+"""Limits of the server: sizes, request rate and concurrency."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ..errors import EmbedcamError
 
 T = TypeVar("T")
 
-# Requests whose bodies are read while others are computed, so that a computation never waits for the network.
+# Requests whose bodies are read ahead, so that computation does not wait for the network.
 _READ_AHEAD = 3
-# Addresses whose requests are counted; the ones heard of longest ago are forgotten.
-_ADDRESSES = 4096
+# Addresses that are tracked; the least recently seen is forgotten.
+_MAX_ADDRESSES = 4096
 
 
 class Refused(EmbedcamError):
-    """A request that is not answered as it was meant to be.
+    """A request that is answered with an error.
 
     Args:
-        status: The HTTP status, 4xx or 5xx.
-        message: What is wrong, and the mend.
-        retry_after: Seconds after which the same request may be answered; None where that changes nothing.
+        status: HTTP status, 4xx or 5xx.
+        message: What is wrong, and the fix.
+        retry_after: Seconds after which the request may be retried, or None.
     """
 
     def __init__(self, status: int, message: str, retry_after: float | None = None) -> None:
@@ -40,109 +40,107 @@ class Refused(EmbedcamError):
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a server takes on.
+    """Limits of a server.
 
     Attributes:
-        upload: Bytes of one picture's file.
-        pixels: Pixels of one picture.
-        rate: Requests a minute from one address, which may come all at once.
-        queue: Requests that are read, computed or wait for it; further ones are sent away.
-        jobs: Computations at once.
-        patience: Seconds in which a picture must arrive once it is being read.
+        upload: Maximum size of a picture's file, in bytes.
+        pixels: Maximum number of pixels of a picture.
+        rate: Requests per minute and client address; a burst of that size is allowed.
+        queue: Maximum number of requests in progress or waiting; others get status 503.
+        concurrency: Pictures explained at the same time, one thread each.
+        timeout: Maximum time to receive a picture, in seconds.
     """
 
     upload: int = 20_000_000
     pixels: int = 40_000_000
     rate: int = 600
     queue: int = 256
-    jobs: int = 1
-    patience: float = 30.0
+    concurrency: int = 1
+    timeout: float = 30.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if not value > 0:
-                raise EmbedcamError(f"the limit {field.name} must be positive, got {value}; leave it out for the usual")
+                raise EmbedcamError(f"the limit {field.name} must be positive, got {value}; omit it for the default")
         if self.pixels > MAX_PIXELS:
-            raise EmbedcamError(
-                f"no picture of more than {MAX_PIXELS:,} pixels is read; lower the limit {self.pixels:,}"
-            )
+            raise EmbedcamError(f"the limit pixels must be at most {MAX_PIXELS:,}, got {self.pixels:,}; lower it")
 
 
 class Gate:
-    """Lets requests in up to a number, reads the bodies of a few, and computes in a bounded number of threads.
+    """Admits a limited number of requests, reads few bodies at a time, and computes in a thread pool.
 
-    A body is read only when its request's turn is near. So however many wait, few bodies lie in memory: the others stay
-    with their senders, whom TCP makes wait.
+    The body of a request is read shortly before its turn. While many requests wait, few bodies are in memory; the
+    others are held back by TCP flow control.
 
     Args:
-        limits: How many.
+        limits: Limits of the server.
     """
 
     def __init__(self, limits: Limits) -> None:
-        self._most, self._inside = limits.queue, 0
-        self._near = asyncio.Semaphore(limits.jobs + _READ_AHEAD)
-        self._threads = ThreadPoolExecutor(limits.jobs, thread_name_prefix="embedcam-serve")
+        self._max_requests, self._requests = limits.queue, 0
+        self._readers = asyncio.Semaphore(limits.concurrency + _READ_AHEAD)
+        self._threads = ThreadPoolExecutor(limits.concurrency, thread_name_prefix="embedcam-serve")
 
     @contextlib.asynccontextmanager
     async def entered(self) -> AsyncIterator[None]:
-        """Wait for a turn.
+        """Wait for the turn to read the body.
 
         Raises:
-            Refused: If too many wait already.
+            Refused: If the queue is full.
         """
-        if self._inside >= self._most:
-            raise Refused(503, f"{self._most} requests are waiting already; try again in a few seconds", 2)
-        self._inside += 1
+        if self._requests >= self._max_requests:
+            raise Refused(503, f"{self._max_requests} requests are already waiting; try again in a few seconds", 2)
+        self._requests += 1
         try:
-            async with self._near:
+            async with self._readers:
                 yield
         finally:
-            self._inside -= 1
+            self._requests -= 1
 
     async def compute(self, work: Callable[[], T]) -> T:
-        """Do something in one of the threads, in the order of the calls.
+        """Run a function in the thread pool, first in, first out.
 
         Args:
-            work: What is done.
+            work: The function.
 
         Returns:
-            What it returned.
+            Its result.
         """
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def close(self) -> None:
-        """End the threads once what they are doing is done."""
+        """Shut down the thread pool after the running functions."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
 class RateLimit:
-    """Counts requests by address: each may send a minute's worth at once, and goes on at that rate.
+    """Token bucket per client address.
 
     Args:
-        a_minute: Requests.
-        clock: Seconds.
+        per_minute: Requests per minute, and size of a burst.
+        clock: Monotonic time, in seconds.
     """
 
-    def __init__(self, a_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._full, self._clock = float(a_minute), clock
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._capacity, self._clock = float(per_minute), clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, address: str) -> None:
         """Count a request.
 
         Args:
-            address: Where it comes from.
+            address: Client address.
 
         Raises:
-            Refused: If the address has sent too many.
+            Refused: If the address has sent too many requests.
         """
         now = self._clock()
-        left, then = self._left.pop(address, (self._full, now))
-        left = min(self._full, left + (now - then) * self._full / 60)
-        self._left[address] = (left - 1 if left >= 1 else left, now)
-        if len(self._left) > _ADDRESSES:
-            self._left.popitem(last=False)
-        if left < 1:
-            wait = (1 - left) * 60 / self._full
-            raise Refused(429, f"more than {self._full:g} requests a minute; wait {math.ceil(wait)} s", wait)
+        tokens, updated = self._buckets.pop(address, (self._capacity, now))
+        tokens = min(self._capacity, tokens + (now - updated) * self._capacity / 60)
+        self._buckets[address] = (tokens - 1 if tokens >= 1 else tokens, now)
+        if len(self._buckets) > _MAX_ADDRESSES:
+            self._buckets.popitem(last=False)
+        if tokens < 1:
+            wait = (1 - tokens) * 60 / self._capacity
+            raise Refused(429, f"more than {self._capacity:g} requests per minute; wait {math.ceil(wait)} s", wait)

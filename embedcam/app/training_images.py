@@ -1,4 +1,4 @@
-"""The training images that a picture looks like, by name or, where the data set is at hand, to be seen."""
+"""The training images nearest to a picture."""
 
 from __future__ import annotations
 
@@ -11,48 +11,49 @@ from ..data import load
 from ..database.weight_database import WeightDatabase
 from ..errors import DataError
 from ..show.drawing import bounded
-from .answers import LooksLike, file_of
 from .limits import Refused
+from .schemas import TrainingImage, encode_image
 
-_MOST, _SIDE, _KEPT = 8, 192, 512
+_MAX_IMAGES, _THUMBNAIL_SIZE, _CACHED_THUMBNAILS = 8, 192, 512
 
 
 class TrainingImages:
-    """Looks up the training images that a weight database keeps.
+    """Looks up the exemplars of a weight database, and their pictures in the data set.
+
+    Pictures are addressed by exemplar number, so no name from a request or database becomes a path.
 
     Args:
-        database: With exemplars or without.
-        data: SPEC of the data set that it was built from, or None. Its pictures are found by their number among the
-            exemplars: no name that comes from elsewhere becomes a path.
+        database: The weight database, with or without exemplars.
+        data: SPEC of the data set that the database was built from. None shows no thumbnails.
 
     Raises:
-        DataError: If the data set cannot be read, or holds none of the training images.
+        DataError: If the data set cannot be read, or has none of the exemplars.
     """
 
     def __init__(self, database: WeightDatabase | None, data: str | None = None) -> None:
         self._exemplars = None if database is None else database.exemplars
-        self._names = () if database is None or database.label_names is None else database.label_names
+        self._label_names = () if database is None or database.label_names is None else database.label_names
         self._cosine = database is not None and database.network.metric == "cosine"
         self._samples = None if data is None else load(data)
         self._rows = {} if self._samples is None else {name: row for row, name in enumerate(self._samples.ids)}
-        self._drawn = lru_cache(_KEPT)(self._draw)
+        self._cached_thumbnail = lru_cache(_CACHED_THUMBNAILS)(self._thumbnail)
         if data is not None:
-            known = () if self._exemplars is None else self._exemplars.path
-            if not any(name in self._rows for name in known):
+            names = () if self._exemplars is None else self._exemplars.path
+            if not any(name in self._rows for name in names):
                 raise DataError(
-                    f"{data} holds none of the {len(known)} training images that are known; give the data set that the "
-                    "weight database was built from, or leave it out"
+                    f"{data} has none of the {len(names)} training images of the weight database; "
+                    "use the data set that it was built from, or none"
                 )
 
-    def near(self, embedding: NDArray[np.float32], cluster: int) -> list[LooksLike]:
-        """List the training images of a cluster that lie nearest.
+    def near(self, embedding: NDArray[np.float32], cluster: int) -> list[TrainingImage]:
+        """List the nearest training images of a cluster.
 
         Args:
             embedding: (D,).
-            cluster: Its index.
+            cluster: Index of the cluster.
 
         Returns:
-            The nearest first; none where none are kept.
+            At most 8 training images, nearest first; none without exemplars.
         """
         exemplars = self._exemplars
         if exemplars is None:
@@ -60,27 +61,27 @@ class TrainingImages:
         members = np.flatnonzero(exemplars.cluster == cluster)
         points = exemplars.embeddings[members]
         distances = 1 - points @ embedding if self._cosine else np.linalg.norm(points - embedding, axis=1)
-        near = np.argsort(distances, kind="stable")[:_MOST]
-        return [self._one(int(members[place]), float(distances[place])) for place in near]
+        nearest = np.argsort(distances, kind="stable")[:_MAX_IMAGES]
+        return [self._training_image(int(members[index]), float(distances[index])) for index in nearest]
 
-    def _one(self, number: int, distance: float) -> LooksLike:
+    def _training_image(self, number: int, distance: float) -> TrainingImage:
         assert self._exemplars is not None
         name, label = self._exemplars.path[number], int(self._exemplars.label[number])
-        return LooksLike(
+        return TrainingImage(
             image=name,
-            label=self._names[label] if 0 <= label < len(self._names) else None,
+            label=self._label_names[label] if 0 <= label < len(self._label_names) else None,
             distance=distance,
             thumbnail=f"exemplars/{number}" if name in self._rows else None,
         )
 
     def thumbnail(self, number: int) -> bytes:
-        """Show a training image.
+        """Return a thumbnail of a training image.
 
         Args:
-            number: Its index among the exemplars.
+            number: Index of the exemplar.
 
         Returns:
-            A small JPEG file.
+            A JPEG file.
 
         Raises:
             Refused: If there is no such image.
@@ -88,13 +89,11 @@ class TrainingImages:
         """
         exemplars = self._exemplars
         if exemplars is None or not 0 <= number < len(exemplars) or exemplars.path[number] not in self._rows:
-            raise Refused(
-                404, f"no picture of training image {number}; those that an answer's looks_like names have one"
-            )
-        return self._drawn(number)
+            raise Refused(404, f"training image {number} has no thumbnail; use those listed in looks_like")
+        return self._cached_thumbnail(number)
 
-    def _draw(self, number: int) -> bytes:
+    def _thumbnail(self, number: int) -> bytes:
         assert self._exemplars is not None
         assert self._samples is not None
         picture = self._samples.image(self._rows[self._exemplars.path[number]])
-        return file_of(bounded(picture, _SIDE), "JPEG")
+        return encode_image(bounded(picture, _THUMBNAIL_SIZE), "JPEG")

@@ -1,4 +1,4 @@
-"""Pictures out of requests: raw bytes or a form, never more than is allowed, never a path."""
+"""Read pictures from requests: raw bytes or a form, within the limits."""
 
 from __future__ import annotations
 
@@ -15,33 +15,32 @@ from ..data.images import _opened, read_image
 from ..errors import DataError
 from .limits import Limits, Refused
 
-# Of a form around its files: headers of the parts, and boundaries.
-_FORM_BYTES = 65_536
-_LONGEST_NAME = 200
+_FORM_OVERHEAD = 65_536  # bytes of part headers and boundaries
+_MAX_NAME_LENGTH = 200
 
 
 class Upload(NamedTuple):
-    """A picture's file as it was sent.
+    """An uploaded image file.
 
     Attributes:
-        name: What the sender calls it, without folders: for messages and answers, never a path.
-        content: Its bytes.
+        name: File name without folders, for messages and responses; never used as a path.
+        content: Bytes of the file.
     """
 
     name: str
     content: bytes
 
     def picture(self, limits: Limits) -> Image.Image:
-        """Decode it.
+        """Decode the picture, after a check of its size.
 
         Args:
-            limits: How many pixels it may have, looked up before it is decoded.
+            limits: Limits of the server.
 
         Returns:
-            An RGB picture, upright.
+            An upright RGB picture.
 
         Raises:
-            Refused: If it is no picture that can be read, or too large.
+            Refused: If it cannot be read, or has too many pixels.
         """
         try:
             with _opened(self.name, self.content) as image:
@@ -50,66 +49,66 @@ class Upload(NamedTuple):
                 return read_image(self.name, self.content)
         except DataError as error:
             raise Refused(415, str(error)) from error
-        raise Refused(413, f"{self.name} has {width} x {height} pixels, more than {limits.pixels:,}; shrink it")
+        raise Refused(413, f"{self.name} has {width} x {height} pixels, more than {limits.pixels:,}; scale it down")
 
 
 async def read_uploads(request: Request, limits: Limits, fields: tuple[str, ...]) -> list[Upload]:
     """Read the pictures of a request.
 
     Args:
-        request: A form with a file in each of the fields; or, for one field, the bytes of the picture alone.
-        limits: How many bytes, how long.
-        fields: Of the form.
+        request: A form with a file per field, or for a single field also the bytes of the picture.
+        limits: Limits of the server.
+        fields: Field names of the form.
 
     Returns:
-        One a field.
+        One upload per field.
 
     Raises:
-        Refused: If more comes than is allowed, it takes too long, or lacks a picture.
+        Refused: If a picture is missing, is too large, or does not arrive in time.
     """
     form = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
     if not form and len(fields) > 1:
         raise Refused(415, f"expected a form (multipart/form-data) with the files {' and '.join(fields)}; send one")
-    request = Request(request.scope, _capped(request.receive, _most(limits, len(fields)), limits))
+    request = Request(request.scope, _capped(request.receive, _max_bytes(limits, len(fields)), limits))
     reading = _read_form(request, limits, fields) if form else _read_raw(request, limits)
     try:
-        return await asyncio.wait_for(reading, limits.patience)
+        return await asyncio.wait_for(reading, limits.timeout)
     except asyncio.TimeoutError as error:
-        raise Refused(408, f"the picture did not arrive within {limits.patience:g} s; send a smaller one") from error
+        raise Refused(408, f"the picture did not arrive within {limits.timeout:g} s; send a smaller one") from error
 
 
 def require_length(request: Request, limits: Limits, files: int = 1) -> None:
-    """Refuse a body that says itself that it is too long, before any of it is read.
+    """Check the Content-Length before reading the body.
 
     Args:
         request: The request.
-        limits: How many bytes a file may have.
-        files: How many there are.
+        limits: Limits of the server.
+        files: Number of files in the request.
 
     Raises:
-        Refused: If it is too long.
+        Refused: If the body is too long.
     """
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > _most(limits, files):
+    if length.isdecimal() and int(length) > _max_bytes(limits, files):
         raise _too_large(limits)
 
 
-def _most(limits: Limits, files: int) -> int:
-    return files * limits.upload + _FORM_BYTES
+def _max_bytes(limits: Limits, files: int) -> int:
+    return files * limits.upload + _FORM_OVERHEAD
 
 
 def _too_large(limits: Limits) -> Refused:
-    return Refused(413, f"a picture's file may have {limits.upload / 1e6:g} MB at most; shrink it")
+    return Refused(413, f"an image file may have at most {limits.upload / 1e6:g} MB; send a smaller one")
 
 
-def _capped(receive: Receive, most: int, limits: Limits) -> Receive:
-    so_far = 0
+def _capped(receive: Receive, max_bytes: int, limits: Limits) -> Receive:
+    received = 0
 
     async def capped() -> Message:
-        nonlocal so_far
+        nonlocal received
         message = await receive()
-        so_far += len(message.get("body", b""))
-        if so_far > most:
+        received += len(message.get("body", b""))
+        if received > max_bytes:
             raise _too_large(limits)
         return message
 
@@ -129,13 +128,13 @@ async def _read_form(request: Request, limits: Limits, fields: tuple[str, ...]) 
         for field in fields:
             file = form.get(field)
             if not isinstance(file, UploadFile):
-                raise Refused(422, f'no file in the form\'s field "{field}"; send the picture there')
+                raise Refused(422, f'the form has no file in the field "{field}"; send the picture there')
             if (file.size or 0) > limits.upload:
                 raise _too_large(limits)
-            uploads.append(Upload(_name(file.filename or ""), await file.read()))
+            uploads.append(Upload(_base_name(file.filename or ""), await file.read()))
     return uploads
 
 
-def _name(given: str) -> str:
-    last = PurePosixPath(given.replace("\\", "/")).name
-    return "".join(character for character in last if character.isprintable())[:_LONGEST_NAME] or "picture"
+def _base_name(filename: str) -> str:
+    name = PurePosixPath(filename.replace("\\", "/")).name
+    return "".join(character for character in name if character.isprintable())[:_MAX_NAME_LENGTH] or "picture"

@@ -1,1 +1,1 @@
-"""Explaining image files: overlays, contact sheets, raw maps and JSON lines on disk."""
+"""Explain image files and write overlays, maps, contact sheets and JSON lines."""

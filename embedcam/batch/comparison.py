@@ -1,7 +1,8 @@
-"""Compare image files with another: a picture a pair, and a JSON line."""
+"""Compare image files with a reference image."""
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Sequence
@@ -14,19 +15,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..data.images import read_image
-from ..data.loading import batches
+from ..data.loading import read_batches
 from ..explain.comparison import Against, Comparison, Pair
 from ..explain.explainer import Explainer
+from ..explain.json_lines import comparison_line
 from ..nets.network import Network
 from ..show.drawing import DrawOptions, bounded, draw_overlay
 from ..show.grid import grid, save_png
 from ..utils.files import require_writable, write_text
 from ..utils.progress import track
-from .files import find_files
+from .files import find_files, prepare
 
 logger = logging.getLogger("embedcam")
 
-_CELL = 240
+_CELL_SIZE = 240
 
 
 def explain_against(
@@ -40,44 +42,46 @@ def explain_against(
     strict: bool = False,
     workers: int = 2,
 ) -> list[dict[str, Any]]:
-    """Compare image files with another and write what is seen.
+    """Compare image files with a reference image, and write pictures and scores.
 
-    Writes `pairs/<id>.png`, both pictures with what they share and what differs, and `pairs.jsonl`, a line an image:
-    similarity, distance, and how much the cells for and those against the match add to the similarity, in either.
+    Writes `pairs/<id>.png`, both images with their shared and differing regions, and `pairs.jsonl`, one line per image
+    as `comparison_line` describes it.
 
     Args:
-        against: What compares, or the explainer or network that it is made of.
+        against: The comparison, or an explainer or network to make it from.
         inputs: Image files and folders.
-        other: The image file that each is compared with.
-        out: Folder to write to.
-        draw: How overlays look.
-        batch_size: Images a batch.
-        strict: Raise on an unreadable image instead of leaving it out with a warning.
-        workers: Threads that read images ahead.
+        other: The reference image file.
+        out: Output folder.
+        draw: Drawing options.
+        batch_size: Images per batch.
+        strict: Raise on an unreadable image instead of skipping it with a warning.
+        workers: Threads that read images.
 
     Returns:
         The lines of `pairs.jsonl`.
 
     Raises:
-        DataError: If the other image or none of the images can be read, or one cannot and `strict` is set.
-        NetworkError: If the network's similarity cannot be shared out over cells.
+        DataError: If the reference or all images are unreadable, or one image is and `strict` is set.
+        NetworkError: If the similarity of the network cannot be decomposed over cells.
         OutputError: If the folder cannot be written.
     """
     against = against if isinstance(against, Against) else Against(against)
     draw, out = draw or DrawOptions(), Path(out)
-    samples, partner = find_files(inputs), read_image(other)
+    samples, reference = find_files(inputs), read_image(other)
     require_writable(out / "pairs.jsonl")
-    seen = against.see(torch.from_numpy(against.preprocess(partner)[None]))
-    small_partner = bounded(partner, _CELL)
+    reference_maps = against.see(torch.from_numpy(against.preprocess(reference)[None]))
+    reference_picture = bounded(reference, _CELL_SIZE)
     lines: list[dict[str, Any]] = []
-    loaded = batches(samples, against.preprocess, batch_size, strict=strict, workers=workers)
-    for indices, images in track(loaded, "comparing", len(samples), unit=batch_size):
-        found = against(torch.from_numpy(images), seen)
-        for row, index in enumerate(indices.tolist()):
-            line = line_of(samples.files[index], Path(other), found, row)
-            pictures = Pair(bounded(samples.image(index), _CELL), small_partner)
+    read = functools.partial(prepare, against.preprocess, _CELL_SIZE)
+    batches = read_batches(samples, read, batch_size, strict=strict, workers=workers)
+    for batch in track(batches, "comparing", len(samples), unit=batch_size):
+        images = torch.from_numpy(np.stack([prepared.image for _, prepared in batch]))
+        comparison = against(images, reference_maps)
+        for row, (index, prepared) in enumerate(batch):
+            line = comparison_line(comparison, row, samples.files[index], other)
             line["pair"] = f"pairs/{samples.ids[index]}.png"
-            save_png(_picture(pictures, found, row, line, draw), out / line["pair"])
+            pictures = Pair(prepared.picture, reference_picture)
+            save_png(_draw_pair(pictures, comparison, row, line, draw), out / line["pair"])
             lines.append(line)
     if len(lines) < len(samples):
         logger.warning("%d of %d images could not be read and were left out", len(samples) - len(lines), len(samples))
@@ -85,45 +89,20 @@ def explain_against(
     return lines
 
 
-def line_of(file: Path, other: Path, found: Comparison, row: int) -> dict[str, Any]:
-    """Say about one pair what a program wants to read.
-
-    Args:
-        file: The image.
-        other: What it is compared with.
-        found: Of a batch.
-        row: The pair's, in the batch.
-
-    Returns:
-        Fit for JSON.
-    """
-    cells = {"image": found.contributions.images[row], "other": found.contributions.other[row]}
-    return {
-        "image": str(file),
-        "other": str(other),
-        "similarity": float(found.similarity[row]),
-        "distance": float(found.distances[row]),
-        "for": {side: float(values.clip(min=0).sum()) for side, values in cells.items()},
-        "against": {side: float(values.clip(max=0).sum()) for side, values in cells.items()},
-        "notes": found.shared.images.notes[row],
-    }
-
-
-def _picture(
-    pictures: Pair[NDArray[np.uint8]], found: Comparison, row: int, line: dict[str, Any], draw: DrawOptions
+def _draw_pair(
+    pictures: Pair[NDArray[np.uint8]], comparison: Comparison, row: int, line: dict[str, Any], draw: DrawOptions
 ) -> Image.Image:
-    """Lay out both pictures, one under the other, each with what is shared and what differs."""
     sides = (
-        ("image", pictures.images, found.shared.images, found.differs.images),
-        ("other", pictures.other, found.shared.other, found.differs.other),
+        ("image", pictures.images, comparison.shared.images, comparison.differs.images),
+        ("other", pictures.other, comparison.shared.other, comparison.differs.other),
     )
     rows = [
         [picture, *(draw_overlay(picture, maps.heatmaps[row], draw)[0] for maps in both)] for _, picture, *both in sides
     ]
     notes = "; ".join(note.partition(":")[0] for note in line["notes"])
     captions = [
-        [f"{Path(line[side]).name}\n{notes}", *(f"{line[what][side]:+.2f}" for what in ("for", "against"))]
+        [f"{Path(line[side]).name}\n{notes}", *(f"{line[sign][side]:+.2f}" for sign in ("for", "against"))]
         for side, *_ in sides
     ]
     titles = [f"similarity {line['similarity']:.2f}", "shared", "differs"]
-    return grid(rows, captions, titles, cell_size=_CELL)
+    return grid(rows, captions, titles, cell_size=_CELL_SIZE)

@@ -1,4 +1,4 @@
-"""Explain image files: overlays, a contact sheet, raw maps, and a JSON line an image."""
+"""Explain image files: write overlays, maps, a contact sheet and JSON lines."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from ..data.loading import in_order, read_batches
 from ..data.preprocess import Preprocess
 from ..data.samples import FileSamples
 from ..errors import DataError, OutputError
-from ..explain.explanation import AnyExplainer, Explanation
-from ..show.drawing import SHEET_IMAGES, DrawOptions, Pair, bounded, contact_sheet, draw_overlay
+from ..explain.explanation import AnyExplainer
+from ..explain.json_lines import explanation_line
+from ..show.drawing import SHEET_IMAGES, DrawOptions, SheetEntry, bounded, contact_sheet, draw_overlay
 from ..show.grid import save_png
 from ..utils import progress
 from ..utils.files import atomic_path, require_writable
@@ -35,37 +36,36 @@ from .journal import Journal, Lines, remove_unfinished
 
 logger = logging.getLogger("embedcam")
 
-# Overlays keep a picture's own pixels up to this side; more adds nothing to a map of a few cells.
-_LONGEST_SIDE = 1600
+_LONGEST_SIDE = 1600  # of overlays, in pixels
 
 
 def find_files(inputs: Sequence[str | Path]) -> FileSamples:
-    """Collect the images that files and folders name.
+    """Collect image files from files and folders.
 
     Args:
-        inputs: Image files, and folders, which are searched through.
+        inputs: Image files and folders. Folders are searched recursively, without hidden files and folders.
 
     Returns:
-        The images, sorted within a folder; ids are unique and fit for file names.
+        The images, sorted within each folder. Their ids are unique and can be used as file names.
 
     Raises:
-        DataError: If an input does not exist, or there is no image at all.
+        DataError: If an input does not exist, or a folder has no image.
     """
     files: list[Path] = []
     ids: list[str] = []
-    for given in map(Path, inputs):
-        if given.is_dir():
-            folders = [given, *sorted(p for p in given.rglob("*") if p.is_dir() and not _hidden(p.relative_to(given)))]
-            found = [file for folder in folders for file in list_images(folder)]
-            if not found:
-                raise DataError(f"no image in {given}; give a folder with JPEG, PNG or other pictures")
-            files += found
-            ids += [file.relative_to(given).as_posix() for file in found]
-        elif given.exists():
-            files.append(given)
-            ids.append(given.name)
+    for path in map(Path, inputs):
+        if path.is_dir():
+            folders = [path, *sorted(p for p in path.rglob("*") if p.is_dir() and not _hidden(p.relative_to(path)))]
+            images = [file for folder in folders for file in list_images(folder)]
+            if not images:
+                raise DataError(f"no image in {path}; use a folder with JPEG, PNG or other images")
+            files += images
+            ids += [file.relative_to(path).as_posix() for file in images]
+        elif path.exists():
+            files.append(path)
+            ids.append(path.name)
         else:
-            raise DataError(f"no such file or folder: {given}; check the path")
+            raise DataError(f"no such file or folder: {path}; check the path")
     return FileSamples(files=tuple(files), ids=_unique(ids))
 
 
@@ -76,12 +76,12 @@ def _hidden(path: Path) -> bool:
 def _unique(ids: list[str]) -> tuple[str, ...]:
     taken = set(ids)
     seen: set[str] = set()
-    for place, name in enumerate(ids):
+    for index, name in enumerate(ids):
         if name in seen:
             path = Path(name)
             numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}").as_posix() for n in itertools.count(2))
-            ids[place] = next(new for new in numbered if new not in taken)
-            taken.add(ids[place])
+            ids[index] = next(new for new in numbered if new not in taken)
+            taken.add(ids[index])
         seen.add(name)
     return tuple(ids)
 
@@ -95,35 +95,35 @@ def explain_files(
     batch_size: int = 4,
     strict: bool = False,
     workers: int = 2,
-    lanes: int = 1,
+    concurrency: int = 1,
     resume: bool = False,
 ) -> Lines:
-    """Explain images and write what is seen.
+    """Explain image files and write the results.
 
     Writes `overlays/<id>.png`, `maps/<id>.npz` ("heatmap" and "raw", at the explainer's input size),
-    `contact_sheet.png` of the first images, and `explanations.jsonl`, a line an image, whose boxes are in pixels of
-    the overlay; until all is done, `explanations.journal` stands for the lines. Reading, explaining and writing go on
-    side by side, a batch apart. The memory needed does not grow with the number of images.
+    `contact_sheet.png` of the first images, and `explanations.jsonl`, one line per image as `explanation_line`
+    describes it, with boxes in pixels of the overlay. `explanations.journal` holds the lines until the run is complete.
+    Reading, explaining and writing run concurrently. Memory use does not grow with the number of images.
 
     Args:
-        explainer: What explains.
+        explainer: The explainer.
         inputs: Image files and folders.
-        out: Folder to write to.
-        draw: How overlays look.
-        batch_size: Images a batch.
-        strict: Raise on an unreadable image instead of leaving it out with a warning.
-        workers: Threads that read images ahead, and as many that draw and write; the files do not depend on them.
-        lanes: Batches that are explained at once, each in a thread; the explainer must bear that. Several lanes that
-            compute on a core each do more than one on all of them, whose threads wait for each other.
-        resume: Go on after the last finished batch of an interrupted run, if there is one, as if it had not been
-            interrupted. It must have had the same images, explainer and options.
+        out: Output folder.
+        draw: Drawing options.
+        batch_size: Images per batch.
+        strict: Raise on an unreadable image instead of skipping it with a warning.
+        workers: Threads that read images, and threads that draw and write. The output does not depend on it.
+        concurrency: Batches explained at the same time, one thread each; the explainer must be thread-safe. On a CPU,
+            several single-threaded batches are faster than one batch on all cores.
+        resume: Continue an interrupted run after its last complete batch. Images, explainer and options must be
+            the same. Without an interrupted run, start from the beginning.
 
     Returns:
         The lines of `explanations.jsonl`.
 
     Raises:
         DataError: If no image can be read, or one cannot and `strict` is set.
-        OutputError: If the folder cannot be written, another process is writing it, or the interrupted run was another.
+        OutputError: If the folder cannot be written, another process is writing it, or the interrupted run differs.
     """
     draw, out = draw or DrawOptions(), Path(out)
     samples, table = find_files(inputs), out / "explanations.jsonl"
@@ -137,21 +137,21 @@ def explain_files(
     with locked(table), Journal(out / "explanations.journal", run, resume=resume) as journal:
         require_writable(table)
         sheet = _begin(out, journal, len(samples), draw, strict=strict)
-        prepare = functools.partial(_prepare, explainer.preprocess)
+        read = functools.partial(prepare, explainer.preprocess, _LONGEST_SIDE)
         explain = functools.partial(_explain, explainer, samples)
         write = functools.partial(_write, out, draw)
-        read = read_batches(samples, prepare, batch_size, start=journal.done, strict=strict, workers=workers)
-        # A single lane is the calling thread.
-        explained = in_order(explain, read, lanes if lanes > 1 else 0, lanes, "explain")
+        batches = read_batches(samples, read, batch_size, start=journal.done, strict=strict, workers=workers)
+        threads = concurrency if concurrency > 1 else 0  # 0 is the calling thread
+        explained = in_order(explain, batches, threads, concurrency, "explain")
         tracked = progress.track(explained, "explaining", len(samples) - journal.done, unit=batch_size)
         images = itertools.chain.from_iterable(tracked)
         written = in_order(write, images, workers, batch_size + workers, "write")
-        with contextlib.closing(read), contextlib.closing(explained), contextlib.closing(written):
+        with contextlib.closing(batches), contextlib.closing(explained), contextlib.closing(written):
             lines: list[dict[str, Any]] = []
             for image in written:
                 lines.append(image.line)
                 if len(sheet) < SHEET_IMAGES:
-                    sheet.append(Pair.of(image.picture, image.heatmap, image.line, draw))
+                    sheet.append(SheetEntry.of(image.picture, image.heatmap, image.line, draw))
                 if image.last:
                     journal.add(image.number + 1, lines)
                     lines = []
@@ -162,85 +162,97 @@ def explain_files(
         return journal.finish(table)
 
 
-class _Read(NamedTuple):
-    """One image as it is read: for the explainer, and to be drawn on."""
+class Prepared(NamedTuple):
+    """An image for the explainer, and the picture to draw on.
+
+    Attributes:
+        image: float32 (3, H, W), normalised.
+        picture: uint8 (H', W', 3).
+    """
 
     image: NDArray[np.float32]
     picture: NDArray[np.uint8]
 
 
-class _Image(NamedTuple):
-    """One image on its way from the explainer to the files."""
+def prepare(preprocess: Preprocess, longest: int, image: Image.Image) -> Prepared:
+    """Prepare an image for explaining and drawing.
 
+    Args:
+        preprocess: Makes the input of the explainer.
+        longest: Maximum side of the picture to draw on, in pixels.
+        image: The image.
+
+    Returns:
+        Both.
+    """
+    return Prepared(preprocess(image), bounded(image, longest))
+
+
+class _Explained(NamedTuple):
     number: int
     name: str
     picture: NDArray[np.uint8]
     heatmap: NDArray[np.float32]
     raw: NDArray[np.float32]
     line: dict[str, Any]
-    last: bool  # of its batch
+    last: bool  # in its batch
 
 
-def _prepare(preprocess: Preprocess, image: Image.Image) -> _Read:
-    return _Read(preprocess(image), bounded(image, _LONGEST_SIDE))
-
-
-def _explain(explainer: AnyExplainer, samples: FileSamples, batch: list[tuple[int, _Read]]) -> list[_Image]:
-    explanation = explainer(np.stack([read.image for _, read in batch]))
+def _explain(explainer: AnyExplainer, samples: FileSamples, batch: list[tuple[int, Prepared]]) -> list[_Explained]:
+    explanation = explainer(np.stack([prepared.image for _, prepared in batch]))
     images = []
-    for place, (number, read) in enumerate(batch):
-        line = line_of(explainer, samples.files[number], explanation, place)
-        maps = explanation.heatmaps[place], explanation.raw[place]
-        images.append(_Image(number, samples.ids[number], read.picture, *maps, line, last=place == len(batch) - 1))
+    for row, (number, prepared) in enumerate(batch):
+        line = explanation_line(explanation, row, samples.files[number], explainer)
+        maps = explanation.heatmaps[row], explanation.raw[row]
+        last = row == len(batch) - 1
+        images.append(_Explained(number, samples.ids[number], prepared.picture, *maps, line, last))
     return images
 
 
-def _write(out: Path, draw: DrawOptions, image: _Image) -> _Image:
-    """Draw and write an image's files, and add to its line where they are."""
+def _write(out: Path, draw: DrawOptions, image: _Explained) -> _Explained:
     drawn, boxes = draw_overlay(image.picture, image.heatmap, draw)
-    # The suffix stays in the name: a.jpg and a.png may lie in one folder.
+    # Names keep their suffix: a.jpg and a.png may be in the same folder.
     files = {"overlay": f"overlays/{image.name}.png", "map": f"maps/{image.name}.npz"}
     with atomic_path(out / files["overlay"]) as temporary:
-        # Photographs repeat nothing but runs: looking for more takes four times as long and saves no bytes.
+        # Full deflate takes four times as long on photographs and saves nothing.
         Image.fromarray(drawn).save(temporary, compress_type=zlib.Z_RLE)
     with atomic_path(out / files["map"]) as temporary:
-        # Not compressed: the digits of floats are noise, a quarter fewer bytes would take longer than all else here.
+        # Not compressed: that would save a quarter of the bytes and take longer than all other steps.
         np.savez(temporary, heatmap=image.heatmap, raw=image.raw)
     return image._replace(line=image.line | ({"boxes": boxes} if draw.boxes else {}) | files)
 
 
-def _begin(out: Path, journal: Journal, total: int, draw: DrawOptions, *, strict: bool) -> list[Pair]:
-    """Tidy up after an interrupted run, and bring back what its finished batches left on the contact sheet."""
+def _begin(out: Path, journal: Journal, total: int, draw: DrawOptions, *, strict: bool) -> list[SheetEntry]:
+    """Remove unfinished files of an interrupted run, and restore the contact sheet of its complete batches."""
     if journal.interrupted:
         folders = (out / "overlays", out / "maps")
         remove_unfinished(itertools.chain(out.glob(".*"), *(folder.rglob(".*") for folder in folders)))
     if journal.done:
-        progress.say(f"resuming: {journal.done} of {total} images are done")
+        progress.say(f"resuming: {journal.done} of {total} images done")
     if strict and journal.count < journal.done:
         raise DataError(
             f"{journal.done - journal.count} of the first {journal.done} images could not be read and were left out "
-            "before the interruption; resume without strict, or start again"
+            "by the interrupted run; resume without strict, or start again"
         )
-    pairs = []
+    entries = []
     for line in itertools.islice(journal.lines(), SHEET_IMAGES):
         try:
             with np.load(out / line["map"]) as maps:
                 heatmap = maps["heatmap"]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise OutputError(
-                f"cannot read {out / line['map']}, which the interrupted run wrote: {error}; start again, without "
-                "resuming"
+                f"cannot read {out / line['map']} of the interrupted run: {error}; start again without resuming"
             ) from error
-        pairs.append(Pair.of(bounded(read_image(line["image"]), _LONGEST_SIDE), heatmap, line, draw))
-    return pairs
+        entries.append(SheetEntry.of(bounded(read_image(line["image"]), _LONGEST_SIDE), heatmap, line, draw))
+    return entries
 
 
 def _identity(explainer: AnyExplainer, count: int) -> str:
-    """Know an explainer by what it says of a made picture: network, weights and options of every kind show in it."""
+    """A digest of the explanation of a fixed image: it changes with network, database and options."""
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    # In a batch like the first that comes: a compiled network may be compiled again for one of another kind.
+    # With the batch size of the run: a compiled network would be recompiled for another one.
     explanation = explainer(np.stack([explainer.preprocess(Image.fromarray(pixels))] * count))
-    return _digest([json.dumps(line_of(explainer, Path(), explanation, 0)), explanation.raw[0].tobytes().hex()])
+    return _digest([json.dumps(explanation_line(explanation, 0, "", explainer)), explanation.raw[0].tobytes().hex()])
 
 
 def _digest(texts: Iterable[str]) -> str:
@@ -248,35 +260,3 @@ def _digest(texts: Iterable[str]) -> str:
     for text in texts:
         digest.update(json.dumps(text).encode())
     return digest.hexdigest()[:16]
-
-
-def line_of(explainer: AnyExplainer, file: Path, explanation: Explanation, place: int) -> dict[str, Any]:
-    """Say about one image what a program wants to read.
-
-    Args:
-        explainer: Of the explanation.
-        file: The image.
-        explanation: Of a batch.
-        place: The image's, in the batch.
-
-    Returns:
-        Fit for JSON.
-    """
-    assert explanation.clusters is not None
-    assert explanation.distances is not None
-    assert explanation.typicality is not None
-    assert explanation.anomaly is not None
-    cluster = int(explanation.clusters[place])
-    line: dict[str, Any] = {
-        "image": str(file),
-        "cluster": cluster,
-        "cluster_labels": dict(explainer.labels_of(cluster)),
-        "distance": float(explanation.distances[place]),
-        "typicality": float(explanation.typicality[place]),
-        "typicality_in_words": explanation.typicality_in_words(place),
-        "anomaly": float(explanation.anomaly[place]),
-        "notes": explanation.notes[place],
-    }
-    if explanation.neighbors is not None:
-        line["looks_like"], line["looks_like_label"] = explainer.exemplar(int(explanation.neighbors[place]))
-    return line

@@ -1,9 +1,9 @@
-"""Which classes are in a picture of any size, and where: class maps of a convolutional classifier."""
+"""Class maps: which classes are in an image of any size, and where."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,30 +20,30 @@ from ..explain.maps import PLACEMENTS, place
 from ..nets import backbones, layers
 from ..nets.geometry import Geometry
 from ..show.boxes import Box, draw_boxes, find_boxes
+from ..show.drawing import bounded, scale_box
 from ..show.grid import grid, save_png
 from ..show.overlay import overlay
 from .convolutional import ConvolutionalClassifier, Window
 
-# Told apart on photographs, and by people who see red and green alike (Okabe and Ito 2008).
+# Colour-blind safe (Okabe and Ito 2008).
 _COLORS = ("#f0e442", "#56b4e9", "#e69f00", "#cc79a7", "#009e73", "#d55e00", "#0072b2")
-# Pixels; activations of larger images take many gigabytes.
-_LARGEST = 4096 * 4096
-_SHEET_CELL = 320
+_MAX_PIXELS = 4096 * 4096  # activations of larger images take many gigabytes
+_CELL_SIZE = 320
 _SHEET_COLUMNS = 4
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class FoundClass:
-    """A class that is somewhere in an image.
+class Detection:
+    """A class detected in an image.
 
     Attributes:
-        index: Of the class, from 0.
-        name: Of the class.
-        probability: The highest over all places, in [0, 1].
-        heatmap: float32 (H, W), the class's probability at every pixel.
-        boxes: Around each connected region of high probability, in pixels of the heat map, the largest first.
+        index: Index of the class.
+        name: Name of the class.
+        probability: Maximum probability over all positions, in [0, 1].
+        heatmap: float32 (H, W), probability of the class at every pixel.
+        boxes: Bounding boxes of the connected regions of high probability, in pixels of the heat map, largest first.
     """
 
     index: int
@@ -55,34 +55,34 @@ class FoundClass:
 
 @dataclass(frozen=True)
 class ClassMap:
-    """What a convolutional classifier sees in one image.
+    """Class probabilities over an image.
 
     Attributes:
-        probabilities: float32 (C, h, w), the softmax over the classes at each place of the map.
-        best: float32 (H, W), the probability of the likeliest class at every pixel.
-        found: The classes whose probability passes the threshold somewhere, the surest first.
-        names: (C,) of all classes.
+        probabilities: float32 (C, h, w), softmax over the classes at each position of the map.
+        best: float32 (H, W), probability of the most likely class at every pixel.
+        detections: Classes whose probability reaches the threshold somewhere, most likely first.
+        names: (C,) names of all classes.
     """
 
     probabilities: NDArray[np.float32]
     best: NDArray[np.float32]
-    found: list[FoundClass]
+    detections: list[Detection]
     names: Sequence[str]
 
     def strongest(self, count: int = 5) -> list[tuple[str, float]]:
-        """List the classes of highest probability at any place, whether or not they pass a threshold.
+        """List the classes with the highest maximum probability, regardless of the threshold.
 
         Args:
-            count: How many.
+            count: Number of classes.
 
         Returns:
-            (name, probability), the surest first.
+            (name, probability), most likely first.
         """
         peaks = self.probabilities.max(axis=(1, 2))
         return [(self.names[index], float(peaks[index])) for index in np.argsort(-peaks, kind="stable")[:count]]
 
     def draw(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Draw the boxes of all found classes, a colour a class, each with its class and mean probability.
+        """Draw the boxes of all detections, one colour per class, with class name and mean probability.
 
         Args:
             picture: uint8 (H', W', 3) RGB, of any size.
@@ -90,31 +90,29 @@ class ClassMap:
         Returns:
             uint8 (H', W', 3) RGB.
         """
-        # The surest class comes last, on top of the others.
-        for number, found in reversed(list(enumerate(self.found))):
-            boxes = [_scaled(box, self.best.shape, picture.shape) for box in found.boxes]
-            labels = [f"{found.name} {box.score:.2f}" for box in found.boxes]
+        # The most likely class is drawn last, on top of the others.
+        for number, detection in reversed(list(enumerate(self.detections))):
+            boxes = [scale_box(box, self.best.shape, picture.shape) for box in detection.boxes]
+            labels = [f"{detection.name} {box.score:.2f}" for box in detection.boxes]
             picture = draw_boxes(picture, boxes, labels, _COLORS[number % len(_COLORS)])
         return picture
 
     def sheet(self, picture: NDArray[np.uint8]) -> Image.Image:
-        """Lay out the picture with its boxes, the likeliest class's map, and a heat map of each found class.
+        """Draw a contact sheet: boxes, map of the most likely class, and a heat map per detection.
 
         Args:
             picture: uint8 (H', W', 3) RGB, of any size.
 
         Returns:
-            A contact sheet.
+            The contact sheet.
         """
-        small = Image.fromarray(picture)
-        small.thumbnail((_SHEET_CELL, _SHEET_CELL))  # before drawing, so that labels stay readable
-        picture = np.asarray(small)
+        picture = bounded(Image.fromarray(picture), _CELL_SIZE)  # before drawing, so that labels stay readable
         name, probability = self.strongest(1)[0]
-        about = f"{len(self.found)} found" if self.found else f"nothing sure; likeliest {name} {probability:.2f}"
+        found = f"{len(self.detections)} classes" if self.detections else f"none; best is {name} {probability:.2f}"
         pictures = [self.draw(picture), overlay(picture, self.best)]
-        pictures += [overlay(picture, found.heatmap) for found in self.found]
-        captions = [about, "likeliest class", *(f"{each.name} {each.probability:.2f}" for each in self.found)]
-        return grid(_in_rows(pictures), _in_rows(captions), cell_size=_SHEET_CELL)
+        pictures += [overlay(picture, detection.heatmap) for detection in self.detections]
+        captions = [found, "most likely class", *(f"{each.name} {each.probability:.2f}" for each in self.detections)]
+        return grid(_in_rows(pictures), _in_rows(captions), cell_size=_CELL_SIZE)
 
 
 def class_maps(
@@ -125,26 +123,26 @@ def class_maps(
     box_threshold: float = 0.5,
     placement: str = "receptive-field",
 ) -> list[ClassMap]:
-    """Find the classes in images, and where they are, with one forward pass.
+    """Detect and localise classes in images with one forward pass.
 
     Args:
-        classifier: The classifier, made convolutional.
+        classifier: The convolutional classifier.
         images: (B, 3, H, W), normalised, of any size; moved to the classifier's device.
-        class_threshold: A class is found where its probability is at least this, in (0, 1].
-        box_threshold: Boxes are drawn around probabilities of at least this, in (0, 1].
-        placement: "receptive-field" puts every place where the network looked; "stretch" is the plain
-            bilinear resize.
+        class_threshold: Minimum probability of a detection, in (0, 1].
+        box_threshold: Minimum probability inside a box, in (0, 1].
+        placement: "receptive-field" places each position at the center of its receptive field; "stretch" resizes
+            the map bilinearly.
 
     Returns:
-        A class map an image.
+        One class map per image.
 
     Raises:
-        DataError: If `images` are not such, or give numbers that are not finite.
-        EmbedcamError: If a threshold or the placement cannot be used.
+        DataError: If `images` has another shape, or gives probabilities that are not finite.
+        EmbedcamError: If a threshold or the placement is invalid.
     """
-    for what, threshold, usual in (("class", class_threshold, 0.85), ("box", box_threshold, 0.5)):
+    for name, threshold, default in (("class", class_threshold, 0.85), ("box", box_threshold, 0.5)):
         if not 0 < threshold <= 1:
-            raise EmbedcamError(f"{what}_threshold must lie in (0, 1], got {threshold}; {usual} is usual")
+            raise EmbedcamError(f"{name}_threshold must lie in (0, 1], got {threshold}; the default is {default}")
     if placement not in PLACEMENTS:
         raise EmbedcamError(f"unknown placement {placement!r}; use one of {', '.join(PLACEMENTS)}")
     with torch.inference_mode():
@@ -153,53 +151,53 @@ def class_maps(
     if unusable.size:
         raise DataError(
             f"image {unusable[0]} gives probabilities that are not finite (NaN or infinity in the image or the "
-            "network); leave it out"
+            "network); remove it"
         )
     names = classifier.names
     size = (int(images.shape[2]), int(images.shape[3]))
     geometry = Geometry.stretch(probabilities.shape[2:], size) if placement == "stretch" else classifier.geometry(size)
 
-    def find(index: int, probability: float, heatmap: NDArray[np.float32]) -> FoundClass:
-        return FoundClass(index, names[index], probability, heatmap, find_boxes(heatmap, box_threshold))
-
     maps = []
-    for mine in probabilities:
-        peaks = mine.max(axis=(1, 2))
-        sure = [int(index) for index in np.argsort(-peaks, kind="stable") if peaks[index] >= class_threshold]
-        placed = place(np.stack([mine.max(axis=0), *mine[sure]]), geometry, size).clip(0, 1)
-        found = [find(index, float(peaks[index]), heatmap) for index, heatmap in zip(sure, placed[1:], strict=True)]
-        maps.append(ClassMap(mine, placed[0], found, names))
+    for classes in probabilities:
+        peaks = classes.max(axis=(1, 2))
+        detected = [int(index) for index in np.argsort(-peaks, kind="stable") if peaks[index] >= class_threshold]
+        best, *heatmaps = place(np.stack([classes.max(axis=0), *classes[detected]]), geometry, size).clip(0, 1)
+        detections = [
+            Detection(index, names[index], float(peaks[index]), heatmap, find_boxes(heatmap, box_threshold))
+            for index, heatmap in zip(detected, heatmaps, strict=True)
+        ]
+        maps.append(ClassMap(classes, best, detections, names))
     return maps
 
 
 def load_classifier(name: str, weights: str | Path, *, window: Window = 3) -> ConvolutionalClassifier:
-    """Load a classifier of torchvision and make it convolutional.
+    """Load a torchvision classifier and make it convolutional.
 
     Args:
-        name: Of a torchvision classifier, such as "mobilenet_v2".
-        weights: "DEFAULT" (torchvision's, downloaded), or a file with the network's state dict: safetensors,
-            or torch's own format, which is read with `weights_only`.
+        name: Name of a torchvision classifier, such as "mobilenet_v2".
+        weights: "DEFAULT" (downloaded by torchvision), or a state dict file: safetensors, or a torch file, which is
+            read with `weights_only`.
         window: Side of the averaging window in cells, odd; or "whole".
 
     Returns:
-        The classifier in evaluation mode, with the names of ImageNet's classes if it has as many.
+        The classifier in evaluation mode. Its classes have ImageNet's names if their number matches.
 
     Raises:
-        NetworkError: If the name or the weights cannot be used, or the network cannot be made convolutional.
+        NetworkError: If the name or the weights are invalid, or the network cannot be made convolutional.
     """
     from torchvision import models
 
     if name == backbones.TINY:
-        raise NetworkError("'tiny' has no classifier; use a network of torchvision, such as mobilenet_v2")
+        raise NetworkError("'tiny' has no classifier; use a torchvision network such as mobilenet_v2")
     model = backbones.classifier(name, download=weights == "DEFAULT")
     if weights != "DEFAULT":
         state = backbones.read_state_dict(weights)
-        last, wanted = list(model.state_dict().items())[-1]
-        if last in state and len(state[last]) != len(wanted):  # trained for other classes than ImageNet's
+        last, tensor = list(model.state_dict().items())[-1]
+        if last in state and len(state[last]) != len(tensor):  # not trained on ImageNet's classes
             model = models.get_model(name, num_classes=len(state[last]))
         backbones.load_backbone(model, name, state, weights)
         if hasattr(model, "transform_input"):
-            # GoogLeNet's and Inception's published weights want it; torchvision sets it on download only.
+            # GoogLeNet's and Inception's published weights need it; torchvision sets it only on download.
             model.transform_input = True  # type: ignore[assignment]
     published = models.get_model_weights(name).DEFAULT
     side = published.transforms().crop_size[0]
@@ -219,55 +217,47 @@ def classmap_file(
     class_threshold: float = 0.85,
     box_threshold: float = 0.5,
 ) -> ClassMap:
-    """Find the classes in a picture and draw them: `<name>_boxes.png` and `<name>_classes.png`.
+    """Detect the classes in an image file, and write `<name>_boxes.png` and `<name>_classes.png`.
 
-    The first is the picture with its labelled boxes, the second a contact sheet of it, the likeliest class's
-    map and a heat map of each found class.
+    The first is the image with labelled boxes, the second the contact sheet of `ClassMap.sheet`.
 
     Args:
-        classifier: From `load_classifier`.
-        file: The picture.
-        out: Folder to write to.
-        size: Shorter side in pixels at which the picture is looked at: the larger, the smaller are the things
-            that are found. The size that the network was made for if None; twice that for a network that
-            slides a grid (VGG, AlexNet), which would see one place only.
-        class_threshold: A class is found where its probability is at least this, in (0, 1].
-        box_threshold: Boxes are drawn around probabilities of at least this, in (0, 1].
+        classifier: The convolutional classifier, see `load_classifier`.
+        file: The image.
+        out: Output folder.
+        size: Shorter side of the network's input, in pixels; a larger size detects smaller objects. By default the
+            size that the network was trained for, or twice that if it slides a grid (VGG, AlexNet), which would
+            otherwise see a single position.
+        class_threshold: Minimum probability of a detection, in (0, 1].
+        box_threshold: Minimum probability inside a box, in (0, 1].
 
     Returns:
-        The class map, at the size that the picture was looked at.
+        The class map, at the size of the network's input.
 
     Raises:
-        DataError: If the picture cannot be read, or would be too large.
-        EmbedcamError: If an option cannot be used.
+        DataError: If the image cannot be read, or would be too large.
+        EmbedcamError: If an option is invalid.
         OutputError: If the folder cannot be written.
     """
     if size is not None and size < 1:
         raise EmbedcamError(
-            f"size must be at least 1 pixel, got {size}; this network was made for {min(classifier.input_size)}"
+            f"size must be at least 1 pixel, got {size}; this network was trained for {min(classifier.input_size)}"
         )
     file, out = Path(file), Path(out)
     picture = read_image(file)
     side = size or min(classifier.input_size) * (1 if classifier.grid == (1, 1) else 2)
     scale = side / min(picture.size)
     height, width = round(picture.height * scale), round(picture.width * scale)
-    if height * width > _LARGEST:
+    if height * width > _MAX_PIXELS:
         raise DataError(f"{file} would have {width} x {height} pixels at size {side}; choose a smaller size or crop it")
     preprocess = Preprocess((height, width))
     image = torch.from_numpy(preprocess(picture))[None].to(next(classifier.parameters()).device)
-    (found,) = class_maps(classifier, image, class_threshold=class_threshold, box_threshold=box_threshold)
+    (class_map,) = class_maps(classifier, image, class_threshold=class_threshold, box_threshold=box_threshold)
     pixels = np.asarray(picture)
-    save_png(found.draw(pixels), out / f"{file.stem}_boxes.png")
-    save_png(found.sheet(pixels), out / f"{file.stem}_classes.png")
-    return found
+    save_png(class_map.draw(pixels), out / f"{file.stem}_boxes.png")
+    save_png(class_map.sheet(pixels), out / f"{file.stem}_classes.png")
+    return class_map
 
 
-def _in_rows(cells: Sequence[T]) -> list[Sequence[T]]:
-    return [cells[start : start + _SHEET_COLUMNS] for start in range(0, len(cells), _SHEET_COLUMNS)]
-
-
-def _scaled(box: Box, own: tuple[int, ...], wanted: tuple[int, ...]) -> Box:
-    """Bring a box from a heat map of one (H, W) to a picture of another, rounding outwards."""
-    (h, w), (height, width) = own[:2], wanted[:2]
-    left, top = box.left * width // w, box.top * height // h
-    return replace(box, left=left, top=top, right=-(-box.right * width // w), bottom=-(-box.bottom * height // h))
+def _in_rows(items: Sequence[T]) -> list[Sequence[T]]:
+    return [items[start : start + _SHEET_COLUMNS] for start in range(0, len(items), _SHEET_COLUMNS)]

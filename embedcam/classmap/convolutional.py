@@ -1,4 +1,4 @@
-"""A classifier made convolutional: it judges every place of an image of any size, without backpropagation."""
+"""Turn an image classifier into a fully convolutional one."""
 
 from __future__ import annotations
 
@@ -15,41 +15,40 @@ from ..nets.geometry import Geometry
 from ..nets.graph import part
 
 Window: TypeAlias = int | Literal["whole"]
-"""Side of the averaging window in cells, odd; or the whole map."""
+"""Side of the averaging window in cells, odd; or "whole" for the whole map."""
 
-# Feature maps grow with the image; what pooling leaves does not. So many pixels more tell them apart.
-_MORE = 64
-# Largest difference to the classifier's own logits, relative to the largest of them.
-_TOLERANCE = 1e-5
+# Feature maps grow with the image, pooled ones do not: images larger by this many pixels tell them apart.
+_EXTRA_PIXELS = 64
+_TOLERANCE = 1e-5  # of the logits, relative to the largest
 
 
 class ConvolutionalClassifier(nn.Module):
-    """A classifier whose head is applied at every place of the feature maps, as a convolution is.
+    """A classifier whose head is applied at every position of the feature maps, like a convolution.
 
-    The classifier is cut where its feature maps end, before the pooling. Where it pools to one cell, as a
-    ResNet, its head (all layers after the pooling) sees the mean of the `window` around each cell. Where it
-    pools to a grid of cells, as VGG and AlexNet, the head slides over the maps as a convolution of that size.
+    The classifier is split before its pooling. If it pools to one cell, as ResNet does, the head (all layers after the
+    pooling) sees the mean of the `window` around each cell. If it pools to a grid, as VGG and AlexNet do, the head
+    slides over the maps as a convolution of the size of the grid.
 
-    No architecture is known by name: the cut is where sizes stop to follow the size of the image, and the
-    result is compared with the classifier before it is handed out.
+    The split is found by tracing, where tensor sizes no longer depend on the image size, for any architecture. The
+    result is checked against the classifier.
 
     Args:
-        model: A classifier from images (B, 3, H, W) to logits (B, C), such as any convolutional one of
-            torchvision. Its layers are shared, not copied.
-        names: (C,) of the classes; "class 0", "class 1", ... if None.
-        window: Side of the averaging window in cells, odd; "whole" averages the whole map and gives the
-            classifier's own logits, at one place. Heads that slide a grid know no other window.
-        input_size: (H, W) of the images that the classifier was made for; there the two are compared.
+        model: A classifier from images (B, 3, H, W) to logits (B, C), such as the convolutional ones of torchvision.
+            Its layers are shared, not copied.
+        names: (C,) class names; "class 0", "class 1", ... if None.
+        window: Side of the averaging window in cells, odd. "whole" averages the whole map and gives the logits of the
+            classifier, at one position. An odd window has no effect on heads that slide a grid.
+        input_size: (H, W) of the images that the classifier was trained for; used for the check.
 
     Attributes:
-        names: (C,) of the classes.
-        window: As given; it may be changed.
+        names: (C,) class names.
+        window: As given; may be changed.
         input_size: As given.
-        grid: (h, w) cells that the head sees at once: (1, 1), or VGG's (7, 7).
+        grid: (h, w) cells that the head sees at once: (1, 1), or (7, 7) for VGG.
 
     Raises:
-        NetworkError: If the head cannot be applied place by place (ViT, MaxViT), the window is not odd, or
-            there is not one name a class.
+        NetworkError: If the head cannot be applied at every position (ViT, MaxViT), the window is invalid, or the
+            number of names differs from the number of classes.
 
     Source:
         Long, Shelhamer, Darrell 2015, Fully Convolutional Networks (arXiv 1411.4038), section 3.1.
@@ -66,7 +65,7 @@ class ConvolutionalClassifier(nn.Module):
         super().__init__()
         if window != "whole" and (not isinstance(window, int) or window < 1 or window % 2 == 0):
             raise NetworkError(
-                f"the averaging window must be odd (1, 3, 5, ...) or 'whole', got {window!r}; 3 is usual"
+                f"the averaging window must be odd (1, 3, 5, ...) or 'whole', got {window!r}; the default is 3"
             )
         model = layers.original(model)
         self.window, self.input_size = window, input_size
@@ -78,21 +77,21 @@ class ConvolutionalClassifier(nn.Module):
                 images = _noise(model, 1, 3, *input_size)
                 logits = model(images)
                 _compare(logits, self._logits(images, "whole"))
-                # Again on lively maps: a network of random weights may hardly react to any image.
+                # Again on random maps: with random weights the logits may hardly depend on the image.
                 maps = _noise(model, *self.trunk(images).shape)
-                _compare(self.head(maps), self._judge(maps, "whole"))
-        except Exception as error:  # whatever the layers of an unknown network raise
+                _compare(self.head(maps), self._classify(maps, "whole"))
+        except Exception as error:  # layers of unknown networks may raise anything
             raise NetworkError(
                 f"{kind} cannot be made convolutional: {_reason(error)}; it must take images of any size and "
-                "end in average pooling and the layers of a classifier (explain others with GradCAM)"
+                "end in average pooling and a classifier head (use GradCAM for other networks)"
             ) from error
         classes = logits.shape[1]
         self.names = [f"class {index}" for index in range(classes)] if names is None else list(names)
         if len(self.names) != classes:
-            raise NetworkError(f"{kind} has {classes} classes, got {len(self.names)} names; give one a class")
+            raise NetworkError(f"{kind} has {classes} classes, got {len(self.names)} names; pass one name per class")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Judge every place; the layers run in evaluation mode and are put back.
+        """Classify every position, in evaluation mode; the mode of the layers is restored.
 
         Args:
             images: (B, 3, H, W), normalised, of any size that gives at least one cell.
@@ -104,39 +103,39 @@ class ConvolutionalClassifier(nn.Module):
             return self._logits(images, self.window)
 
     def geometry(self, size: tuple[int, int]) -> Geometry:
-        """Tell where the places sit in an image.
+        """Compute where the positions of the output lie in an image.
 
         Args:
             size: (H, W) of the image.
 
         Returns:
-            The geometry of what `forward` gives, in continuous pixels of the image.
+            Geometry of the output of `forward`, in continuous pixels of the image.
         """
         if size not in self._geometries:
-            cells = receptive_field.geometry(self, "trunk", size)
-            (sy, sx), (cy, cx) = cells.cell_stride, cells.first_cell_center
-            # A place of a sliding grid lies in the middle of its cells.
+            trunk = receptive_field.geometry(self, "trunk", size)
+            (sy, sx), (cy, cx) = trunk.cell_stride, trunk.first_cell_center
+            # The center of the first grid of cells.
             center = (cy + sy * (self.grid[0] - 1) / 2, cx + sx * (self.grid[1] - 1) / 2)
-            self._geometries[size] = Geometry(cells.cell_stride, center)
+            self._geometries[size] = Geometry(trunk.cell_stride, center)
         return self._geometries[size]
 
     def _logits(self, images: Tensor, window: Window) -> Tensor:
-        return self._judge(self.trunk(images), window)
+        return self._classify(self.trunk(images), window)
 
-    def _judge(self, maps: Tensor, window: Window) -> Tensor:
+    def _classify(self, maps: Tensor, window: Window) -> Tensor:
         height, width = self.grid
         if window == "whole":
             maps = functional.adaptive_avg_pool2d(maps, self.grid)
         elif self.grid == (1, 1):
             maps = functional.avg_pool2d(maps, window, 1, window // 2, count_include_pad=False)
-        else:  # maps smaller than the grid are spread over it, as the classifier's own pooling does
-            at_least = (max(maps.shape[2], height), max(maps.shape[3], width))
-            maps = functional.adaptive_avg_pool2d(maps, at_least)
-        # What the head sees at each place, as a batch: so its layers need no change, whatever they are.
+        else:  # smaller maps are enlarged to the grid, as the classifier's own pooling does
+            size = (max(maps.shape[2], height), max(maps.shape[3], width))
+            maps = functional.adaptive_avg_pool2d(maps, size)
+        # The head takes the positions as a batch, so its layers need no change.
         batch, channels = maps.shape[:2]
         rows, columns = maps.shape[2] - height + 1, maps.shape[3] - width + 1
-        places = functional.unfold(maps, self.grid).transpose(1, 2)
-        logits: Tensor = self.head(places.reshape(batch * rows * columns, channels, height, width))
+        windows = functional.unfold(maps, self.grid).transpose(1, 2)
+        logits: Tensor = self.head(windows.reshape(batch * rows * columns, channels, height, width))
         return logits.reshape(batch, rows, columns, logits.shape[1]).permute(0, 3, 1, 2)
 
 
@@ -145,8 +144,8 @@ def _noise(model: nn.Module, *shape: int) -> Tensor:
 
 
 def _cut(model: nn.Module, size: tuple[int, int]) -> tuple[fx.GraphModule, fx.GraphModule, tuple[int, int]]:
-    """Split a classifier behind its last feature maps: those whose size follows the size of the image."""
-    small, large = (_noise(model, 1, 3, size[0] + more, size[1] + more) for more in (0, _MORE))
+    """Split a classifier after its last feature maps, whose size depends on the size of the image."""
+    small, large = (_noise(model, 1, 3, size[0] + extra, size[1] + extra) for extra in (0, _EXTRA_PIXELS))
     try:
         model(large)
     except Exception as error:
@@ -164,7 +163,7 @@ def _cut(model: nn.Module, size: tuple[int, int]) -> tuple[fx.GraphModule, fx.Gr
 
 
 def _shapes(traced: fx.GraphModule, images: Tensor) -> dict[fx.Node, tuple[int, ...]]:
-    """Run a traced network and note the shape of every tensor in it, in the order of its making."""
+    """Shapes of all tensors of a traced network, in order of execution."""
     shapes: dict[fx.Node, tuple[int, ...]] = {}
 
     class Recorder(fx.Interpreter):
@@ -178,10 +177,10 @@ def _shapes(traced: fx.GraphModule, images: Tensor) -> dict[fx.Node, tuple[int, 
     return shapes
 
 
-def _compare(expected: Tensor, found: Tensor) -> None:
-    if found.shape != (*expected.shape, 1, 1):
-        raise ValueError(f"place by place it gives {tuple(found.shape)}, not {(*expected.shape, 1, 1)}")
-    difference = float((found[..., 0, 0] - expected).abs().max())
+def _compare(expected: Tensor, actual: Tensor) -> None:
+    if actual.shape != (*expected.shape, 1, 1):
+        raise ValueError(f"its output has shape {tuple(actual.shape)} instead of {(*expected.shape, 1, 1)}")
+    difference = float((actual[..., 0, 0] - expected).abs().max())
     if not difference <= _TOLERANCE * float(expected.abs().max()):
         raise ValueError(f"its logits then differ by {difference:.2g}")
 

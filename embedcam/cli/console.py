@@ -253,11 +253,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def lanes() -> int:
-    """Say how many images are best explained at once on a CPU: one a core, whose threads need not wait for each other.
+def default_concurrency() -> int:
+    """Number of batches to explain at the same time on a CPU: one per core, which is faster than one on all cores.
 
     Returns:
-        At most 8, since each takes memory.
+        1 to 8; every batch takes memory.
     """
     return min(cores(), 8)
 

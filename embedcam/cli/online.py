@@ -166,8 +166,9 @@ def explain(
                 raise typer.BadParameter(f"{option} has no effect on an ONNX file; export one that explains so")
         from ..onnx.explainer import OnnxExplainer
 
-        lanes = 1 if provider or video else console.cores()
-        explainer = OnnxExplainer(onnx, provider, threads=1 if lanes > 1 else 0)
+        concurrency = 1 if provider or video else console.default_concurrency()
+        threads = console.cores() // concurrency if concurrency > 1 else 0
+        explainer = OnnxExplainer(onnx, provider, threads=threads)
     else:
         if provider:
             raise typer.BadParameter("--provider goes with --onnx; a torch network runs on --device")
@@ -180,9 +181,9 @@ def explain(
         assert db is not None
         target = console.device(device)
         several = target.type == "cpu" and not compiled and not video and against is None
-        lanes = console.cores() if several else 1
-        if lanes > 1:  # batches side by side, each on a core, are done sooner than one after the other on all cores
-            torch.set_num_threads(1)
+        concurrency = console.default_concurrency() if several else 1
+        if concurrency > 1:
+            torch.set_num_threads(console.cores() // concurrency)
         explainer = (CompiledExplainer if compiled else Explainer)(
             EmbeddingNet.load(net).to(target),
             db,
@@ -206,7 +207,7 @@ def explain(
             typer.echo(f"{pair['image']}: similarity {pair['similarity']:.3f}, see {out / pair['pair']}")
         typer.echo(f"wrote {len(pairs)} pictures to {out / 'pairs'}, and {out / 'pairs.jsonl'}")
         return
-    lines = explain_files(explainer, inputs, out, draw, lanes=lanes, resume=resume, **reading)
+    lines = explain_files(explainer, inputs, out, draw, concurrency=concurrency, resume=resume, **reading)
     shown = heapq.nlargest(20, lines, key=lambda line: line["anomaly"]) if anomaly else itertools.islice(lines, 20)
     for line in shown:
         labels = ", ".join(f"{name} ({count})" for name, count in line["cluster_labels"].items())
@@ -317,16 +318,19 @@ def classmap(
     """
     from ..classmap.classmap import classmap_file, load_classifier
 
+    stems = [image.stem for image in images]
+    if repeated := next((stem for stem in stems if stems.count(stem) > 1), None):
+        raise EmbedcamError(f"several images would write {repeated}_boxes.png; rename them or use one --out per image")
     if window not in ("1", "3", "5", "whole"):
         raise EmbedcamError(f"--window must be 1, 3, 5 or whole, got {window!r}; choose one of them")
     classifier = load_classifier(net, weights, window="whole" if window == "whole" else int(window))
     for image in images:
-        found = classmap_file(
+        class_map = classmap_file(
             classifier, image, out, size=size, class_threshold=class_threshold, box_threshold=box_threshold
         )
-        seen = ", ".join(f"{item.name} {item.probability:.2f} ({len(item.boxes)} boxes)" for item in found.found)
-        likeliest = ", ".join(f"{name} {probability:.2f}" for name, probability in found.strongest(3))
-        typer.echo(f"{image}: {seen or f'nothing above {class_threshold:g}; likeliest {likeliest}'}")
+        detected = ", ".join(f"{d.name} {d.probability:.2f} ({len(d.boxes)} boxes)" for d in class_map.detections)
+        strongest = ", ".join(f"{name} {probability:.2f}" for name, probability in class_map.strongest(3))
+        typer.echo(f"{image}: {detected or f'nothing above {class_threshold:g}; most likely {strongest}'}")
     typer.echo(f"wrote the pictures to {out}")
 
 
@@ -371,8 +375,9 @@ def serve(
     token: Annotated[
         str | None, typer.Option(envvar="EMBEDCAM_TOKEN", help="What every visitor must give.", metavar="TEXT")
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Pictures explained at once; on a CPU one a core.", metavar="N")
+    concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images explained at the same time; on a CPU one per core, at most 8.", metavar="N"),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -390,8 +395,8 @@ def serve(
     if onnx is not None:
         from ..onnx.explainer import OnnxExplainer
 
-        jobs = jobs or console.lanes()
-        explainer = OnnxExplainer(onnx, threads=max(console.cores() // jobs, 1))
+        concurrency = concurrency or console.default_concurrency()
+        explainer = OnnxExplainer(onnx, threads=max(console.cores() // concurrency, 1))
     else:
         import torch
 
@@ -401,7 +406,7 @@ def serve(
         assert net is not None
         assert db is not None
         target = console.device(device)
-        jobs = jobs or (console.lanes() if target.type == "cpu" else 1)
-        torch.set_num_threads(max(console.cores() // jobs, 1))
+        concurrency = concurrency or (console.default_concurrency() if target.type == "cpu" else 1)
+        torch.set_num_threads(max(console.cores() // concurrency, 1))
         explainer = Explainer(EmbeddingNet.load(net).to(target), db)
-    run(explainer, host, port, token=token, data=data, limits=Limits(jobs=jobs))
+    run(explainer, host, port, token=token, data=data, limits=Limits(concurrency=concurrency))

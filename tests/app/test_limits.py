@@ -14,7 +14,7 @@ def test_a_minutes_worth_may_come_at_once_and_the_rest_at_that_rate():
     rate = RateLimit(60, clock=lambda: now)
     for _ in range(60):
         rate.take("a")
-    with pytest.raises(Refused, match=r"more than 60 requests a minute; wait 1 s") as refused:
+    with pytest.raises(Refused, match=r"more than 60 requests per minute; wait 1 s") as refused:
         rate.take("a")
     assert refused.value.status == 429
     assert refused.value.headers == {"Retry-After": "1"}
@@ -34,7 +34,7 @@ def test_a_minutes_worth_may_come_at_once_and_the_rest_at_that_rate():
 
 
 def test_addresses_are_counted_apart_and_only_so_many_are_remembered(monkeypatch):
-    monkeypatch.setattr("embedcam.app.limits._ADDRESSES", 2)
+    monkeypatch.setattr("embedcam.app.limits._MAX_ADDRESSES", 2)
     rate = RateLimit(1, clock=lambda: 0.0)
     for address in ("a", "b"):
         rate.take(address)
@@ -48,7 +48,7 @@ def test_addresses_are_counted_apart_and_only_so_many_are_remembered(monkeypatch
 
 def test_few_bodies_are_read_and_no_more_than_the_queue_waits():
     async def crowd():
-        gate = Gate(Limits(queue=20, jobs=2))
+        gate = Gate(Limits(queue=20, concurrency=2))
         inside, most, refused = 0, 0, []
 
         async def one():
@@ -90,7 +90,7 @@ def test_only_so_many_computations_run_at_once():
             running -= 1
 
     async def compute():
-        gate = Gate(Limits(jobs=2))
+        gate = Gate(Limits(concurrency=2))
         await asyncio.gather(*(gate.compute(work) for _ in range(6)))
         gate.close()
 
@@ -98,12 +98,12 @@ def test_only_so_many_computations_run_at_once():
     assert most == 2
 
 
-@pytest.mark.parametrize("name", ["upload", "pixels", "rate", "queue", "jobs", "patience"])
+@pytest.mark.parametrize("name", ["upload", "pixels", "rate", "queue", "concurrency", "timeout"])
 def test_a_limit_that_lets_nothing_through_is_an_error(name):
     with pytest.raises(EmbedcamError, match=f"the limit {name} must be positive, got 0"):
         Limits(**{name: 0})
 
 
 def test_more_pixels_than_any_picture_may_have_are_an_error():
-    with pytest.raises(EmbedcamError, match="no picture of more than 89,478,485 pixels is read"):
+    with pytest.raises(EmbedcamError, match="the limit pixels must be at most 89,478,485, got 1,000,000,000"):
         Limits(pixels=10**9)

@@ -11,6 +11,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from starlette.testclient import TestClient
 
 from embedcam.app import create_app, serve
 from embedcam.app.limits import Limits
@@ -27,11 +28,14 @@ def send(address, content, path="/explain"):
     return found
 
 
-@pytest.mark.parametrize("jobs", [1, 3])
-def test_of_200_requests_at_once_none_is_lost(explainer, running, encoded, picture, jobs):
-    """With several jobs, forward passes of a torch network must still not meet: their maps would be mixed up."""
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_of_200_requests_at_once_none_is_lost(explainer, running, encoded, picture, concurrency):
+    """With several threads, forward passes of a torch network must still not meet: their maps would be mixed up."""
     files = [encoded(picture(seed=seed)) for seed in range(10)]
-    with running(create_app(explainer, limits=Limits(jobs=jobs))) as address, ThreadPoolExecutor(200) as many:
+    with (
+        running(create_app(explainer, limits=Limits(concurrency=concurrency))) as address,
+        ThreadPoolExecutor(200) as many,
+    ):
         alone = [send(address, file) for file in files]
         assert {status for status, _, _ in alone} == {200}
         assert len({body for _, _, body in alone}) == 10
@@ -52,7 +56,7 @@ def test_beyond_the_queue_requests_are_sent_away_and_the_rest_is_answered(explai
         done = iter_done(sent, 3)
         assert [status for status, _, _ in done] == [503] * 3
         assert all(headers["retry-after"] == "2" for _, headers, _ in done)
-        assert json.loads(done[0][2]) == {"error": "5 requests are waiting already; try again in a few seconds"}
+        assert json.loads(done[0][2]) == {"error": "5 requests are already waiting; try again in a few seconds"}
         go_on.set()
         assert sorted(future.result()[0] for future in sent) == [200] * 5 + [503] * 3
 
@@ -117,11 +121,11 @@ def test_the_server_starts_says_where_and_ends_when_it_is_interrupted(trained):
 def test_an_address_that_is_taken_or_not_there_is_an_error(explainer):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(EmbedcamError, match=rf"cannot listen at 127.0.0.1, port {port}: .*; choose another --port"):
+        with pytest.raises(EmbedcamError, match=rf"cannot listen on 127.0.0.1, port {port}: .*; choose another --port"):
             serve(explainer, port=port)
-    with pytest.raises(EmbedcamError, match=r"cannot listen at no.such.host.invalid, port 7860"):
+    with pytest.raises(EmbedcamError, match=r"cannot listen on no.such.host.invalid, port 7860"):
         serve(explainer, "no.such.host.invalid")
-    with pytest.raises(EmbedcamError, match=r"cannot listen at 127.0.0.1, port 70000"):
+    with pytest.raises(EmbedcamError, match=r"cannot listen on 127.0.0.1, port 70000"):
         serve(explainer, port=70000)
 
 
@@ -132,8 +136,18 @@ def test_a_server_open_to_everyone_is_warned_of(explainer, monkeypatch, caplog, 
     apps = []
     monkeypatch.setattr("embedcam.app.server.uvicorn.Server.run", lambda self, _: apps.append(self.config.app))
     serve(explainer, host, 0, token=token)
-    assert ("everyone who reaches" in caplog.text) is warned
+    assert ("anyone who can reach" in caplog.text) is warned
     assert len(apps) == 1
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST", "127.0.1.1"])
+def test_the_name_and_address_that_a_server_listens_on_are_allowed(explainer, monkeypatch, host):
+    apps = []
+    monkeypatch.setattr("embedcam.app.server.uvicorn.Server.run", lambda self, _: apps.append(self.config.app))
+    serve(explainer, host, 0)
+    with TestClient(apps[0]) as client:
+        assert client.get("info", headers={"Host": f"{host}:7860"}).status_code == 200
+        assert client.get("info", headers={"Host": "evil.example"}).status_code == 421
 
 
 def test_a_missing_library_is_named():

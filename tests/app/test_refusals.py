@@ -41,7 +41,7 @@ def test_what_is_no_picture_is_refused(client, raw, file):
 
 def test_a_file_that_is_too_long_is_refused_before_it_is_read(small, file):
     large = bytes(100_000)
-    message = "a picture's file may have 0.02 MB at most"
+    message = "an image file may have at most 0.02 MB"
     refused(small.post("explain", content=large), 413, message)
     refused(small.post("explain", files={"image": ("a.png", large)}), 413, message)
     refused(small.post("explain", files={"image": ("a.png", bytes(30_000))}), 413, message)  # less than a form may have
@@ -71,7 +71,7 @@ def test_a_body_that_does_not_arrive_is_not_waited_for():
 
     request = Request({"type": "http", "method": "POST", "headers": []}, receive)
     with pytest.raises(Refused, match=r"did not arrive within 0.01 s") as error:
-        asyncio.run(read_uploads(request, Limits(patience=0.01), ("image",)))
+        asyncio.run(read_uploads(request, Limits(timeout=0.01), ("image",)))
     assert error.value.status == 408
 
 
@@ -86,8 +86,8 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(small, mon
 
 
 def test_a_missing_picture_is_named(client, file):
-    refused(client.post("explain", files={"photo": ("a.png", file)}), 422, 'no file in the form\'s field "image"')
-    refused(client.post("compare", files={"image": ("a.png", file)}), 422, 'no file in the form\'s field "other"')
+    refused(client.post("explain", files={"photo": ("a.png", file)}), 422, 'the form has no file in the field "image"')
+    refused(client.post("compare", files={"image": ("a.png", file)}), 422, 'the form has no file in the field "other"')
     refused(client.post("compare", content=file), 415, "multipart/form-data", "image and other")
     refused(client.post("explain", files=[("image", ("a.png", file))] * 2), 400, "Too many files")
     broken = {"Content-Type": "multipart/form-data"}
@@ -120,21 +120,21 @@ def test_there_is_no_other_way_in(client):
 def test_a_failure_of_the_server_is_one_line_too(explainer, monkeypatch, file):
     monkeypatch.setattr("embedcam.app.service.Service.explain", lambda *_: 1 / 0)
     with TestClient(create_app(explainer), raise_server_exceptions=False) as client:
-        refused(client.post("explain", files={"image": ("a.png", file)}), 500, "its log says why")
+        refused(client.post("explain", files={"image": ("a.png", file)}), 500, "see the server log")
 
 
 def test_too_many_requests_in_a_minute_are_refused(small, file):
     answers = [small.post("explain", files={"image": ("a.png", file)}) for _ in range(31)]
     assert [answer.status_code for answer in answers[:30]] == [200] * 30
-    refused(answers[30], 429, "more than 30 requests a minute")
+    refused(answers[30], 429, "more than 30 requests per minute")
     assert int(answers[30].headers["retry-after"]) >= 1
     assert small.get("info").status_code == 200  # what costs nothing is not counted
 
 
 def test_a_data_set_without_the_training_images_is_an_error(explainer, onnx_explainer):
-    with pytest.raises(DataError, match="digits holds none of the 18 training images"):
+    with pytest.raises(DataError, match="digits has none of the 18 training images"):
         create_app(explainer, data="digits")
-    with pytest.raises(DataError, match="digits holds none of the 0 training images"):
+    with pytest.raises(DataError, match="digits has none of the 0 training images"):
         create_app(onnx_explainer, data="digits")
 
 

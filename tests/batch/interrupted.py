@@ -46,7 +46,7 @@ def main():
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
-    explain_files(Brightness(), [given], out, DrawOptions(boxes=True), batch_size=4, lanes=2, resume=True)
+    explain_files(Brightness(), [given], out, DrawOptions(boxes=True), batch_size=4, concurrency=2, resume=True)
     print(seen)
 
 

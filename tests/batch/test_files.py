@@ -157,7 +157,7 @@ def test_files_do_not_depend_on_the_workers(explainer, pictures, tmp_path, worke
     assert not threads()
 
 
-def test_lanes_explain_side_by_side_and_write_the_same(explainer, pictures, tmp_path):
+def test_concurrent_batches_write_the_same_files(explainer, pictures, tmp_path):
     class Shared:
         """Lets no batch end before another has begun, but for the last: there are seven."""
 
@@ -174,7 +174,7 @@ def test_lanes_explain_side_by_side_and_write_the_same(explainer, pictures, tmp_
                 return explainer(images)
 
     explain_files(explainer, [pictures], tmp_path / "one", batch_size=1)
-    explain_files(Shared(), [pictures], tmp_path / "two", batch_size=1, lanes=2)
+    explain_files(Shared(), [pictures], tmp_path / "two", batch_size=1, concurrency=2)
     assert content(tmp_path / "two") == content(tmp_path / "one")
     assert not threads()
 
@@ -274,13 +274,13 @@ def test_a_strict_run_does_not_go_on_after_pictures_were_left_out(explainer, pic
     (tmp_path / "out" / "maps" / "6.png.npz").mkdir(parents=True)
     with pytest.raises(OutputError):
         explain_files(explainer, [pictures], tmp_path / "out", batch_size=2)
-    with pytest.raises(DataError, match="1 of the first 5 images could not be read and were left out before"):
+    with pytest.raises(DataError, match="1 of the first 5 images could not be read and were left out by"):
         explain_files(explainer, [pictures], tmp_path / "out", batch_size=2, strict=True, resume=True)
 
 
 def test_a_map_that_is_gone_is_named_when_the_contact_sheet_is_drawn_again(explainer, pictures, stopped):
     (stopped / "maps" / "1.png.npz").unlink()
-    with pytest.raises(OutputError, match=r"cannot read .*maps/1\.png\.npz, which the interrupted run wrote"):
+    with pytest.raises(OutputError, match=r"cannot read .*maps/1\.png\.npz of the interrupted run"):
         explain_files(explainer, [pictures], stopped, batch_size=2, resume=True)
 
 

@@ -54,8 +54,8 @@ def test_probabilities_are_the_softmax_at_every_cell(colours):
 
 def test_each_class_somewhere_above_the_threshold_is_found_with_a_box_a_region(colours):
     (found,) = class_maps(colours, canvas(), box_threshold=0.6)
-    assert sorted(each.name for each in found.found) == ["green", "red"]
-    by_name = {each.name: each for each in found.found}
+    assert sorted(each.name for each in found.detections) == ["green", "red"]
+    by_name = {each.name: each for each in found.detections}
     assert by_name["red"].index == 0
     assert by_name["red"].probability == pytest.approx(1, abs=1e-3)
     (red,) = by_name["red"].boxes
@@ -66,7 +66,7 @@ def test_each_class_somewhere_above_the_threshold_is_found_with_a_box_a_region(c
 
 def test_heat_map_is_the_probability_interpolated_between_the_centres_of_cells(colours):
     (found,) = class_maps(colours, canvas())
-    red = next(each for each in found.found if each.name == "red")
+    red = next(each for each in found.detections if each.name == "red")
     assert red.heatmap.shape == found.best.shape == (4 * CELL, 7 * CELL)
     sure, even = found.probabilities[0, 0, 0], found.probabilities[0, 0, 2]
     np.testing.assert_allclose(red.heatmap[0, :12], sure, rtol=1e-5)
@@ -76,10 +76,10 @@ def test_heat_map_is_the_probability_interpolated_between_the_centres_of_cells(c
 
 def test_thresholds_decide_what_is_found_and_boxed(colours):
     (strict,) = class_maps(colours, canvas() * 0.2, class_threshold=0.85)  # softmax of (2, 0, 0): 0.79
-    assert strict.found == []
+    assert strict.detections == []
     (lax,) = class_maps(colours, canvas() * 0.2, class_threshold=0.75, box_threshold=0.78)
-    assert [each.name for each in lax.found] == ["red", "green"]
-    (red,) = lax.found[0].boxes
+    assert [each.name for each in lax.detections] == ["red", "green"]
+    (red,) = lax.detections[0].boxes
     assert red.right <= CELL * 1.5
 
 
@@ -93,8 +93,8 @@ def test_strongest_lists_classes_that_pass_no_threshold(colours):
 def test_images_of_a_batch_get_a_class_map_each(colours):
     both = torch.cat([canvas(), canvas().flip(1)])
     first, second = class_maps(colours, both)
-    assert {each.name for each in first.found} == {"red", "green"}
-    assert {each.name for each in second.found} == {"green", "blue"}
+    assert {each.name for each in first.detections} == {"red", "green"}
+    assert {each.name for each in second.detections} == {"green", "blue"}
 
 
 def test_stretch_placement_is_the_plain_resize(colours):
@@ -104,7 +104,7 @@ def test_stretch_placement_is_the_plain_resize(colours):
     expected = nn.functional.interpolate(
         torch.from_numpy(stretched.probabilities)[None], size=image.shape[2:], mode="bilinear"
     )
-    for each in stretched.found:
+    for each in stretched.detections:
         np.testing.assert_allclose(each.heatmap, expected[0, each.index], atol=1e-5)
 
 
@@ -158,7 +158,7 @@ def photograph(tmp_path):
 
 def test_classmap_file_writes_the_boxes_and_the_sheet(colours, photograph, tmp_path):
     found = classmap_file(colours, photograph, tmp_path / "out", size=40)
-    assert {each.name for each in found.found} == {"red", "green"}
+    assert {each.name for each in found.detections} == {"red", "green"}
     assert found.best.shape == (40, 80)
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "flag_boxes.png",

@@ -245,10 +245,16 @@ def test_a_missing_path_and_an_empty_folder(fails, trained, tmp_path, verb):
 
 def test_explaining_a_missing_path_and_an_empty_folder(fails, net_and_db, tmp_path):
     (tmp_path / "empty").mkdir()
-    for name, error in (("nowhere.jpg", "no such file or folder: {}; check"), ("empty", "no image in {}; give")):
+    for name, error in (("nowhere.jpg", "no such file or folder: {}; check"), ("empty", "no image in {}; use")):
         path = tmp_path / name
         assert error.format(path) in fails("explain", path, *net_and_db, "--out", tmp_path / "out")
     assert left_in(tmp_path) == []
+
+
+def test_images_of_one_name_do_not_overwrite_their_class_maps(fails, tmp_path):
+    images = (tmp_path / "a" / "street.jpg", tmp_path / "b" / "street.png")
+    error = fails("classmap", *images, "--net", "mobilenet_v2", "--weights", "DEFAULT", "--out", tmp_path / "out")
+    assert error.startswith("embedcam: several images would write street_boxes.png")
 
 
 @pytest.mark.parametrize("damage", ["text", "truncated"])

@@ -96,7 +96,7 @@ def test_class_maps_of_odd_images():
     assert class_maps(convolutional, NOISE[:0]) == []
     for images in (torch.zeros(1, 3, 16, 16), NOISE[:1, :, :1, :1], torch.randn(1, 3, 1, 8000), 1e15 * NOISE[:1]):
         (found,) = class_maps(convolutional, images, class_threshold=0.2)
-        assert found.best.shape == images.shape[2:] and found.found
+        assert found.best.shape == images.shape[2:] and found.detections
         assert 0 <= found.best.min() <= found.best.max() <= 1
     for unusable in (NAN, INFINITE):
         with pytest.raises(DataError, match="image 1 gives probabilities that are not finite"):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedcam.show.drawing import DrawOptions, Pair, bounded, contact_sheet, draw_overlay
+from embedcam.show.drawing import DrawOptions, SheetEntry, bounded, contact_sheet, draw_overlay
 from embedcam.show.overlay import overlay
 
 LINE = {
@@ -35,18 +35,18 @@ def test_boxes_are_found_at_the_pictures_size():
     assert boxes == [{"left": 0, "top": 0, "right": 20, "bottom": 20, "score": pytest.approx(0.94, abs=0.05)}]
 
 
-def test_a_pair_says_which_picture_it_is_what_to_mind_and_where_its_weights_come_from():
+def test_an_entry_shows_name_notes_typicality_and_cluster():
     picture = np.zeros((200, 400, 3), np.uint8)
-    pair = Pair.of(picture, np.zeros((8, 8), np.float32), LINE, DrawOptions())
-    assert pair.picture.shape == pair.drawn.shape == (80, 160, 3)
-    assert pair.picture_caption == "tom.jpg\nthe map is flat"
-    assert pair.drawn_caption == "unlike the training images\ncluster 3 of cat"
-    plain = Pair.of(picture, np.zeros((8, 8), np.float32), {**LINE, "cluster_labels": {}}, DrawOptions())
-    assert plain.drawn_caption == "unlike the training images\ncluster 3"
+    entry = SheetEntry.of(picture, np.zeros((8, 8), np.float32), LINE, DrawOptions())
+    assert entry.picture.shape == entry.overlay.shape == (80, 160, 3)
+    assert entry.picture_caption == "tom.jpg\nthe map is flat"
+    assert entry.overlay_caption == "unlike the training images\ncluster 3 of cat"
+    plain = SheetEntry.of(picture, np.zeros((8, 8), np.float32), {**LINE, "cluster_labels": {}}, DrawOptions())
+    assert plain.overlay_caption == "unlike the training images\ncluster 3"
 
 
-def test_the_sheet_has_four_pairs_a_row():
-    pair = Pair.of(np.zeros((40, 40, 3), np.uint8), np.zeros((8, 8), np.float32), LINE, DrawOptions())
-    one, four, five = (contact_sheet([pair] * count).size for count in (1, 4, 5))
+def test_the_sheet_has_four_entries_per_row():
+    entry = SheetEntry.of(np.zeros((40, 40, 3), np.uint8), np.zeros((8, 8), np.float32), LINE, DrawOptions())
+    one, four, five = (contact_sheet([entry] * count).size for count in (1, 4, 5))
     assert one[0] * 3 < four[0] == five[0]
     assert one[1] == four[1] < five[1]

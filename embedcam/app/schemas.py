@@ -1,0 +1,179 @@
+"""Request options and responses of the HTTP API, as its documentation shows them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import zlib
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+# Full deflate takes several times as long on photographs and saves nothing.
+_SAVE_OPTIONS = {"PNG": {"compress_type": zlib.Z_RLE}, "JPEG": {}}
+# A fixed list, since the browser draws with them too.
+Colormap = Literal["turbo", "viridis", "inferno", "magma", "cividis", "jet", "gray"]
+
+
+class ExplainOptions(BaseModel):
+    """Options of an explanation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Annotated[
+        Literal["json", "overlay", "heatmap", "npz"],
+        Field(description="JSON, or one file: overlay (PNG), heat map (16-bit PNG), or `heatmap` and `raw` (npz)."),
+    ] = "json"
+    include: Annotated[
+        set[Literal["overlay", "heatmap", "levels", "picture"]],
+        Field(description="Additional fields of the JSON."),
+    ] = set()
+    threshold: Annotated[float, Field(ge=0.01, le=1, description="Minimum heat inside a box's region.")] = 0.5
+    boxes: Annotated[bool, Field(description="Draw the boxes on the overlay.")] = False
+    alpha: Annotated[float, Field(ge=0, le=1, description="Opacity of the heat map in the overlay.")] = 0.5
+    colormap: Annotated[Colormap, Field(description="Colormap of the overlay.")] = "turbo"
+
+
+class Box(BaseModel):
+    """Bounding box of a strong region, in pixels of the picture."""
+
+    left: int
+    top: int
+    right: int = Field(description="One past the last column.")
+    bottom: int = Field(description="One past the last row.")
+    score: float = Field(description="Mean heat of the region, in [0, 1].")
+
+
+class Levels(BaseModel):
+    """A map with 256 levels."""
+
+    width: int
+    height: int
+    values: str = Field(description="Base64 of one byte per pixel, row by row; 255 is 1.")
+
+    @classmethod
+    def of(cls, heatmap: NDArray[np.float32]) -> Levels:
+        """Quantise a map.
+
+        Args:
+            heatmap: (H, W) in [0, 1].
+
+        Returns:
+            The map with 256 levels.
+        """
+        height, width = heatmap.shape
+        return cls(width=width, height=height, values=base64_text(np.rint(heatmap * 255).astype(np.uint8).tobytes()))
+
+
+class TrainingImage(BaseModel):
+    """A training image of the cluster."""
+
+    image: str = Field(description="Name in the data set.")
+    label: str | None
+    distance: float = Field(description="To the picture's embedding: 1 - cosine, or Euclidean.")
+    thumbnail: str | None = Field(description="Path of its thumbnail, if the server has the data set.")
+
+
+class ExplainResponse(BaseModel):
+    """The explanation of a picture."""
+
+    image: str = Field(description="File name as sent.")
+    width: int = Field(description="Of the upright picture, in pixels.")
+    height: int
+    cluster: int
+    cluster_labels: dict[str, int] = Field(description="Most common labels of the cluster, with their image counts.")
+    distance: float = Field(description="To the cluster's centroid: 1 - cosine, or Euclidean.")
+    typicality: float = Field(
+        description="Fraction of the cluster's training images at least as far from the centroid."
+    )
+    typicality_in_words: str
+    anomaly: float = Field(description="Above 1, the picture is unlike the training images.")
+    notes: list[str] = Field(description="Warnings; empty if there are none.")
+    looks_like: list[TrainingImage] = Field(description="Nearest training images of the cluster, nearest first.")
+    boxes: list[Box]
+    raw_range: tuple[float, float] = Field(description="Minimum and maximum of the map before normalising.")
+    overlay: str | None = Field(None, description="PNG in base64, if included.")
+    heatmap: str | None = Field(None, description="16-bit PNG in base64, if included; 65535 is 1.")
+    picture: str | None = Field(None, description="JPEG in base64, if included.")
+    levels: Levels | None = Field(None, description="The heat map, if included.")
+    boxes_at: dict[str, list[Box]] | None = Field(None, description="Boxes per threshold, if levels are included.")
+
+
+class LevelsPair(BaseModel):
+    """A map of each of the two pictures of a comparison."""
+
+    image: Levels
+    other: Levels
+
+
+class CompareResponse(BaseModel):
+    """The comparison of two pictures."""
+
+    image: str
+    other: str
+    similarity: float = Field(description="Sum of the contributions of all cells, of either picture.")
+    distance: float
+    in_favour: dict[str, float] = Field(alias="for", description="Sum of the positive contributions, per picture.")
+    against: dict[str, float] = Field(description="Sum of the negative contributions, per picture.")
+    notes: list[str]
+    shared: LevelsPair = Field(description="Maps of the positive contributions.")
+    differs: LevelsPair = Field(description="Maps of the negative contributions.")
+
+
+class Channel(BaseModel):
+    """A channel of the feature layer."""
+
+    channel: int
+    weight: float = Field(description="Channel weight for this picture.")
+    share: float = Field(description="Fraction of the heat map that the channel contributes; may be negative.")
+    levels: Levels = Field(description="Activation of the channel, scaled to a maximum of 1.")
+
+
+class Info(BaseModel):
+    """The explainer and limits of this server."""
+
+    about: str = Field(description="One-line summary.")
+    facts: dict[str, str]
+    compare: bool = Field(description="Whether two pictures can be compared.")
+    compare_hint: str = Field(description="Why pictures cannot be compared.")
+    channels: bool = Field(description="Whether channels can be shown.")
+    thumbnails: bool = Field(description="Whether training images can be shown.")
+    upload: int = Field(description="Maximum size of a file, in bytes.")
+    pixels: int = Field(description="Maximum number of pixels of a picture.")
+    colormaps: dict[str, str] = Field(description="Base64 of the 256 RGB colours of each colormap.")
+
+
+class Error(BaseModel):
+    """What is wrong, and how to fix it."""
+
+    error: str
+
+
+def base64_text(content: bytes) -> str:
+    """Encode bytes as base64.
+
+    Args:
+        content: The bytes.
+
+    Returns:
+        Base64 text.
+    """
+    return base64.b64encode(content).decode()
+
+
+def encode_image(picture: NDArray[np.uint8] | NDArray[np.uint16], kind: Literal["PNG", "JPEG"]) -> bytes:
+    """Encode an image file in memory.
+
+    Args:
+        picture: uint8 (H, W, 3), or uint16 (H, W) for PNG.
+        kind: File format.
+
+    Returns:
+        The bytes of the file.
+    """
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind, **_SAVE_OPTIONS[kind])
+    return file.getvalue()
