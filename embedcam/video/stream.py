@@ -6,7 +6,7 @@ import contextlib
 import functools
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -71,6 +71,7 @@ def explain_stream(
     *,
     smoothing: float = 0.0,
     show: bool | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> StreamReport:
     """Explain a video, and show or write the result.
 
@@ -86,6 +87,7 @@ def explain_stream(
         draw: Drawing options; `threshold` is the fraction of the maximum above which a pixel belongs to the box.
         smoothing: Weight of the previous frames in an exponential moving average of the maps, in [0, 1). 0 disables it.
         show: Open a window. By default, for a camera if there is a display, and for a file if `out` is None.
+        clock: Returns the time in seconds.
 
     Returns:
         The number of frames and the frame rate.
@@ -105,9 +107,9 @@ def explain_stream(
         if window is None and (out is None or show):
             raise OutputError(f"there is no display to show {source} on; write it to a file with --out FILE.mp4")
         writer = None if out is None else stack.enter_context(write_video(out, video.time_base, video.rate))
-        start = time.perf_counter()
-        frames = _run(explainer, video, window, writer, _Painter(draw), smoothing)
-        seconds = time.perf_counter() - start
+        start = clock()
+        frames = _run(explainer, video, window, writer, _Painter(draw), smoothing, clock)
+        seconds = clock() - start
         if frames == 0:
             raise DataError(f"no frame of {source} was explained; let it run longer")
     return StreamReport(frames, video.dropped, frames / seconds, None if out is None else Path(out))
@@ -120,6 +122,7 @@ def _run(
     writer: VideoWriter | None,
     painter: _Painter,
     smoothing: float,
+    clock: Callable[[], float],
 ) -> int:
     explain, write = functools.partial(_explain, explainer), functools.partial(_write, writer)
     count = 0
@@ -131,8 +134,8 @@ def _run(
         # A camera frame is explained and drawn in this thread: in a queue it would wait for the next frame to come.
         explain_threads, draw_threads, ahead = (0, 0, 1) if video.live else (1, _DRAW_THREADS, _QUEUE_SIZE)
         explained = stage(in_order(explain, stage(video.frames()), explain_threads, ahead, "explain"))
-        drawn = stage(in_order(painter, _timed(_smoothed(explained, smoothing)), draw_threads, ahead, "draw"))
-        shown = _shown(drawn, window, painter, video)
+        drawn = stage(in_order(painter, _timed(_smoothed(explained, smoothing), clock), draw_threads, ahead, "draw"))
+        shown = _shown(drawn, window, painter, video, clock)
         written = stage(in_order(write, shown, 0 if writer is None else 1, ahead, "write"))
         try:
             for _ in progress.track(written, "explaining", video.total) if video.total else written:
@@ -163,10 +166,10 @@ def _smoothed(frames: Iterable[_ExplainedFrame], smoothing: float) -> Iterator[_
         yield frame
 
 
-def _timed(frames: Iterable[_ExplainedFrame]) -> Iterator[_ExplainedFrame]:
+def _timed(frames: Iterable[_ExplainedFrame], clock: Callable[[], float]) -> Iterator[_ExplainedFrame]:
     times: deque[float] = deque(maxlen=_FPS_WINDOW + 1)
     for frame in frames:
-        times.append(time.perf_counter())
+        times.append(clock())
         if len(times) > 1:
             frame = replace(frame, text=f"{(len(times) - 1) / (times[-1] - times[0]):.0f} fps, {frame.text}")
         yield frame
@@ -190,7 +193,11 @@ class _Painter:
 
 
 def _shown(
-    frames: Iterable[TimedPicture], window: Window | None, painter: _Painter, video: Video
+    frames: Iterable[TimedPicture],
+    window: Window | None,
+    painter: _Painter,
+    video: Video,
+    clock: Callable[[], float],
 ) -> Iterator[TimedPicture]:
     """Show frames in the window, those of a file at their timestamps, and handle the pressed keys."""
     start: float | None = None
@@ -198,8 +205,8 @@ def _shown(
         keys = ""
         if window is not None:
             due = float(pts * video.time_base)
-            start = time.monotonic() - due if start is None else start
-            keys = window.show(picture, 0.0 if video.live else start + due - time.monotonic())
+            start = clock() - due if start is None else start
+            keys = window.show(picture, 0.0 if video.live else start + due - clock())
         if keys.count("s") % 2:
             painter.boxes = not painter.boxes
         yield picture, pts

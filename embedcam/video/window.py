@@ -27,11 +27,11 @@ class Window:
         self._keys += key
 
     def show(self, picture: NDArray[np.uint8], seconds: float = 0.0) -> str:
-        """Show a picture.
+        """Wait, then show a picture.
 
         Args:
             picture: uint8 (H, W, 3) RGB.
-            seconds: Time to wait for a key, in seconds.
+            seconds: Time to wait, in seconds. A key ends the wait.
 
         Returns:
             The keys pressed since the last call, in lower case. Closing the window counts as "q".
@@ -39,12 +39,12 @@ class Window:
         from PIL import ImageTk
 
         end = time.monotonic() + seconds
-        self._photo = ImageTk.PhotoImage(Image.fromarray(picture), master=self._root)  # tkinter keeps no reference
-        self._label.configure(image=self._photo)
-        self._root.update()
         while not self._keys and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, _POLL_SECONDS))
             self._root.update()
+        self._photo = ImageTk.PhotoImage(Image.fromarray(picture), master=self._root)  # tkinter keeps no reference
+        self._label.configure(image=self._photo)
+        self._root.update()
         keys, self._keys = self._keys, ""
         return keys
 

@@ -31,7 +31,7 @@ for line in ("--help", "build --help", "inspect nowhere.h5", "frobnicate", "insp
 console.print_randomisation({"images": 1, "rows": [], "between_images": {"spearman": None}})
 list(progress.track(range(3), "reading", 3))
 """
-DATABASE = Path(__file__).parent / "golden" / "weights-1.0.0.h5"
+DATABASE = Path(__file__).parents[1] / "golden" / "weights-1.0.0.h5"
 
 
 @pytest.fixture

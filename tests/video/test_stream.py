@@ -43,14 +43,15 @@ class Explained:
 
 
 class Window:
-    """A window in which given keys are pressed, one string a picture."""
+    """A window in which given keys are pressed, one string a picture; showing a picture takes 0.125 s."""
 
     def __init__(self, *keys):
-        self.keys, self.waits, self.pictures = list(keys), [], []
+        self.keys, self.waits, self.pictures, self.now = list(keys), [], [], 0.0
 
     def show(self, picture, seconds=0.0):
         self.pictures.append(picture)
         self.waits.append(seconds)
+        self.now += max(0.125, seconds)
         return self.keys.pop(0) if self.keys else ""
 
 
@@ -131,9 +132,8 @@ def test_the_line_of_text_tells_rate_cluster_and_anomaly(file, tmp_path, monkeyp
     said = []
     monkeypatch.setattr(stream, "caption", lambda image, text: said.append(text))
     clock = itertools.count(0, 0.25)
-    monkeypatch.setattr(stream.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(stream, "_DRAW_THREADS", 1)
-    explain_stream(Explained(), file, tmp_path / "out.mp4")
+    explain_stream(Explained(), file, tmp_path / "out.mp4", clock=lambda: next(clock))
     assert said == ["square, anomaly 0.50", *["4 fps, square, anomaly 0.50"] * 6]
 
 
@@ -156,12 +156,13 @@ def test_smoothing_out_of_its_range_is_refused(file, smoothing):
 
 def test_a_file_is_shown_at_the_times_of_its_frames(file, window):
     opened = window()
-    report = explain_stream(Explained(), file)
+    ticks = itertools.count(0, 1e-6)  # no clock stands still
+    report = explain_stream(Explained(), file, clock=lambda: opened.now + next(ticks))
     assert (report.frames, report.out) == (7, None)
     assert len(opened.pictures) == 7
-    # The window did not wait here, so what is left to wait nearly adds up to the frames' times.
-    assert opened.waits == sorted(opened.waits)
-    assert 0 < opened.waits[-1] <= 0.9
+    # Frames are late from the second on, and shown at once until the last.
+    np.testing.assert_allclose(opened.waits, [0, -0.085, -0.15, -0.265, -0.2, -0.324, 0.15], atol=1e-3)
+    assert report.fps == pytest.approx(7 / 0.9, rel=1e-3)
 
 
 def test_s_switches_between_heat_map_and_box_and_q_ends(file, tmp_path, window, monkeypatch):

@@ -60,7 +60,15 @@ def test_a_picture_is_shown_and_the_keys_are_told_once():
 def test_a_key_ends_the_wait():
     root = Root(["", "", "q"])
     assert Window(root, Label()).show(PICTURE, seconds=3600) == "q"
-    assert root.updates == 3
+    assert root.updates == 3 + 1
+
+
+def test_a_picture_is_shown_after_the_wait():
+    label = Label()
+    root = Root()
+    root.update = lambda: root.bound["<Key>"](SimpleNamespace(char="" if hasattr(label, "image") else "q"))
+    assert Window(root, label).show(PICTURE, seconds=3600) == "q"
+    assert label.image.size == (6, 4)
 
 
 def test_closing_the_window_is_the_key_q():
