@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -275,26 +276,43 @@ def _spatial(output: Tensor, input_size: tuple[int, int]) -> bool:
     return maps.shape[2] * maps.shape[3] > 1 and output.requires_grad
 
 
+# Modules that `evaluating` took out of training mode: id -> threads and nested calls that rely on it.
+_evaluated: Counter[int] = Counter()
+_evaluated_lock = threading.Lock()
+
+
 @contextlib.contextmanager
 def evaluating(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> Iterator[None]:
-    """Put a model into evaluation mode and afterwards every one of its layers back as it was.
+    """Put a model into evaluation mode, and restore each layer's mode afterwards.
+
+    The mode is shared by all threads. It is restored when the last thread inside leaves, so that no thread inside
+    runs a layer in training mode. A thread that trains the same model meanwhile would train in evaluation mode.
 
     Args:
         model: The model.
-        modules: All its modules, if the caller has listed them already; walking them takes longer than a heat
-            map.
+        modules: All its modules, if they are already listed: walking the tree takes longer than a heat map.
 
     Yields:
         Nothing.
     """
-    training = [module for module in modules or model.modules() if module.training]
-    for module in training:
-        module.training = False
+    with _evaluated_lock:
+        held = [
+            module
+            for module in (model.modules() if modules is None else modules)
+            if module.training or id(module) in _evaluated
+        ]
+        for module in held:
+            module.training = False
+            _evaluated[id(module)] += 1
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _evaluated_lock:
+            for module in held:
+                _evaluated[id(module)] -= 1
+                if not _evaluated[id(module)]:
+                    del _evaluated[id(module)]
+                    module.training = True
 
 
 class _Eager:

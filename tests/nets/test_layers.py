@@ -1,3 +1,4 @@
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -128,6 +129,53 @@ def test_evaluating_puts_every_layer_back():
         assert not any(module.training for module in model.modules())
         raise ZeroDivisionError
     assert [module.training for module in model.modules()] == before
+
+
+def test_threads_inside_see_evaluation_mode_until_the_last_one_leaves():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten()).eval()
+    images = torch.rand(2, 3, 6, 6)
+    with torch.no_grad():
+        expected = model(images)
+    model.train()
+    model[0].eval()
+    modes = [module.training for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    step = threading.Barrier(4, timeout=30)
+
+    def visit(number):
+        outputs = []
+        with contextlib.ExitStack() as stack:
+            for turn in range(4):  # enter one after the other
+                if turn == number:
+                    stack.enter_context(layers.evaluating(model))
+                step.wait()
+            for turn in range(4):  # leave one after the other, while those who stay run the model
+                if turn == number:
+                    stack.close()
+                step.wait()
+                if turn < number:
+                    outputs.append(model(images))
+                step.wait()
+        return outputs
+
+    with ThreadPoolExecutor(4) as threads:
+        outputs = [output for of_thread in threads.map(visit, range(4)) for output in of_thread]
+    assert len(outputs) == 6
+    for output in outputs:
+        assert torch.equal(output, expected)
+    assert [module.training for module in model.modules()] == modes
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_evaluating_a_part_inside_evaluating_the_whole_keeps_the_mode():
+    model = tiny().train()
+    with layers.evaluating(model):
+        with layers.evaluating(model[0]):
+            pass
+        assert not any(module.training for module in model.modules())
+    assert all(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize("class_token", [0, 1])
