@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test docs fuzz test-versions test-extras format clean
+.PHONY: install demo test test-gpu docs fuzz test-versions test-extras format clean
 
 install: $(VENV)/.installed
 
@@ -22,6 +22,11 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+# The tests that depend on the device, on the GPU; an error without one.
+test-gpu: install
+	$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'test-gpu: torch finds no CUDA GPU here, nothing was tested')"
+	$(BIN)/pytest -m gpu
 
 # The documentation, and every command, snippet, notebook and benchmark that it shows.
 docs: $(VENV)/.installed-docs

@@ -51,6 +51,16 @@ def make_folder(root: Path, classes: int = 3, images: int = 10, size: int = 40) 
     return root
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else ["cpu"])
+def device(request) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=["float32", "bfloat16", "float16"])
+def dtype(request) -> torch.dtype:
+    return getattr(torch, request.param)
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     return make_folder(tmp_path_factory.mktemp("squares"))

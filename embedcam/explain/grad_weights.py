@@ -81,9 +81,9 @@ class WeightedMaps(NamedTuple):
     """Channel weights of images, and the maps and embeddings of the same forward pass.
 
     Attributes:
-        weights: (B, K).
-        maps: The layer's maps (B, K, h, w).
-        embeddings: (B, D).
+        weights: (B, K), float32, or float64 for a network in float64.
+        maps: The layer's maps (B, K, h, w), of the same type.
+        embeddings: float32 (B, D).
     """
 
     weights: Tensor
@@ -110,9 +110,10 @@ def weigh(net: Network, layer: str, images: Tensor, directions: Tensor, method: 
     with torch.no_grad(), layers.capture({layer: layers.resolve(net.body, layer)}, differentiable=True) as captured:
         embeddings, leaf = net(images), captured[layer]
         as_maps = partial(net.as_maps, images=images, layer=layer)
-        maps = as_maps(leaf.detach())
+        maps = _widened(as_maps(leaf.detach()))
         weighting = WEIGHTINGS[method]
-        weights = _average(embeddings, leaf, directions, weighting, lambda grad: weighting(maps, as_maps(grad)))
+        weights_of = lambda gradients: weighting(maps, _widened(as_maps(gradients)))  # noqa: E731
+        weights = _average(embeddings, leaf, directions, weighting, weights_of)
         return WeightedMaps(weights, maps, embeddings.detach())
 
 
@@ -135,3 +136,7 @@ def _average(
         for gradient in gradients:
             total = total + weights_of(gradient)
     return torch.as_tensor(total / pairs)
+
+
+def _widened(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

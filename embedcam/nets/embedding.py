@@ -86,51 +86,53 @@ class EmbeddingNet(Network):
             images: (B, 3, H, W), normalised.
 
         Returns:
-            Embeddings (B, D) and the pooled vector (B, F) that enters the head.
+            Embeddings, float32 (B, D), and the pooled vector (B, F) that enters the head.
         """
         vector = self.backbone(images)
         return self.head_embed(vector), vector
 
     def head_embed(self, vector: Tensor) -> Tensor:
-        """Embed what the backbone puts out.
+        """Compute embeddings from the backbone's output.
 
         Args:
-            vector: (B, F).
+            vector: (B, F), of any number type.
 
         Returns:
-            (B, D), of length 1 when the network is cosine.
+            float32 (B, D), of length 1 if the metric is cosine.
         """
-        embeddings: Tensor = self.head(vector)
+        embeddings: Tensor = self.head(layers.as_input(self.head, vector)).float()
         return functional.normalize(embeddings) if self.metric == "cosine" else embeddings
 
     def head_along(self, vectors: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Read the head as the linear map that it is at given vectors, along directions of the embedding space.
+        """Linearise the head at given vectors, along directions of the embedding space.
 
-        Before normalising, direction . head(u) = weights . u + constant: everywhere for a linear head, with a hidden
-        layer wherever the same units are on. No gradient is computed.
+        Before normalising, direction . head(u) = weights . u + constant: everywhere for a linear head, and for a head
+        with a hidden layer wherever the same units are active. No gradient is computed.
 
         Args:
-            vectors: (B, F) that enter the head, or (1, F).
-            directions: (B, D).
+            vectors: Inputs of the head, float32 (B, F) or (1, F).
+            directions: float32 (B, D).
 
         Returns:
-            Weights (B, F) and constants (B,).
+            Weights, float32 (B, F), and constants, float32 (B,).
 
         Raises:
             NetworkError: If the head was replaced by one of another kind.
         """
         match list(self.head) if isinstance(self.head, nn.Sequential) else [self.head]:
             case [nn.Linear() as last]:
-                weights = directions @ last.weight
+                weights, constants = _along(last, directions)
             case [nn.Linear() as first, nn.ReLU(), nn.Linear() as last]:
-                weights = (directions @ last.weight * (first(vectors) > 0)) @ first.weight
+                active = first(layers.as_input(first, vectors)) > 0
+                hidden, constants = _along(last, directions)
+                weights, inner = _along(first, hidden * active)
+                constants = constants + inner
             case parts:
                 kinds = ", ".join(type(part).__name__ for part in parts)
                 raise NetworkError(
                     f"the head of {self.architecture} is {kinds}; only a linear one, or two linear layers with a ReLU "
                     "between them, can be read as a linear map"
                 )
-        constants = (directions * self.head(vectors)).sum(dim=1) - (weights * vectors).sum(dim=1)
         return weights, constants
 
     def config(self) -> dict[str, Any]:
@@ -217,6 +219,12 @@ class EmbeddingNet(Network):
                 f"{path} does not match its own configuration: {' '.join(str(error).split())}; "
                 "train or export the network again"
             ) from error
+
+
+def _along(layer: nn.Linear, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weights (B, F) and constants (B,) with direction . layer(u) = weights . u + constant."""
+    bias = torch.zeros_like(directions) if layer.bias is None else layer.bias.float()
+    return directions @ layer.weight.float(), (directions * bias).sum(dim=1)
 
 
 def _require_plausible(path: Path, config: dict[str, Any]) -> None:

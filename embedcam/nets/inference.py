@@ -23,13 +23,13 @@ from .network import Network
 
 @dataclass(frozen=True)
 class Embedded:
-    """What one pass over a data set leaves.
+    """The result of one pass over a data set.
 
     Attributes:
         kept: (N,) indices, in the data set, of the images that could be read.
-        embeddings: (N, D) float32.
-        pooled: (N, K) float32: each channel's mean over space, if that is all the head sees and it was asked for; else
-            None.
+        embeddings: float32 (N, D).
+        pooled: float32 (N, K), each channel's mean over space, if it was asked for and the head sees nothing else; None
+            otherwise.
     """
 
     kept: NDArray[np.int64]
@@ -38,10 +38,10 @@ class Embedded:
 
 
 class Gathered:
-    """Rows of numbers, gathered batch by batch in one array: a list of batches would be there twice in the end.
+    """Rows collected batch by batch in one array; concatenating a list of batches would need twice the memory.
 
     Args:
-        most: How many rows there can be. Those that do not come take no memory.
+        most: Largest number of rows. Rows that are not added take no memory.
     """
 
     def __init__(self, most: int) -> None:
@@ -55,7 +55,7 @@ class Gathered:
         """Append rows.
 
         Args:
-            rows: (B, ...), the same shape and type every time but for B.
+            rows: (B, ...), of the same type and, except for B, the same shape in every call.
         """
         if self._rows is None:
             self._rows = np.empty((self._most, *rows.shape[1:]), rows.dtype)
@@ -63,10 +63,10 @@ class Gathered:
         self._count += len(rows)
 
     def result(self) -> NDArray[Any]:
-        """Give all rows.
+        """Return all rows.
 
         Returns:
-            (N, ...), not a copy.
+            (N, ...), a view.
         """
         assert self._rows is not None
         return self._rows[: self._count]
@@ -83,20 +83,20 @@ def tensor_batches(
     workers: int = 2,
     count: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-    """Go through a data set in batches on the network's device, with progress; unreadable images are left out.
+    """Iterate over a data set in batches on the network's device, with progress; skip unreadable images.
 
     Args:
-        net: Its device and, unless another is given, its preprocessing are used.
+        net: The network; determines the device, the number type and, unless `preprocess` is given, the preprocessing.
         samples: The data set.
-        batch_size: Images a batch.
-        what: What is being done, for the progress.
-        preprocess: Instead of the network's, to look at another size.
-        strict: Raise instead of leaving an unreadable image out.
+        batch_size: Images per batch.
+        what: Name of the activity, for the progress display.
+        preprocess: Preprocessing to use instead of the network's, for example for another size.
+        strict: Raise an error on an unreadable image instead of skipping it.
         workers: Threads that read ahead.
         count: Called with the number of images of every batch, instead of showing progress.
 
     Yields:
-        Indices (b,) and images (b, 3, H, W), the channels last in memory: convolutions are quicker so.
+        Indices (b,) and images (b, 3, H, W), see `to_network`.
 
     Raises:
         DataError: If an image is unreadable and `strict` is set.
@@ -104,8 +104,22 @@ def tensor_batches(
     loaded = batches(samples, preprocess or net.preprocess, batch_size, strict=strict, workers=workers)
     with contextlib.nullcontext(count) if count is not None else counting(what, len(samples)) as done:
         for indices, images in loaded:
-            yield indices, torch.from_numpy(images).to(net.device, memory_format=torch.channels_last)
+            yield indices, to_network(net, torch.from_numpy(images))
             done(len(indices))
+
+
+def to_network(net: Network, images: Tensor) -> Tensor:
+    """Copy an image batch to the device and number type of a network; a copy to a GPU overlaps with its work.
+
+    Args:
+        net: The network.
+        images: (B, 3, H, W) in ordinary memory.
+
+    Returns:
+        (B, 3, H, W), channels last in memory, which makes convolutions faster.
+    """
+    images = images.pin_memory() if net.device.type == "cuda" else images
+    return layers.as_input(net, images).contiguous(memory_format=torch.channels_last)
 
 
 def embed(
@@ -119,51 +133,60 @@ def embed(
     count: Callable[[int], None] | None = None,
     pooled: bool = True,
 ) -> Embedded:
-    """Embed a data set in one forward pass over it.
+    """Embed a data set in one pass.
 
-    What is kept in memory are 4 D bytes an image, and 4 K more for pooled vectors.
+    The result takes 4 D bytes of memory per image, and 4 K more for pooled vectors.
 
     Args:
-        net: The network; run in evaluation mode and put back.
+        net: The network; runs in evaluation mode, its mode is restored.
         samples: The data set.
-        batch_size: Images a batch.
-        what: What is being done, for the progress.
-        strict: Raise instead of leaving an unreadable image out.
+        batch_size: Images per batch.
+        what: Name of the activity, for the progress display.
+        strict: Raise an error on an unreadable image instead of skipping it.
         workers: Threads that read ahead.
         count: Called with the number of images of every batch, instead of showing progress.
-        pooled: Keep pooled vectors, where there are any.
+        pooled: Keep pooled vectors, if there are any.
 
     Returns:
-        Embeddings of the readable images, and what else the pass saw.
+        Embeddings of the readable images, and their pooled vectors.
 
     Raises:
         DataError: If no image can be read, or one cannot and `strict` is set.
     """
-    kept, embeddings = Gathered(len(samples)), Gathered(len(samples))
-    vectors = Gathered(len(samples)) if pooled else None
+    kept, embeddings, vectors = (Gathered(len(samples)) for _ in range(3))
+    # Stays on the device until the end: reading it per batch would make the host wait once more for each.
+    all_pooled = torch.tensor(pooled, device=net.device)
     with layers.evaluating(net), torch.inference_mode():
         loaded = tensor_batches(net, samples, batch_size, what, strict=strict, workers=workers, count=count)
         for indices, images in loaded:
             seen = net.activations(images)
+            columns = [seen.embeddings]
+            if pooled and seen.vector is not None and seen.vector.shape == seen.maps.shape[:2]:
+                all_pooled &= is_pooled(seen.vector, seen.maps.mean(dim=(2, 3)))
+                columns.append(seen.vector.float())
+            dim = seen.embeddings.shape[1]
+            on_host = torch.cat(columns, dim=1).cpu().numpy()  # one copy per batch
             kept.add(indices)
-            embeddings.add(seen.embeddings.float().cpu().numpy())
-            if vectors is not None and seen.vector is not None and is_pooled(seen.vector, seen.maps.mean(dim=(2, 3))):
-                vectors.add(seen.vector.float().cpu().numpy())
-            else:
-                vectors = None
+            embeddings.add(on_host[:, :dim])
+            if len(columns) > 1:
+                vectors.add(on_host[:, dim:])
     if not len(kept):
         raise DataError(f"none of the {len(samples)} images can be read; see the warnings above")
-    return Embedded(kept.result(), embeddings.result(), None if vectors is None else vectors.result())
+    known = len(vectors) == len(kept) and bool(all_pooled)
+    return Embedded(kept.result(), embeddings.result(), vectors.result() if known else None)
 
 
-def is_pooled(vector: Tensor, means: Tensor) -> bool:
-    """Tell whether a head sees nothing but the mean of each channel: then one vector stands for a whole map.
+def is_pooled(vector: Tensor, means: Tensor) -> Tensor:
+    """Test whether the input of the head is the mean of each channel, so that one vector represents a whole map.
 
     Args:
-        vector: What enters the head (B, F).
-        means: Each feature map's mean (B, K).
+        vector: Input of the head (B, F), in the number type in which it was computed.
+        means: Mean of each feature map, float32 (B, K).
 
     Returns:
-        Whether they are the same, as closely as sums in another order are.
+        bool (), True if they are equal up to rounding; on their device, without waiting for it.
     """
-    return vector.shape == means.shape and torch.allclose(vector, means, rtol=1e-4, atol=1e-6)
+    if vector.shape != means.shape:
+        return torch.tensor(False)
+    tolerance = max(1e-4, 4 * torch.finfo(vector.dtype).eps)
+    return torch.isclose(vector.float(), means, rtol=tolerance, atol=1e-6).all()

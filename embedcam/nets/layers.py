@@ -185,17 +185,17 @@ def _grid_of(model: nn.Module, name: str, output: Tensor, input_size: tuple[int,
 
 
 def as_input(model: nn.Module, values: Tensor) -> Tensor:
-    """Give an image the device and dtype of a model's parameters.
+    """Convert images to the device and number type of a model's parameters.
 
     Args:
         model: Any module.
-        values: (1, 3, H, W).
+        values: Images (B, 3, H, W).
 
     Returns:
-        (1, 3, H, W), a new tensor or the same.
+        (B, 3, H, W); the same tensor if nothing has to change.
     """
-    parameter = next(model.parameters(), torch.empty(0))
-    return values.to(device=parameter.device, dtype=parameter.dtype)
+    parameter = next((each for each in model.parameters() if each.is_floating_point()), torch.empty(0))
+    return values.to(parameter.device, non_blocking=True).to(parameter.dtype)
 
 
 def as_images(model: nn.Module, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every network that embedcam explains can do."""
+"""The interface of networks that embedcam explains."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ METRICS = ("cosine", "euclidean")
 
 
 class Activations(NamedTuple):
-    """What one forward pass gives.
+    """The result of one forward pass.
 
     Attributes:
-        maps: Feature maps (B, K, h, w), a copy.
-        embeddings: (B, D), of length 1 when the network is cosine.
-        vector: What enters the head (B, F), or None where the network has no head of its own.
-        fine: Maps of a second layer (B, K', h', w'), a copy, where one was asked for.
+        maps: Feature maps, float32 (B, K, h, w), a copy.
+        embeddings: float32 (B, D), of length 1 if the metric is cosine.
+        vector: The input of the head (B, F), in the number type in which it was computed; None if the network has no
+            separate head.
+        fine: Feature maps of a second layer, float32 (B, K', h', w'), a copy; None if no second layer was asked for.
     """
 
     maps: Tensor
@@ -33,12 +34,12 @@ class Activations(NamedTuple):
 
 
 class Network(nn.Module, ABC):
-    """An embedding network with the layer that is explained.
+    """An embedding network and its feature layer, the layer that is explained.
 
     Attributes:
-        architecture: A name that tells networks of different build apart.
+        architecture: Name of the architecture.
         metric: "cosine" (embeddings have length 1) or "euclidean".
-        preprocess: From a picture to an input.
+        preprocess: Converts a picture to an input.
     """
 
     architecture: str
@@ -64,26 +65,26 @@ class Network(nn.Module, ABC):
         """Embed images.
 
         Args:
-            images: (B, 3, H, W), normalised.
+            images: (B, 3, H, W), normalised, of the network's device and number type.
 
         Returns:
-            Embeddings (B, D) and what enters the head (B, F) or None.
+            Embeddings, float32 (B, D), and the input of the head (B, F) or None.
         """
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed images.
 
         Args:
-            images: (B, 3, H, W), normalised.
+            images: (B, 3, H, W), normalised; converted to the device and number type of the network.
 
         Returns:
-            (B, D), of length 1 when the network is cosine.
+            float32 (B, D), whatever the number type of the network; of length 1 if the metric is cosine.
         """
-        return self.embed(images)[0]
+        return self.embed(layers.as_input(self, images))[0]
 
     @property
     def layer(self) -> str:
-        """Dotted name, in `body`, of the feature layer: the one that is explained."""
+        """Dotted name of the feature layer in `body`."""
         return self._layer
 
     @layer.setter
@@ -99,47 +100,49 @@ class Network(nn.Module, ABC):
         """Run one forward pass and keep the feature maps.
 
         Args:
-            images: (B, 3, H, W), normalised, on the network's device.
+            images: (B, 3, H, W), normalised; converted to the device and number type of the network.
             fine: Dotted name of a second layer to keep.
 
         Returns:
-            Feature maps, embeddings, and what enters the head.
+            Feature maps, embeddings, and the input of the head.
 
         Raises:
             LayerError: If a layer does not exist, does not run, or has no spatial output.
         """
-        wanted = {name: layers.resolve(self.body, name) for name in (self._layer, fine) if name is not None}
-        with layers.capture(wanted) as grabbed:
-            embeddings, vector = self.embed(images)
-        for name in wanted:
+        captured = {name: layers.resolve(self.body, name) for name in (self._layer, fine) if name is not None}
+        with layers.capture(captured) as grabbed:
+            embeddings, vector = self.embed(layers.as_input(self, images))
+        for name in captured:
             if name not in grabbed:
                 raise LayerError(f"layer {name!r} did not run; choose one on the way to the embedding")
-        maps = {name: self.as_maps(output, images, name) for name, output in grabbed.items()}
+        maps = {name: self.as_maps(output, images, name).float() for name, output in grabbed.items()}
         return Activations(maps[self._layer], embeddings, vector, maps[fine] if fine is not None else None)
 
     def as_maps(self, output: Tensor, images: Tensor, layer: str | None = None) -> Tensor:
-        """Show a layer's output as feature maps.
+        """Convert a layer's output to feature maps.
 
         Args:
-            output: What the layer put out.
-            images: For which images (B, 3, H, W).
-            layer: Its dotted name; the feature layer's if None.
+            output: The output of the layer.
+            images: (B, 3, H, W), the images it was computed for.
+            layer: Dotted name of the layer; the feature layer if None.
 
         Returns:
             (B, K, h, w).
         """
         name = self._layer if layer is None else layer
-        if name not in self._channels_last:  # kept, as finding out takes longer than a heat map
+        if name not in self._channels_last:  # cached: finding out takes longer than a heat map
             self._channels_last[name] = layers.channels_last(self.body, name)
-        # Not made plain numbers: an exporter follows the sizes.
+        # Sizes stay symbolic, for export.
         return layers.as_maps(output, (images.shape[2], images.shape[3]), channels_last=self._channels_last[name])
 
     def _measure(self) -> tuple[int, int, int, int]:
-        """Return K, h, w and D, seen in one forward pass on a black image."""
+        """Return K, h, w and D, found by one forward pass on a black image."""
         if self._shape is None:
-            with layers.evaluating(self), torch.inference_mode():
-                black = torch.zeros(1, 3, *self.preprocess.input_size, device=self.device)
-                seen = self.activations(black)
+            try:
+                with layers.evaluating(self), torch.inference_mode():
+                    seen = self.activations(torch.zeros(1, 3, *self.preprocess.input_size))
+            except AttributeError as error:  # in a property, nn.Module would report that the property does not exist
+                raise NetworkError(f"the forward pass of {self.architecture} failed: {error}; correct it") from error
             channels, height, width = seen.maps.shape[1:]
             self._shape = (channels, height, width, seen.embeddings.shape[1])
         return self._shape
@@ -161,15 +164,15 @@ class Network(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the network's parameters are."""
+        """Device of the network's parameters."""
         parameter = next(self.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 
     def sha256(self) -> str:
-        """Fingerprint the network: every parameter and buffer, by name, type, shape and bytes.
+        """Hash the name, type, shape and bytes of every parameter and buffer.
 
         Returns:
-            64 hexadecimal digits; the same whatever the device, and after saving and loading.
+            64 hexadecimal digits, independent of the device and unchanged by saving and loading.
         """
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):

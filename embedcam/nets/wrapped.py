@@ -42,7 +42,7 @@ class WrappedNet(Network):
             images: (B, 3, H, W), normalised.
 
         Returns:
-            Embeddings (B, D) and None: what enters the head is the module's own affair.
+            Embeddings, float32 (B, D), and None: the module's head is not known.
 
         Raises:
             NetworkError: If the module does not put out embeddings.
@@ -54,6 +54,7 @@ class WrappedNet(Network):
                 f"{self.architecture} must put out embeddings (B, D) for {len(images)} images, got {found}; "
                 "choose the right part of its output with wrap(..., output=...)"
             )
+        embeddings = embeddings.float()  # before normalising: in half precision, lengths are off by 0.1 %
         return (functional.normalize(embeddings) if self.metric == "cosine" else embeddings), None
 
     def _select(self, output: Any) -> Any:

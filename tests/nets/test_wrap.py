@@ -102,3 +102,17 @@ def test_a_layer_that_runs_twice_is_refused():
 
     with pytest.raises(LayerError, match="'trunk' runs twice"):
         embedcam.wrap(Siamese(), "trunk", preprocess=preprocess()).activations(IMAGES)
+
+
+@pytest.mark.parametrize("error", [AttributeError("'Broken' object has no attribute 'scale'"), ValueError("no scale")])
+def test_an_error_in_the_forward_pass_is_not_reported_as_a_missing_property(error):
+    class Broken(Plain):
+        def forward(self, x):
+            raise error
+
+    net = embedcam.wrap(Broken(), "trunk", preprocess=preprocess())
+    with pytest.raises(type(error), match="scale"):
+        net(IMAGES)
+    for read in (lambda: net.channels, lambda: net.map_size, lambda: net.dim):
+        with pytest.raises((NetworkError, ValueError), match=r"scale"):
+            read()
