@@ -1,4 +1,4 @@
-"""Seeing explanations: overlays, boxes, contact sheets, training curves and the HTML report."""
+"""Draw explanations: overlays, boxes, contact sheets, training curves and the HTML report."""
 
 from .boxes import Box, draw_boxes, find_boxes
 from .grid import grid

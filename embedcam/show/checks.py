@@ -1,24 +1,23 @@
-"""What every drawing function demands of its arrays."""
+"""Checks of the arguments of drawing functions."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import DataError
+from ..errors import DataError, EmbedcamError
 
-# Half-precision networks and resizing leave the range by rounding only; anything beyond this is a mistake.
-_ROUNDING = 1e-3
+_ROUNDING = 1e-3  # of half-precision networks and of resizing
 
 
 def check_picture(picture: NDArray[np.uint8]) -> None:
-    """Refuse what is not an RGB picture.
+    """Check that an array is an RGB picture.
 
     Args:
         picture: uint8 (H, W, 3).
 
     Raises:
-        DataError: If the type or the shape differ, or a side is 0.
+        DataError: If the type or shape differs, or a side is 0.
     """
     picture = np.asarray(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
@@ -29,16 +28,16 @@ def check_picture(picture: NDArray[np.uint8]) -> None:
 
 
 def check_heatmap(heatmap: ArrayLike) -> NDArray[np.floating]:
-    """Refuse what is not one finite heat map in [0, 1].
+    """Check that an array is a finite heat map in [0, 1].
 
     Args:
         heatmap: (H, W) in [0, 1].
 
     Returns:
-        The heat map as a float array; what rounding left outside [0, 1] is clipped.
+        The heat map as a float array, with rounding errors clipped to [0, 1].
 
     Raises:
-        DataError: If it has another number of dimensions, no pixel, NaN or infinity, or leaves the range.
+        DataError: If the shape or type differs, or a value is not finite or outside [0, 1].
     """
     array = np.asarray(heatmap)
     if array.ndim != 2 or array.size == 0:
@@ -54,3 +53,16 @@ def check_heatmap(heatmap: ArrayLike) -> NDArray[np.floating]:
         raise DataError(f"a heat map must lie in [0, 1], got {low:.4g} to {high:.4g}; pass .heatmaps, not .raw")
     clipped: NDArray[np.floating] = np.clip(array, 0.0, 1.0)
     return clipped
+
+
+def check_alpha(alpha: float) -> None:
+    """Check that an opacity lies in [0, 1].
+
+    Args:
+        alpha: Opacity.
+
+    Raises:
+        EmbedcamError: If it does not.
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise EmbedcamError(f"alpha must lie in [0, 1], got {alpha}; 0 shows only the picture, 1 only the colours")

@@ -1,4 +1,4 @@
-"""The fonts that labels of any script are drawn in: Pillow's own, then what is installed, glyph by glyph."""
+"""Draw text in any script with Pillow's built-in font and the installed fonts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import cast
 
 from PIL import ImageDraw, ImageFont
 
-# The glyphs of Pillow's built-in font beyond ASCII.
+# Non-ASCII glyphs of Pillow's built-in font.
 _BUILT_IN_GLYPHS = frozenset("©«°±´·»‘’“”…‹›⁄™")
-# Spaces, and the signs that join letters or part them, need no glyph of their own.
+# The space and the joiners need no glyph.
 _NO_GLYPH = frozenset(" \u200c\u200d")
 _NOT_A_CHARACTER = "\U0010ffff"
 _PROBE_SIZE = 16
 
-# Python packages that carry fonts: matplotlib comes with "embedcam[train]", the others with "embedcam[fonts]".
+# Python packages with fonts, of the extras "train" (matplotlib) and "fonts".
 _PACKAGED = (
     ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans.ttf"),
     ("noto_cjk_sans_otc", "NotoSansCJK-Regular.ttc"),
@@ -34,7 +34,7 @@ _PACKAGED = (
     ("justmytype_intl_south_asia", "fonts/ofl/notosanstamil/NotoSansTamil[wdth,wght].ttf"),
     ("justmytype_intl_south_asia", "fonts/ofl/notosanstelugu/NotoSansTelugu[wdth,wght].ttf"),
 )
-# What Linux, macOS and Windows come with.
+# Fonts of Linux, macOS and Windows.
 _SYSTEM = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -60,38 +60,37 @@ _SYSTEM = (
 
 @dataclass(frozen=True)
 class Letters:
-    """Letters of one height in every script that a font is there for.
+    """A font of one size for all scripts that an installed font has.
 
-    A text is drawn by the fewest fonts: each run by the one that reaches farthest. What Pillow's built-in font can
-    draw whole is drawn by it, and looks the same on every machine. Where Pillow has the Raqm library, right-to-left
-    and joining scripts are laid out by it.
+    Each run of a text is drawn with the font that covers most of it, Pillow's built-in font first, so that plain text
+    looks the same on every machine. Right-to-left and joining scripts need Pillow with the Raqm library.
 
     Attributes:
-        size: Height in pixels.
+        size: Font size in pixels.
     """
 
     size: int
 
     @property
     def height(self) -> int:
-        """Pixels from one line to the next."""
+        """Line height in pixels."""
         return sum(_font(None, self.size).getmetrics())
 
     def length(self, text: str) -> float:
-        """Measure a text.
+        """Measure the width of a text.
 
         Args:
             text: One line.
 
         Returns:
-            Its width in pixels.
+            Width in pixels.
         """
         return sum(_font(path, self.size).getlength(run) for path, run in _runs(text))
 
     def write(
         self,
         draw: ImageDraw.ImageDraw,
-        at: tuple[float, float],
+        position: tuple[float, float],
         text: str,
         fill: str | int | tuple[int, int, int],
         anchor: str = "la",
@@ -99,19 +98,19 @@ class Letters:
         """Draw a text.
 
         Args:
-            draw: What to draw with.
-            at: The anchor's place (x, y) in pixels.
+            draw: Pillow's drawing object.
+            position: (x, y) of the anchor, in pixels.
             text: One line.
-            fill: Its colour.
-            anchor: Which point of the text that is, as Pillow has it: l, m or r, then a (top) or m (middle).
+            fill: Colour.
+            anchor: Pillow's anchor: l, m or r, then a (top) or m (middle).
         """
         runs = _runs(text)
         if [path for path, _ in runs] == [None]:
-            draw.text(at, text, font=_font(None, self.size), fill=fill, anchor=anchor)
+            draw.text(position, text, font=_font(None, self.size), fill=fill, anchor=anchor)
             return
-        x = at[0] - self.length(text) * {"l": 0.0, "m": 0.5, "r": 1.0}[anchor[0]]
+        x = position[0] - self.length(text) * {"l": 0.0, "m": 0.5, "r": 1.0}[anchor[0]]
         ascent, descent = _font(None, self.size).getmetrics()
-        baseline = at[1] + {"a": ascent, "m": (ascent - descent) / 2}[anchor[1]]
+        baseline = position[1] + {"a": ascent, "m": (ascent - descent) / 2}[anchor[1]]
         for path, run in runs:
             font = _font(path, self.size)
             draw.text((x, baseline), run, font=font, fill=fill, anchor="ls")
@@ -119,19 +118,19 @@ class Letters:
 
 
 def has_glyph(character: str) -> bool:
-    """Tell whether any font can draw a character.
+    """Whether any font has a glyph for a character.
 
     Args:
-        character: One.
+        character: One character.
 
     Returns:
-        Whether it can.
+        True if there is one.
     """
     return _has(None, character) or any(_has(path, character) for path in _installed())
 
 
 def _runs(text: str) -> list[tuple[str | None, str]]:
-    """Split a text into (file of the font that draws it, characters); None is the built-in font."""
+    """Split a text into runs (font file, characters); None is the built-in font."""
     runs = []
     start = 0
     while start < len(text):
@@ -157,32 +156,32 @@ def _fonts() -> Iterator[str | None]:
 
 @cache
 def _installed() -> tuple[str, ...]:
-    """The files of all other fonts that are here, those that look the same everywhere first."""
-    found = []
+    """Font files: those of Python packages, which are the same everywhere, then those of the system."""
+    files = []
     for package, name in _PACKAGED:
-        spec = importlib.util.find_spec(package)  # finds it without running its code
+        spec = importlib.util.find_spec(package)  # does not import it
         folders = spec.submodule_search_locations if spec else None
-        found += [path for folder in folders or () if (path := Path(folder, name)).is_file()]
+        files += [path for folder in folders or () if (path := Path(folder, name)).is_file()]
     for name in _SYSTEM:
         try:
-            # Pillow looks in the system's folders for what is not at a path; a bare name it would take from the
-            # working folder first, which may be anybody's.
-            found.append(Path(str(ImageFont.truetype(str(Path(os.sep, name))).path)))
+            # An absolute path that does not exist makes Pillow search the system's folders. With a bare name it
+            # would search the working directory first, which is not trusted.
+            files.append(Path(str(ImageFont.truetype(str(Path(os.sep, name))).path)))
         except OSError:
             continue
-    return tuple(map(str, found))
+    return tuple(map(str, files))
 
 
 @cache
 def _font(path: str | None, size: int) -> ImageFont.FreeTypeFont:
     if path is None:
-        return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=size))  # with a size it is no bitmap font
+        return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=size))  # with a size, not a bitmap font
     return ImageFont.truetype(path, size)
 
 
 @cache
 def _has(path: str | None, character: str) -> bool:
-    """Whether a font has a glyph: it draws all that it lacks as one and the same."""
+    """Whether a font has a glyph: missing ones are all drawn alike."""
     if character in _NO_GLYPH:
         return True
     if path is None:
@@ -193,7 +192,7 @@ def _has(path: str | None, character: str) -> bool:
 
 @cache
 def _probe(path: str) -> tuple[ImageFont.FreeTypeFont, tuple[tuple[int, int], bytes]]:
-    # The basic layout shows each character by itself; Raqm would hide some, and put letters into other forms.
+    # The basic layout draws each character by itself; Raqm hides some and changes the form of others.
     font = ImageFont.truetype(path, _PROBE_SIZE, layout_engine=ImageFont.Layout.BASIC)
     return font, _drawn(font, _NOT_A_CHARACTER)
 

@@ -1,4 +1,4 @@
-"""A contact sheet: pictures in rows, with captions and titles."""
+"""Contact sheets: pictures in a grid with captions and titles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .text import fit
 _TITLE, _CAPTION = "#16191d", "#4a525c"
 _CAPTION_LINES = 2
 _ROW_TITLE_LINES = 3
-_SMALLEST_CELL = 32
+_MIN_CELL_SIZE = 32
 
 
 def grid(
@@ -30,37 +30,36 @@ def grid(
     row_titles: Sequence[str] | None = None,
     cell_size: int = 160,
 ) -> Image.Image:
-    """Lay pictures out on a white contact sheet.
+    """Draw pictures on a white contact sheet.
 
-    Pictures keep their aspect ratio. Captions and titles of any length fit: two lines under a picture, one
-    over a column, three beside a row, then an ellipsis.
+    Pictures keep their aspect ratio. Captions have at most two lines, column titles one and row titles three; longer
+    texts end in an ellipsis.
 
     Args:
-        rows: Of pictures, each uint8 (H, W, 3) or a bool (H, W) mask (drawn white on black); None leaves the
-            cell empty. Rows may differ in length.
-        captions: One text or None a cell, in the layout of `rows`.
-        column_titles: One a column.
-        row_titles: One a row.
-        cell_size: The longest side of a picture on the sheet, in pixels, at least 32.
+        rows: Rows of pictures: uint8 (H, W, 3), bool (H, W) masks, or None for an empty cell. Lengths may differ.
+        captions: One text or None per picture.
+        column_titles: One per column.
+        row_titles: One per row.
+        cell_size: Longer side of a picture on the sheet, in pixels, at least 32.
 
     Returns:
         The sheet, RGB.
 
     Raises:
-        DataError: If a picture is neither.
-        EmbedcamError: If there is no picture at all, or texts and pictures do not match in number.
+        DataError: If a picture has another type or shape.
+        EmbedcamError: If there is no picture, or the numbers of texts and pictures differ.
     """
     columns = max((len(row) for row in rows), default=0)
     if columns == 0:
-        raise EmbedcamError("a contact sheet needs at least one cell, got none; pass rows of pictures")
-    if cell_size < _SMALLEST_CELL:
-        raise EmbedcamError(f"cell_size must be at least {_SMALLEST_CELL} pixels, got {cell_size}; 160 is usual")
+        raise EmbedcamError("a contact sheet needs at least one picture, got none; pass rows of pictures")
+    if cell_size < _MIN_CELL_SIZE:
+        raise EmbedcamError(f"cell_size must be at least {_MIN_CELL_SIZE} pixels, got {cell_size}; 160 is the default")
     captions = captions or [[None] * len(row) for row in rows]
-    _match("captions", [len(row) for row in captions], [len(row) for row in rows])
+    _require_equal("captions", [len(row) for row in captions], [len(row) for row in rows])
     if column_titles:
-        _match("column titles", len(column_titles), columns)
+        _require_equal("column titles", len(column_titles), columns)
     if row_titles:
-        _match("row titles", len(row_titles), len(rows))
+        _require_equal("row titles", len(row_titles), len(rows))
 
     small, large = Letters(max(10, round(cell_size / 12))), Letters(max(11, round(cell_size / 10.5)))
     gap, half = max(4, cell_size // 14), cell_size // 2
@@ -68,9 +67,9 @@ def grid(
     side_width = max((round(large.length(line)) for lines in sides for line in lines), default=-gap)
     lefts = [gap + side_width + gap + column * (cell_size + gap) for column in range(columns)]
 
-    # How high a row gets shows while it is drawn, so the sheet starts as high as it may become and is cut.
-    highest_row = cell_size + _CAPTION_LINES * small.height + 2 * gap
-    sheet_size = (lefts[-1] + cell_size + gap, large.height + 2 * gap + len(rows) * highest_row)
+    # Row heights are known once drawn, so the sheet starts with its maximum height and is cropped at the end.
+    max_row_height = cell_size + _CAPTION_LINES * small.height + 2 * gap
+    sheet_size = (lefts[-1] + cell_size + gap, large.height + 2 * gap + len(rows) * max_row_height)
     sheet = Image.new("RGB", sheet_size, "white")
     draw = ImageDraw.Draw(sheet)
 
@@ -82,7 +81,7 @@ def grid(
     for row, row_captions, side in zip(rows, captions, sides, strict=True):
         pictures = [None if picture is None else _scaled(picture, cell_size) for picture in row]
         texts = [fit(text or "", small, cell_size, _CAPTION_LINES) for text in row_captions]
-        # A row is as high as its highest picture: a sheet of wide pictures has no empty bands.
+        # A row is as high as its highest picture, so a sheet of wide pictures has no empty bands.
         picture_height = max((picture.height for picture in pictures if picture is not None), default=0)
         picture_height = max(picture_height, len(side) * large.height)
         side_top = y + (picture_height - len(side) * large.height) // 2
@@ -103,7 +102,7 @@ def save_png(image: Image.Image | NDArray[np.uint8], path: str | Path) -> None:
 
     Args:
         image: A Pillow picture, or uint8 (H, W, 3).
-        path: Where it belongs.
+        path: Output file.
 
     Raises:
         DataError: If an array is not uint8 (H, W, 3).
@@ -118,7 +117,6 @@ def save_png(image: Image.Image | NDArray[np.uint8], path: str | Path) -> None:
 
 
 def _scaled(picture: NDArray[Any], cell_size: int) -> Image.Image:
-    """Scale a picture or a mask so that its longest side fills the cell."""
     if picture.dtype == np.bool_ and picture.ndim == 2 and picture.size:
         image, resampling = Image.fromarray(picture.astype(np.uint8) * 255), Image.Resampling.NEAREST
     else:
@@ -132,16 +130,15 @@ def _scaled(picture: NDArray[Any], cell_size: int) -> Image.Image:
 def _write(
     draw: ImageDraw.ImageDraw,
     lines: Sequence[str],
-    at: tuple[int, int],
+    position: tuple[int, int],
     anchor: str,
     letters: Letters,
     color: str,
 ) -> None:
-    """Write lines under each other; the anchor says which point of the first one `at` is."""
     for number, line in enumerate(lines):
-        letters.write(draw, (at[0], at[1] + number * letters.height), line, color, anchor)
+        letters.write(draw, (position[0], position[1] + number * letters.height), line, color, anchor)
 
 
-def _match(what: str, found: object, expected: object) -> None:
-    if found != expected:
-        raise EmbedcamError(f'{what} and pictures must match in number: expected {expected}, got {found}; pad with ""')
+def _require_equal(name: str, actual: object, expected: object) -> None:
+    if actual != expected:
+        raise EmbedcamError(f'{name} and pictures must match in number: expected {expected}, got {actual}; pad with ""')

@@ -1,4 +1,4 @@
-"""Explanations and weight databases as a notebook shows them: HTML, a picture, matplotlib axes."""
+"""Show explanations and weight databases in notebooks: HTML, PNG and matplotlib."""
 
 from __future__ import annotations
 
@@ -16,95 +16,61 @@ from ..errors import MissingDependencyError
 from .grid import grid
 from .overlay import colorize
 
-# More would make a notebook heavy, and nobody looks at them there.
+# Maximum numbers shown.
 _IMAGES, _CLUSTERS, _LABELS, _CHANNELS = 16, 100, 3, 5
-_SIDE, _ACROSS = 160, 4
+_CELL_SIZE, _COLUMNS = 160, 4
 
 
-class Maps(Protocol):
-    """What a notebook shows of an `Explanation`."""
-
+# Structural types of `Explanation` and `WeightDatabase`, whose modules import this one.
+class _Explanation(Protocol):
     @property
-    def heatmaps(self) -> NDArray[np.float32]:
-        """(B, H, W) in [0, 1]."""
-        ...
-
+    def heatmaps(self) -> NDArray[np.float32]: ...
     @property
-    def notes(self) -> list[list[str]]:
-        """What a reader must know of each image."""
-        ...
-
+    def notes(self) -> list[list[str]]: ...
     @property
-    def clusters(self) -> NDArray[np.int64] | None:
-        """(B,) index of each image's cluster."""
-        ...
-
+    def clusters(self) -> NDArray[np.int64] | None: ...
     @property
-    def distances(self) -> NDArray[np.float32] | None:
-        """(B,) to the cluster's centroid."""
-        ...
-
+    def distances(self) -> NDArray[np.float32] | None: ...
     @property
-    def anomaly(self) -> NDArray[np.float32] | None:
-        """(B,), above 1 for images unlike the training images."""
-        ...
-
-    def typicality_in_words(self, index: int) -> str:
-        """Say how usual an image is for its cluster."""
-        ...
-
-    def overlay(self, images: Any, *, alpha: float, colormap: str) -> list[NDArray[np.uint8]]:
-        """Lay the heat maps over the images."""
-        ...
+    def anomaly(self) -> NDArray[np.float32] | None: ...
+    def typicality_in_words(self, index: int) -> str: ...
+    def overlay(self, images: Any, *, alpha: float, colormap: str) -> list[NDArray[np.uint8]]: ...
 
 
-class Clusters(Protocol):
-    """What a notebook shows of a `WeightDatabase`."""
-
+class _WeightDatabase(Protocol):
     @property
-    def counts(self) -> NDArray[np.int64]:
-        """(C,) images of each cluster."""
-        ...
-
+    def counts(self) -> NDArray[np.int64]: ...
     @property
-    def top_channels(self) -> NDArray[np.int32]:
-        """(C, T) strongest channels of each cluster."""
-        ...
-
-    def facts(self) -> list[tuple[str, str]]:
-        """Say what it is, in names and values."""
-        ...
-
-    def labels_of(self, cluster: int, most: int = 3) -> list[tuple[str, int]]:
-        """List the commonest labels of a cluster, with their counts."""
-        ...
+    def top_channels(self) -> NDArray[np.int32]: ...
+    def facts(self) -> list[tuple[str, str]]: ...
+    def labels_of(self, cluster: int, most: int = 3) -> list[tuple[str, int]]: ...
 
 
-def facts_of(explanation: Maps, index: int) -> list[str]:
-    """Say in a few words each what an explanation knows of an image beside its heat map.
+def facts_of(explanation: _Explanation, index: int) -> list[str]:
+    """Describe an image of an explanation in short texts.
 
     Args:
-        explanation: Of a batch.
-        index: The image's, in it.
+        explanation: The explanation of a batch.
+        index: Index of the image.
 
     Returns:
-        Cluster, distance, typicality and anomaly, as far as they are known, and the notes.
+        Cluster, distance, anomaly and typicality, if available, and the notes.
     """
     numbers = (
         ("cluster {}", explanation.clusters),
         ("distance {:.3f}", explanation.distances),
         ("anomaly {:.2f}", explanation.anomaly),
     )
-    known = [form.format(values[index]) for form, values in numbers if values is not None]
-    words = explanation.typicality_in_words(index)
-    return [*known, *([words] if words else []), *explanation.notes[index]]
+    facts = [form.format(values[index]) for form, values in numbers if values is not None]
+    typicality = explanation.typicality_in_words(index)
+    return [*facts, *([typicality] if typicality else []), *explanation.notes[index]]
 
 
-def explanation_png(explanation: Maps) -> bytes | None:
-    """Draw the first heat maps of a batch as one contact sheet.
+def explanation_png(explanation: _Explanation) -> bytes | None:
+    """Draw the first heat maps of a batch as a contact sheet.
 
     Args:
-        explanation: Of a batch.
+        explanation: The explanation of a batch.
 
     Returns:
         A PNG file; None for an empty batch.
@@ -113,37 +79,37 @@ def explanation_png(explanation: Maps) -> bytes | None:
     if not maps:
         return None
     captions = [", ".join(facts_of(explanation, index)) for index in range(len(maps))]
-    rows = [slice(start, start + _ACROSS) for start in range(0, len(maps), _ACROSS)]
-    return _png(grid([maps[row] for row in rows], [captions[row] for row in rows], cell_size=_SIDE))
+    rows = [slice(start, start + _COLUMNS) for start in range(0, len(maps), _COLUMNS)]
+    return _png(grid([maps[row] for row in rows], [captions[row] for row in rows], cell_size=_CELL_SIZE))
 
 
-def explanation_html(explanation: Maps) -> str:
-    """Show the first heat maps of a batch in a table, each beside what is known of its image.
+def explanation_html(explanation: _Explanation) -> str:
+    """Show the first heat maps of a batch and their facts in a table.
 
     Args:
-        explanation: Of a batch.
+        explanation: The explanation of a batch.
 
     Returns:
-        HTML that needs nothing else.
+        Self-contained HTML.
     """
     rows = []
     for index, heatmap in enumerate(explanation.heatmaps[:_IMAGES]):
         image = Image.fromarray(colorize(heatmap))
-        image.thumbnail((_SIDE, _SIDE))
+        image.thumbnail((_CELL_SIZE, _CELL_SIZE))
         picture = f'<img alt="heat map" src="data:image/png;base64,{base64.b64encode(_png(image)).decode()}">'
         rows.append([str(index), picture, "<br>".join(map(escape, facts_of(explanation, index)))])
     count = len(explanation.heatmaps)
     return _page(f"Explanation of {count} image{'' if count == 1 else 's'}", _table(rows), count - len(rows))
 
 
-def database_html(database: Clusters) -> str:
-    """Show what a weight database is, and its largest clusters.
+def database_html(database: _WeightDatabase) -> str:
+    """Show the facts and the largest clusters of a weight database.
 
     Args:
-        database: A `WeightDatabase`; its texts may come from strangers, all are escaped.
+        database: The weight database; its texts are untrusted and are escaped.
 
     Returns:
-        HTML that needs nothing else.
+        Self-contained HTML.
     """
     facts = _table([escape(name), escape(value)] for name, value in database.facts())
     largest = np.argsort(-database.counts, kind="stable")[:_CLUSTERS].tolist()
@@ -162,20 +128,22 @@ def database_html(database: Clusters) -> str:
     return _page("Weight database", facts + clusters, len(database.counts) - len(largest))
 
 
-def plot(explanation: Maps, images: Any = None, *, alpha: float = 0.5, colormap: str = "turbo") -> NDArray[np.object_]:
-    """Draw heat maps with matplotlib, side by side.
+def plot(
+    explanation: _Explanation, images: Any = None, *, alpha: float = 0.5, colormap: str = "turbo"
+) -> NDArray[np.object_]:
+    """Draw heat maps with matplotlib.
 
     Args:
-        explanation: Of a batch.
-        images: What was explained, as for `Explanation.overlay`, to lay the heat maps over; the maps alone if None.
-        alpha: Weight of the heat map over an image, in [0, 1].
-        colormap: Any name that the cmap library knows.
+        explanation: The explanation of a batch.
+        images: The explained images, as for `Explanation.overlay`, to draw over. None draws the maps alone.
+        alpha: Opacity of the heat map, in [0, 1].
+        colormap: Name of a colormap of the cmap library.
 
     Returns:
-        (B,) matplotlib axes, each titled with what is known of its image.
+        (B,) matplotlib axes, with facts about the images as titles.
 
     Raises:
-        DataError: If the images do not fit.
+        DataError: If the number or kind of images does not fit.
         MissingDependencyError: If matplotlib is not installed.
     """
     try:
@@ -188,12 +156,12 @@ def plot(explanation: Maps, images: Any = None, *, alpha: float = 0.5, colormap:
         pictures = explanation.overlay(images, alpha=alpha, colormap=colormap)
     if not pictures:
         return np.empty(0, dtype=object)
-    across = min(len(pictures), _ACROSS)
-    down = -(-len(pictures) // across)
-    _, table = pyplot.subplots(down, across, squeeze=False, figsize=(3 * across, 3.4 * down), layout="constrained")
+    columns = min(len(pictures), _COLUMNS)
+    rows = -(-len(pictures) // columns)
+    _, table = pyplot.subplots(rows, columns, squeeze=False, figsize=(3 * columns, 3.4 * rows), layout="constrained")
     axes: NDArray[np.object_] = table.ravel()
-    for each in axes:
-        each.set_axis_off()
+    for axis in axes:
+        axis.set_axis_off()
     for index, picture in enumerate(pictures):
         axes[index].imshow(picture)
         axes[index].set_title("\n".join(facts_of(explanation, index)[:3]), fontsize="small")
@@ -212,6 +180,6 @@ def _table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
     return f"<table>{''.join(f'<tr>{row}</tr>' for row in [titles, *cells] if row)}</table>"
 
 
-def _page(title: str, body: str, hidden: int) -> str:
-    rest = f"<p>... and {hidden} more</p>" if hidden else ""
+def _page(title: str, body: str, omitted: int) -> str:
+    rest = f"<p>... and {omitted} more</p>" if omitted else ""
     return f"<div><p><b>{title}</b></p>{body}{rest}</div>"

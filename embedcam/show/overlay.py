@@ -1,4 +1,4 @@
-"""A heat map in colour, alone and over its picture."""
+"""Draw heat maps in colour, alone or over a picture."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from ..errors import EmbedcamError
-from .checks import check_heatmap, check_picture
+from .checks import check_alpha, check_heatmap, check_picture
 
 
 def colorize(heatmap: ArrayLike, colormap: str = "turbo") -> NDArray[np.uint8]:
-    """Turn a heat map into colours.
+    """Apply a colormap to a heat map.
 
     Args:
         heatmap: (H, W) in [0, 1].
-        colormap: A name known to the cmap library ("turbo", "viridis", "inferno_r", ...).
+        colormap: Name of a colormap of the cmap library ("turbo", "viridis", "inferno_r", ...).
 
     Returns:
         uint8 (H, W, 3) RGB.
 
     Raises:
-        DataError: If the heat map has another shape, is not finite, or leaves [0, 1].
-        EmbedcamError: If there is no such colour map.
+        DataError: If the heat map has another shape, is not finite, or is not in [0, 1].
+        EmbedcamError: If the colormap is unknown.
     """
     levels = np.rint(check_heatmap(heatmap) * 255.0).astype(np.uint8)
     colors: NDArray[np.uint8] = _colors(colormap)[levels]
@@ -36,26 +36,24 @@ def colorize(heatmap: ArrayLike, colormap: str = "turbo") -> NDArray[np.uint8]:
 def overlay(
     image: NDArray[np.uint8], heatmap: ArrayLike, alpha: float = 0.5, colormap: str = "turbo"
 ) -> NDArray[np.uint8]:
-    """Lay a heat map over its picture.
+    """Draw a heat map over a picture.
 
     Args:
         image: uint8 (H, W, 3) RGB.
-        heatmap: (h, w) in [0, 1]; resized bilinearly to the picture when the sizes differ.
-        alpha: How much of the heat map's colour is mixed in, the same everywhere: 0 leaves the picture,
-            1 hides it.
-        colormap: A name known to the cmap library.
+        heatmap: (h, w) in [0, 1], resized bilinearly to the size of the picture.
+        alpha: Opacity of the heat map, in [0, 1].
+        colormap: Name of a colormap of the cmap library.
 
     Returns:
         uint8 (H, W, 3) RGB.
 
     Raises:
-        DataError: If the picture or the heat map is not what it must be.
-        EmbedcamError: If alpha leaves [0, 1] or there is no such colour map.
+        DataError: If the picture or the heat map is invalid.
+        EmbedcamError: If alpha is not in [0, 1], or the colormap is unknown.
     """
     check_picture(image)
     heat = check_heatmap(heatmap)
-    if not 0.0 <= alpha <= 1.0:
-        raise EmbedcamError(f"alpha must lie in [0, 1], got {alpha}; 0.5 shows picture and heat map alike")
+    check_alpha(alpha)
     height, width = image.shape[:2]
     if heat.shape != (height, width):
         resized = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
@@ -67,13 +65,12 @@ def overlay(
 
 @cache
 def _colors(name: str) -> NDArray[np.uint8]:
-    """The 256 RGB colours of a colour map, (256, 3)."""
     try:
         table = Colormap(name).lut(256)
     except ValueError as error:
         close = get_close_matches(name, Catalog().short_keys(), n=3)
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "try 'turbo', 'viridis' or 'inferno'"
-        raise EmbedcamError(f"there is no colour map {name!r}; {hint}") from error
+        raise EmbedcamError(f"unknown colormap {name!r}; {hint}") from error
     colors = np.rint(np.asarray(table)[:, :3] * 255.0).astype(np.uint8)
-    colors.setflags(write=False)  # cached: nobody may change it
+    colors.setflags(write=False)  # cached
     return colors

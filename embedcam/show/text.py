@@ -1,4 +1,4 @@
-"""Text drawn into pictures: making any text fit a width."""
+"""Fit text into a width."""
 
 from __future__ import annotations
 
@@ -8,31 +8,30 @@ from collections.abc import Callable
 
 from .fonts import Letters, has_glyph
 
-# What stands in for some common characters where no font has them.
-_STAND_INS = {"–": "-", "—": "-", "−": "-", "×": "x", "ß": "ss", "æ": "ae", "Æ": "AE", "ø": "o", "Ø": "O"}
+# Replacements of common characters that no font has.
+_REPLACEMENTS = {"–": "-", "—": "-", "−": "-", "×": "x", "ß": "ss", "æ": "ae", "Æ": "AE", "ø": "o", "Ø": "O"}
 _ELLIPSIS = "…"
 _BREAK_AFTER = " /_-"
-# Control characters, surrogates, private and unassigned ones; of formatting ones, those that join letters are wanted.
+# Control, surrogate, private and unassigned characters.
 _NEVER_DRAWN = ("Cc", "Cs", "Co", "Cn")
-_JOINERS = "\u200c\u200d"
-# Marks above and below letters take no width; few letters have more of them.
-_CHARACTERS_A_PIXEL = 4
+_JOINERS = "\u200c\u200d"  # formatting characters that joining scripts need
+# Upper bound on characters per pixel, with combining marks, which take no width.
+_CHARACTERS_PER_PIXEL = 4
 
 
 def printable(text: str) -> str:
-    """Replace what no font here can draw: accents fall away, other scripts become "?".
+    """Replace characters that no installed font has: accents are dropped, other scripts become "?".
 
     Args:
         text: Any text.
 
     Returns:
-        The text on one line, white space collapsed, accents joined with their letters.
+        The text in one line and in normal form C, with white space collapsed.
     """
     return " ".join("".join(map(_drawable, unicodedata.normalize("NFC", text))).split())
 
 
 def _drawable(character: str) -> str:
-    """One character, or what stands in for it."""
     if character.isspace():
         return " "
     category = unicodedata.category(character)
@@ -42,8 +41,8 @@ def _drawable(character: str) -> str:
         return character if character in _JOINERS else ""
     if has_glyph(character):
         return character
-    if character in _STAND_INS:
-        return _STAND_INS[character]
+    if character in _REPLACEMENTS:
+        return _REPLACEMENTS[character]
     if unicodedata.combining(character):
         return ""
     plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
@@ -51,26 +50,26 @@ def _drawable(character: str) -> str:
 
 
 def fit(text: str, letters: Letters, width: float, lines: int = 1) -> list[str]:
-    """Break a text into a few lines; what does not fit is cut off with an ellipsis.
+    """Wrap a text to a few lines; the rest is replaced by an ellipsis.
 
     Args:
-        text: Any text; its own line breaks are kept while there are lines left.
-        letters: What it will be drawn in.
-        width: Of a line, in pixels.
-        lines: How many there may be, at least 1.
+        text: Any text; its line breaks are kept as far as there are lines.
+        letters: Font.
+        width: Width of a line, in pixels.
+        lines: Maximum number of lines, at least 1.
 
     Returns:
-        At most `lines` lines, none of them empty and none wider than `width`.
+        At most `lines` non-empty lines, none wider than `width`.
     """
-    # A text of a megabyte need not be looked at whole.
-    most = _CHARACTERS_A_PIXEL * lines * (int(max(width, 0)) + 1)
-    paragraphs = [paragraph for paragraph in map(printable, text[:most].splitlines()) if paragraph]
+    # Enough to fill the lines, however long the text is.
+    text = text[: _CHARACTERS_PER_PIXEL * lines * (int(max(width, 0)) + 1)]
+    paragraphs = [paragraph for paragraph in map(printable, text.splitlines()) if paragraph]
     fitted: list[str] = []
     while paragraphs and len(fitted) < lines - 1:
         rest = paragraphs.pop(0)
         end = _prefix(rest, letters, width)
         if end < len(rest):
-            # After a space, or a sign that joins words in file names; else between any two letters.
+            # After a space or a separator of file names, else between any two letters.
             breaks = (at for at in range(end, 0, -1) if rest[at] == " " or rest[at - 1] in _BREAK_AFTER)
             end = next((at for at in breaks if letters.length(rest[:at].rstrip()) <= width), max(end, 1))
             paragraphs.insert(0, rest[end:].lstrip())
@@ -88,6 +87,6 @@ def _cut(text: str) -> str:
 
 
 def _prefix(text: str, letters: Letters, width: float, ended: Callable[[str], str] = str.rstrip) -> int:
-    """How many characters from the start fit the width, ended so; marks stay with their letters."""
+    """Length of the longest prefix that fits the width; combining marks stay with their letters."""
     ends = [end for end in range(len(text) + 1) if not unicodedata.category(text[end : end + 1] or " ").startswith("M")]
     return ends[bisect_right(ends[1:], width, key=lambda end: letters.length(ended(text[:end])))]

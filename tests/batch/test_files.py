@@ -143,7 +143,7 @@ def test_an_unreadable_picture_is_left_out_or_an_error(explainer, tmp_path, capl
 
 def test_what_cannot_be_drawn_or_written_is_an_error(explainer, tmp_path):
     image = write_picture(tmp_path / "good.png")
-    with pytest.raises(EmbedcamError, match="no colour map 'turbbo'; did you mean 'turbo'"):
+    with pytest.raises(EmbedcamError, match="unknown colormap 'turbbo'; did you mean 'turbo'"):
         explain_files(explainer, [image], tmp_path / "out", DrawOptions(colormap="turbbo"))
     with pytest.raises(OutputError, match="cannot write"):
         explain_files(explainer, [image], image)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedcam.errors import DataError
+from embedcam.errors import DataError, EmbedcamError
 from embedcam.show.frames import caption, hottest_box, tint
 from embedcam.show.overlay import overlay
 
@@ -62,3 +62,8 @@ def test_an_empty_caption_changes_nothing(picture):
     image = Image.fromarray(picture)
     caption(image, "")
     np.testing.assert_array_equal(np.asarray(image), picture)
+
+
+def test_alpha_outside_0_to_1_is_refused(picture):
+    with pytest.raises(EmbedcamError, match=r"alpha must lie in \[0, 1\], got 1.5"):
+        tint(picture, np.zeros((4, 4)), alpha=1.5)

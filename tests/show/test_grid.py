@@ -74,9 +74,9 @@ def test_same_input_gives_the_same_pixels():
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(EmbedcamError, match="at least one cell"):
+    with pytest.raises(EmbedcamError, match="at least one picture"):
         grid([])
-    with pytest.raises(EmbedcamError, match="at least one cell"):
+    with pytest.raises(EmbedcamError, match="at least one picture"):
         grid([[], []])
     with pytest.raises(EmbedcamError, match=r"captions .* expected \[2\], got \[1\]"):
         grid([[RED, RED]], [["one"]])

@@ -40,8 +40,8 @@ def test_larger_label_image_gives_each_pixel_the_label_at_its_centre():
     [
         (np.zeros((2, 4)), r"must hold integers \(H, W\), got float64 \(2, 4\)"),
         (np.zeros((1, 2, 4), int), r"got int64 \(1, 2, 4\)"),
-        (np.full((2, 4), 2), "holds index 2, but there are 2 colours"),
-        (np.full((2, 4), -1), "holds index -1"),
+        (np.full((2, 4), 2), "has index 2, but there are 2 colours"),
+        (np.full((2, 4), -1), "has index -1"),
     ],
 )
 def test_wrong_label_image_is_an_error(labels, message):

@@ -19,7 +19,7 @@ def test_turbo_runs_from_dark_blue_to_dark_red():
 
 
 def test_unknown_colour_map_suggests_a_near_one():
-    with pytest.raises(EmbedcamError, match="no colour map 'virids'; did you mean 'viridis'"):
+    with pytest.raises(EmbedcamError, match="unknown colormap 'virids'; did you mean 'viridis'"):
         colorize(np.zeros((2, 2)), "virids")
 
 
