@@ -30,7 +30,7 @@ from embedcam.data import load, load_gallery
 from embedcam.data.samples import Samples
 from embedcam.database import WeightDatabase
 from embedcam.evaluate.compare import Gallery, with_backprop
-from embedcam.evaluate.method import SCORES, Method
+from embedcam.evaluate.method import Method, score_columns
 from embedcam.evaluate.table import evaluate
 from embedcam.explain import Explainer
 from embedcam.explain.explanation import Explanation
@@ -82,7 +82,7 @@ def peers(net: EmbeddingNet, gallery: Gallery, labels: NDArray[np.int64]) -> lis
 
 def table(result: dict[str, Any], given: argparse.Namespace) -> str:
     """Write the rows as Markdown, with 95 % intervals."""
-    size = result["explain_size"][0]
+    size, columns = result["explain_size"][0], score_columns()
     lines = [
         f"# Localization on {given.data}",
         "",
@@ -91,14 +91,14 @@ def table(result: dict[str, Any], given: argparse.Namespace) -> str:
         "Correlation: with per-image Grad-CAM from the triplets, the map that transfers imitate. "
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}.",
         "",
-        "| method | backprop | " + " | ".join(SCORES) + " | correlation | ms |",
-        "|---|---|" + "---|" * (len(SCORES) + 2),
+        "| method | backprop | " + " | ".join(column.key for column in columns) + " | correlation | ms |",
+        "|---|---|" + "---|" * (len(columns) + 2),
     ]
     for row in result["rows"]:
         cells = []
-        for key in SCORES:
-            interval = row["interval"][key]
-            cells.append(f"{row[key]:.3f}" + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""))
+        for column in columns:
+            interval = row["interval"][column.key]
+            cells.append(column.text(row) + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""))
         name = f"**{row['method']}** (default)" if row["default"] else row["method"]
         known = "" if row["correlation"] is None else f"{row['correlation']:.2f}"
         backprop = "yes" if row["backprop"] else "no"

@@ -14,6 +14,7 @@ from .builder.build import build_database
 from .data import load
 from .data.samples import Samples
 from .database.weight_database import WeightDatabase
+from .evaluate.method import columns
 from .evaluate.table import evaluate
 from .explain import Explainer
 from .explain.explanation import Explanation
@@ -84,7 +85,8 @@ def demo(out: str | Path, seed: int = 0) -> dict[str, Any]:
         clusters=cluster_cards(database, training),
         examples=examples[:_REPORT_EXAMPLES],
         scores=result["rows"],
-        retrieval={key: result[key] for key in ("recall_at_1", "map_at_r", "nmi")},
+        columns=columns(),
+        retrieval=result,
     )
     write_report(report, out / "report.html")
     return result

@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,17 +21,28 @@ from ..utils.distributed import leave, local_rank, main_process
 
 if TYPE_CHECKING:
     import torch
-    from rich.console import Console
 
     from ..database.weight_database import WeightDatabase
     from ..explain.explanation import AnyExplainer
     from ..onnx.quantise import QuantiseReport
 
 
-def _console(**options: Any) -> Console:
+def _print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None, text: Collection[int] = (0,)
+) -> None:
+    """Print a table; the columns of the numbers in `text` are aligned to the left, as text."""
     from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-    return Console(highlight=False, color_system="auto" if progress.styled(sys.stdout) else None, **options)
+    table = Table(box=None, pad_edge=False, title=title)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number in text else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    # A file or a pipe has no width, so nothing is wrapped there.
+    width = None if sys.stdout.isatty() else 1000
+    Console(highlight=False, color_system="auto" if progress.styled(sys.stdout) else None, width=width).print(table)
 
 
 def print_database(database: WeightDatabase, top: int) -> None:
@@ -41,67 +52,43 @@ def print_database(database: WeightDatabase, top: int) -> None:
         database: The database.
         top: Labels and channels shown of each cluster.
     """
-    from rich.table import Table
-    from rich.text import Text
-
-    console = _console(soft_wrap=True)
     for name, value in database.facts():
-        console.print(f"{name:<14}{value}", markup=False)
-    table = Table(
-        "cluster",
-        "images",
-        "labels",
-        "median distance",
-        "farthest",
-        "strongest channels",
-        box=None,
-        pad_edge=False,
-    )
-    for column in (0, 1, 3, 4):
-        table.columns[column].justify = "right"
+        print(f"{name:<14}{value}")
+    rows = []
     for cluster in sorted(range(database.clusters), key=lambda c: -int(database.counts[c])):
         labels = ", ".join(f"{name} ({count})" for name, count in database.labels_of(cluster, top))
         channels = ", ".join(map(str, database.top_channels[cluster, :top].tolist()))
         median, farthest = database.distance_quantiles[cluster, [0, -1]]
-        row = (
-            str(cluster),
-            str(database.counts[cluster]),
-            labels,
-            f"{median:.3f}",
-            f"{farthest:.3f}",
-            channels,
-        )
-        table.add_row(*(Text(text) for text in row))
-    console.print()
-    console.print(table)
+        count = database.counts[cluster]
+        rows.append([str(cluster), str(count), labels, f"{median:.3f}", f"{farthest:.3f}", channels])
+    columns = ("cluster", "images", "labels", "median distance", "farthest", "strongest channels")
+    print()
+    _print_table(columns, rows, text=(2, 5))
 
 
 def print_scores(result: dict[str, Any]) -> None:
-    """Print the table that `evaluate` made.
+    """Print the table of scores.
 
     Args:
         result: Of `evaluate`.
     """
-    from rich.table import Table
+    from ..evaluate.method import columns
+    from ..show.report import RETRIEVAL
 
-    table = Table(box=None, pad_edge=False)
-    columns = ("mean_ratio", "iou_50", "best_iou", "pointing", "pixel_ap", "box_50", "ms_per_image", "correlation")
-    for name in ("method", "backprop", *columns):
-        table.add_column(name, justify="left" if name == "method" else "right")
+    shown = columns()
+    rows = []
     for row in result["rows"]:
         name = f"{row['method']} (default)" if row["default"] else row["method"]
-        cells = ["-" if row[key] is None else f"{row[key]:.{1 if key == 'ms_per_image' else 3}f}" for key in columns]
-        table.add_row(name, "yes" if row["backprop"] else "no", *cells)
-    console = _console(width=None if sys.stdout.isatty() else 160)
-    console.print(table)
-    known = {"Recall@1": "recall_at_1", "MAP@R": "map_at_r", "NMI": "nmi"}
-    scores = ", ".join(f"{name} {result[key]:.4f}" for name, key in known.items() if result[key] is not None)
+        rows.append([name, "yes" if row["backprop"] else "no", *(column.text(row) for column in shown)])
+    _print_table(["method", "backprop", *(column.key for column in shown)], rows)
+    given = [column for column in RETRIEVAL if result[column.key] is not None]
+    scores = ", ".join(f"{column.heading} {result[column.key]:.4f}" for column in given)
     read = f"{result['images']} images, {result['masks']} with a mask{left_out(result['skipped'])}"
-    console.print(f"\n{scores + '; ' if scores else ''}{read}")
+    print(f"\n{scores + '; ' if scores else ''}{read}")
 
 
 def print_next(out: Path) -> None:
-    """Print what to do after the demo: commands that work as they stand.
+    """Print commands to try after the demo, with its files filled in.
 
     Args:
         out: The demo's folder.
@@ -128,50 +115,42 @@ def print_faithfulness(result: dict[str, Any]) -> None:
     Args:
         result: Of `faithfulness`.
     """
-    from rich.table import Table
-
-    table = Table("method", box=None, pad_edge=False, title=f"faithfulness, {result['images']} images")
-    for name in ("deletion (lower is better)", "insertion (higher is better)", "rank, deletion", "rank, insertion"):
-        table.add_column(name, justify="right")
+    rows, areas = (
+        [],
+        ("deletion (lower is better)", "insertion (higher is better)", "rank, deletion", "rank, insertion"),
+    )
     for row in result["rows"]:
-        areas = [row[kind][key] for key in ("similarity_area", "rank_area") for kind in ("deletion", "insertion")]
-        table.add_row(row["method"], *(f"{area:.3f}" for area in areas))
-    _console(width=None if sys.stdout.isatty() else 160).print(table)
+        values = [row[kind][key] for key in ("similarity_area", "rank_area") for kind in ("deletion", "insertion")]
+        rows.append([row["method"], *(f"{value:.3f}" for value in values)])
+    _print_table(["method", *areas], rows, title=f"faithfulness, {result['images']} images")
 
 
 def print_randomisation(result: dict[str, Any]) -> None:
-    """Print how alike the maps stay while more and more layers become random.
+    """Print the correlation of the maps with the original ones as more and more layers are re-initialised.
 
     Args:
         result: Of `randomisation`.
     """
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, title=f"randomisation, {result['images']} images")
-    table.add_column("random from")
-    for name in ("layers", "rank correlation with the original"):
-        table.add_column(name, justify="right")
-    for row in result["rows"]:
-        table.add_row(row["layer"] or "none", str(row["layers"]), f"{row['spearman']:.3f}")
-    console = _console(width=None if sys.stdout.isatty() else 160)
-    console.print(table)
+    columns = ("random from", "layers", "rank correlation with the original")
+    rows = [[row["layer"] or "none", str(row["layers"]), f"{row['spearman']:.3f}"] for row in result["rows"]]
+    _print_table(columns, rows, title=f"randomisation, {result['images']} images")
     if result["between_images"]["spearman"] is not None:
-        console.print(f"between the original maps of different images: {result['between_images']['spearman']:.3f}")
+        print(f"between the original maps of different images: {result['between_images']['spearman']:.3f}")
 
 
 def print_stream(
     explainer: AnyExplainer, source: str, out: Path | None, boxes: bool, alpha: float, colormap: str, smoothing: float
 ) -> None:
-    """Explain a video and print how quick that was.
+    """Explain a video and print the frame rate.
 
     Args:
         explainer: What explains.
         source: A video file, or "camera:0".
-        out: Video file to write, or None to show it alone.
+        out: Video file to write, or None to show the video only.
         boxes: Draw boxes instead of heat maps.
         alpha: Weight of the heat map.
         colormap: Its colours.
-        smoothing: Share of the frames before in a frame's map.
+        smoothing: Share of the previous frames in a frame's map.
     """
     from ..video.stream import VIDEO_DRAW, explain_stream
 
@@ -183,14 +162,14 @@ def print_stream(
 
 
 def print_cost(report: QuantiseReport) -> None:
-    """Print what 8 bits cost.
+    """Print size and accuracy of a quantised explainer.
 
     Args:
         report: Of `quantise`.
     """
     print(
         f"wrote {report.path} ({report.size / 1e6:.1f} MB, in float {report.float_size / 1e6:.1f}); "
-        f"{len(report.float_layers)} of {report.layers} convolutions were left in float"
+        f"{len(report.float_layers)} of {report.layers} convolutions stay in float"
     )
     both = {"pointing": report.pointing, "Recall@1": report.recall_at_1}
     scores = [f"{name} {now:.3f} (float {before:.3f})" for name, pair in both.items() if pair for before, now in [pair]]

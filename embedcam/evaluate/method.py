@@ -11,24 +11,65 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import EmbedcamError
 from ..explain.explanation import Explanation
-from .localization import THRESHOLDS, Localization
-
-SCORES = ("mean_ratio", "iou_50", "best_iou", "pointing", "pixel_ap", "box_50")
-_RESAMPLES = 1000
+from ..show.report import Column
+from .localization import Localization
+from .scores import SCORES, nest, nested
 
 Explain = Callable[[Tensor, NDArray[np.int64]], Explanation]
+
+_COLUMNS = (
+    Column("ms_per_image", "ms / image", "time to explain one image, in milliseconds", False, 1),
+    Column("correlation", "Correlation", "with the maps of per-image Grad-CAM, averaged over images", None),
+)
+
+
+def score_columns() -> list[Column]:
+    """List the columns of all registered scores.
+
+    Returns:
+        In the order of the registry.
+
+    Raises:
+        EmbedcamError: If a score uses the key of another column.
+    """
+    keys = {"method", "default", "backprop", "interval", *(column.key for column in _COLUMNS)}
+    columns = []
+    for name in SCORES:
+        for column in SCORES[name].columns:
+            if column.key in keys:
+                raise EmbedcamError(f"score {name!r} has a column {column.key!r}, which exists already; rename it")
+            keys.add(column.key)
+            columns.append(column)
+    return columns
+
+
+def columns() -> list[Column]:
+    """List the columns of the table of `evaluate`, beside the method's name.
+
+    Returns:
+        Those of the scores, the time and the correlation with the reference.
+
+    Raises:
+        EmbedcamError: If a score uses the key of another column.
+    """
+    return [*score_columns(), *_COLUMNS]
 
 
 @dataclass
 class Method:
-    """A way to explain images, and what came of it.
+    """A way to explain images, with its scores so far.
 
     Attributes:
         name: As printed.
         explain: From images (B, 3, H, W) and their indices in the data set to an explanation.
         backprop: Whether it needs a backward pass.
-        default: Whether it is what `Explainer` does when nothing is said.
+        default: Whether it is what `Explainer` does by default.
+        scores: Of its heat maps.
+        correlations: Of each heat map with the reference's.
+        seconds: Spent explaining.
+        images: Explained.
     """
 
     name: str
@@ -41,7 +82,7 @@ class Method:
     images: int = 0
 
     def run(self, images: Tensor, indices: NDArray[np.int64]) -> Explanation:
-        """Explain a batch, and note the time.
+        """Explain a batch and add up the time.
 
         Args:
             images: (B, 3, H, W).
@@ -56,84 +97,64 @@ class Method:
         self.images += len(images)
         return explanation
 
-    def anew(self) -> Method:
-        """Give the same way to explain, of which nothing came yet.
+    def without_scores(self) -> Method:
+        """Make a copy without scores.
 
         Returns:
-            A copy without scores.
+            The same way to explain.
         """
         return Method(self.name, self.explain, self.backprop, self.default)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Give all that came of it, to be kept in a file.
+        """Return scores and times, to be kept in a file.
 
         Returns:
-            For `add`.
+            For `merge`.
         """
-        known = {"correlations": self.correlations, "seconds": self.seconds, "images": self.images}
-        return {**self.scores.state(), **{key: np.asarray(value) for key, value in known.items()}}
+        own = {"correlations": self.correlations, "seconds": self.seconds, "images": self.images}
+        return {**nest("scores", self.scores.state()), **{key: np.asarray(value) for key, value in own.items()}}
 
-    def add(self, state: dict[str, NDArray[Any]]) -> None:
-        """Take in what came of other images.
+    def merge(self, state: dict[str, NDArray[Any]]) -> None:
+        """Add the scores and times of other images.
 
         Args:
             state: Of the same method.
         """
-        self.scores.merge(state)
+        self.scores.merge(nested("scores", state))
         self.correlations += state["correlations"].tolist()
         self.seconds += float(state["seconds"])
         self.images += int(state["images"])
 
     def correlate(self, explanation: Explanation, reference: Explanation) -> None:
-        """Note how alike each map and a reference are, by Pearson's correlation over the pixels.
+        """Add Pearson's correlation of each map with a reference over the pixels; 0 where either is flat.
 
         Args:
             explanation: Of this method.
             reference: Of the same images, in the same size.
         """
-        for mine, other in zip(explanation.heatmaps, reference.heatmaps, strict=True):
-            flat = mine.std() == 0 or other.std() == 0
-            self.correlations.append(0.0 if flat else float(np.corrcoef(mine.ravel(), other.ravel())[0, 1]))
+        for heatmap, other in zip(explanation.heatmaps, reference.heatmaps, strict=True):
+            flat = heatmap.std() == 0 or other.std() == 0
+            self.correlations.append(0.0 if flat else float(np.corrcoef(heatmap.ravel(), other.ravel())[0, 1]))
 
     def row(self, seed: int = 0) -> dict[str, Any]:
-        """Give the row as the JSON has it; scores are null where no image had a mask.
+        """Return the row as the JSON has it; scores are null where no image had a mask.
 
         Args:
             seed: Of the bootstrap.
 
         Returns:
-            The scores, the 95 % interval of each over the images (null for `pixel_ap`, which is one number of all
-            pixels), the correlation with the reference, and the time.
+            The scores, the 95 % interval of each over the images (null for a score that is no mean over images), the
+            correlation with the reference, and the time.
         """
-        known: dict[str, Any] = dict.fromkeys((*SCORES, "best_threshold"))
-        interval: dict[str, Any] = dict.fromkeys(SCORES)
-        scores = self.scores.per_image()
-        if len(scores["iou"]):
-            known |= {key: value for key, value in self.scores.result().items() if key in known}
-            interval |= _bootstrap(scores, seed)
+        scored = bool(self.scores.images)
+        values, intervals = (self.scores.result(), self.scores.intervals(seed)) if scored else ({}, {})
+        keys = [column.key for column in score_columns()]
         return {
             "method": self.name,
             "default": self.default,
             "backprop": self.backprop,
-            **known,
-            "interval": interval,
+            **{key: values.get(key) for key in keys},
+            "interval": {key: intervals.get(key) for key in keys},
             "correlation": float(np.mean(self.correlations)) if self.correlations else None,
             "ms_per_image": 1000 * self.seconds / max(self.images, 1),
         }
-
-
-def _bootstrap(scores: dict[str, NDArray[Any]], seed: int) -> dict[str, list[float]]:
-    """Draw the images again and again, with replacement; each draw chooses its best threshold anew."""
-    generator = np.random.default_rng(seed)
-    count, ious = len(scores["mean_ratio"]), scores["iou"].astype(np.float64)
-    drawn: dict[str, list[float]] = {key: [] for key in SCORES if key != "pixel_ap"}
-    for _ in range(_RESAMPLES):
-        times = np.bincount(generator.integers(count, size=count), minlength=count) / count
-        iou = times @ ious
-        best = int(iou.argmax())
-        drawn["mean_ratio"].append(float(times @ scores["mean_ratio"]))
-        drawn["pointing"].append(float(times @ scores["pointing"]))
-        drawn["iou_50"].append(float(iou[THRESHOLDS.index(0.5)]))
-        drawn["best_iou"].append(float(iou[best]))
-        drawn["box_50"].append(float(times @ (scores["box_iou"][:, best] >= 0.5)))
-    return {key: [float(v) for v in np.quantile(values, (0.025, 0.975))] for key, values in drawn.items()}

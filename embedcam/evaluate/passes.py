@@ -1,4 +1,4 @@
-"""Going over images with all methods, a shard at a time: what a shard gave is kept in a file, to be resumed from."""
+"""Run all methods over the images, shard by shard; each shard's results are a file, from which a run is resumed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from ..nets.inference import Embedded, Gathered, embed, tensor_batches
 from ..nets.network import Network
 from ..utils.progress import counting
 from .method import Method
+from .scores import nest, nested
 
 
 @dataclass(frozen=True)
 class Passes:
-    """How images are gone over.
+    """How images are read and embedded.
 
     Attributes:
         net: The network.
-        batch_size: Images a batch; no batch reaches over a shard's end.
+        batch_size: Images per batch; a batch never spans two shards.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
         workers: Threads that read images ahead.
     """
@@ -41,11 +42,11 @@ class Passes:
 
         Args:
             samples: The data set.
-            shards: Of it.
-            pooled: Keep pooled vectors, where there are any.
+            shards: Of the data set.
+            pooled: Keep pooled vectors, if the head starts with global average pooling.
 
         Returns:
-            What `nets.inference.embed` gives.
+            As `nets.inference.embed`.
 
         Raises:
             DataError: If no image can be read, or one cannot and `strict` is set.
@@ -56,20 +57,20 @@ class Passes:
                 rows = shards.rows(number)
                 if not shards.done("embedded", number):
                     shards.write("embedded", number, **self._embedded(samples.subset(rows), count, pooled=pooled))
-                found = shards.read("embedded", number)
-                if len(found["kept"]):
-                    kept.add(found["kept"] + rows.start)
-                    embeddings.add(found["embeddings"])
-                    pooled &= "pooled" in found
+                shard = shards.read("embedded", number)
+                if len(shard["kept"]):
+                    kept.add(shard["kept"] + rows.start)
+                    embeddings.add(shard["embeddings"])
+                    pooled &= "pooled" in shard
                     if pooled:
-                        vectors.add(found["pooled"])
+                        vectors.add(shard["pooled"])
         if not len(kept):
             raise DataError(f"none of the {len(samples)} images can be read; see the warnings above")
         return Embedded(kept.result(), embeddings.result(), vectors.result() if pooled else None)
 
     def _embedded(self, samples: Samples, count: Any, *, pooled: bool) -> dict[str, NDArray[Any]]:
         try:
-            seen = embed(
+            embedded = embed(
                 self.net,
                 samples,
                 batch_size=self.batch_size,
@@ -80,8 +81,8 @@ class Passes:
             )
         except UnreadableError:
             return {"kept": np.empty(0, dtype=np.int64)}
-        known = {} if seen.pooled is None else {"pooled": seen.pooled}
-        return {"kept": seen.kept, "embeddings": seen.embeddings, **known}
+        pooled_vectors = {} if embedded.pooled is None else {"pooled": embedded.pooled}
+        return {"kept": embedded.kept, "embeddings": embedded.embeddings, **pooled_vectors}
 
     def run(
         self,
@@ -94,19 +95,19 @@ class Passes:
         what: str,
         reference: Method | None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], int]:
-        """Run methods over some images in one size.
+        """Run methods over some images at one size, and add to their scores.
 
         Args:
             test: The data set.
             among: (n,) indices of the images.
-            methods: What explains; their scores are added to.
-            preprocess: Of the size.
+            methods: Ways to explain.
+            preprocess: With the size.
             shards: Of `among`.
-            what: What is being done, for the progress.
-            reference: Run beside, for each method's correlation with it; None for none.
+            what: Shown with the progress.
+            reference: With which each method's maps are correlated; None for none.
 
         Returns:
-            The indices of those that were read, their embeddings by the first method, and the number of masks.
+            The indices of the images that could be read, their embeddings by the first method, and the number of masks.
 
         Raises:
             DataError: If no image can be read, or a mask cannot be used.
@@ -116,16 +117,15 @@ class Passes:
             for number in range(len(shards)):
                 if not shards.done("explained", number):
                     rows = shards.rows(number)
-                    found = self._shard(test, among[rows.start : rows.stop], methods, preprocess, reference, count)
-                    shards.write("explained", number, **found)
-                found = shards.read("explained", number)
-                if len(found["kept"]):
-                    kept.add(found["kept"])
-                    embeddings.add(found["embeddings"])
-                    masks += int(found["masks"])
-                    for place, method in enumerate(methods):
-                        mine = f"{place}."
-                        method.add({key.removeprefix(mine): found[key] for key in found if key.startswith(mine)})
+                    shard = self._shard(test, among[rows.start : rows.stop], methods, preprocess, reference, count)
+                    shards.write("explained", number, **shard)
+                shard = shards.read("explained", number)
+                if len(shard["kept"]):
+                    kept.add(shard["kept"])
+                    embeddings.add(shard["embeddings"])
+                    masks += int(shard["masks"])
+                    for position, method in enumerate(methods):
+                        method.merge(nested(str(position), shard))
         if not len(kept):
             raise DataError(f"none of the {len(among)} images can be read; see the warnings above")
         return kept.result(), embeddings.result(), masks
@@ -139,9 +139,9 @@ class Passes:
         reference: Method | None,
         count: Any,
     ) -> dict[str, NDArray[Any]]:
-        """Give all that came of a shard, as arrays."""
-        parts = [method.anew() for method in methods]
-        # Where the reference is one of the methods, its row is of the same run.
+        """Explain the images of a shard; return indices, embeddings and the state of each method as arrays."""
+        parts = [method.without_scores() for method in methods]
+        # If the reference is one of the methods, it is run once for both.
         listed = next((part for part, method in zip(parts, methods, strict=True) if method is reference), None)
         kept, embeddings, masks = [among[:0]], [np.empty((0, self.net.dim), np.float32)], 0
         loaded = tensor_batches(
@@ -159,46 +159,46 @@ class Passes:
                 indices = among[rows]
                 scored, truth, ignore = _masks(preprocess, test, indices)
                 masks += len(scored)
-                imitated = None
+                expected = None
                 if reference is not None:
-                    imitated = (reference.explain if listed is None else listed.run)(images, indices)
+                    expected = (reference.explain if listed is None else listed.run)(images, indices)
                 for part in parts:
-                    explanation = imitated if imitated is not None and part is listed else part.run(images, indices)
+                    explanation = expected if expected is not None and part is listed else part.run(images, indices)
                     if explanation.embeddings is not None and part is parts[0]:
                         embeddings.append(explanation.embeddings)
-                    if imitated is not None:
-                        part.correlate(explanation, imitated)
+                    if expected is not None:
+                        part.correlate(explanation, expected)
                     if len(scored):
                         part.scores.add(explanation.heatmaps[scored], truth, ignore)
                 kept.append(indices)
-        states = {f"{place}.{key}": value for place, part in enumerate(parts) for key, value in part.state().items()}
-        return {
+        arrays: dict[str, NDArray[Any]] = {
             "kept": np.concatenate(kept),
             "embeddings": np.concatenate(embeddings),
             "masks": np.array(masks),
-            **states,
         }
+        for position, part in enumerate(parts):
+            arrays |= nest(str(position), part.state())
+        return arrays
 
 
 def _masks(
     preprocess: Preprocess, test: Samples, indices: NDArray[np.int64]
 ) -> tuple[list[int], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Read the batch's masks at input size; images without one are left out."""
-    scored, truth, ignored = [], [], []
-    for place, index in enumerate(indices.tolist()):
-        mask = test.mask(index) if test.has_masks else None
-        if mask is None:
+    """Read the masks of a batch at input size: positions in the batch of images with one, masks and ignore masks."""
+    positions, masks, ignored = [], [], []
+    for position, index in enumerate(indices.tolist()):
+        full = test.mask(index) if test.has_masks else None
+        if full is None:
             continue
-        ignore = test.ignore(index)
-        seen = preprocess.mask(mask)
-        unseen = np.zeros_like(seen) if ignore is None else preprocess.mask(ignore)
-        if not (seen & ~unseen).any():
+        mask, ignore = preprocess.mask(full), test.ignore(index)
+        ignore = np.zeros_like(mask) if ignore is None else preprocess.mask(ignore)
+        if not (mask & ~ignore).any():
             raise DataError(
-                f"the mask of {test.ids[index]} shows no object at {seen.shape[1]} x {seen.shape[0]} pixels; "
-                "mend or remove it"
+                f"the mask of {test.ids[index]} shows no object at {mask.shape[1]} x {mask.shape[0]} pixels; "
+                "fix or remove it"
             )
-        scored.append(place)
-        truth.append(seen)
-        ignored.append(unseen)
+        positions.append(position)
+        masks.append(mask)
+        ignored.append(ignore)
     size = preprocess.input_size
-    return scored, np.asarray(truth, bool).reshape(-1, *size), np.asarray(ignored, bool).reshape(-1, *size)
+    return positions, np.asarray(masks, bool).reshape(-1, *size), np.asarray(ignored, bool).reshape(-1, *size)

@@ -26,6 +26,7 @@ from .compare import Gallery, of_explainer, of_gallery, published, transfers, wi
 from .method import Method
 from .passes import Passes
 from .retrieval import retrieval
+from .scores import SCORES
 
 
 def evaluate(
@@ -87,6 +88,7 @@ def evaluate(
         "database": _fingerprint(database),
         "test images": fingerprint(test),
         "gallery": None if gallery is None else fingerprint(gallery),
+        "scores": SCORES.names(),
         "methods": [*(method.name for method in methods), *["compare"] * compare, *["brief"] * brief],
         "size": list(best.input_size),
         "batch_size": batch_size,

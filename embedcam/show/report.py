@@ -22,32 +22,41 @@ from .checks import check_picture
 _THUMBNAIL_SIDE, _PICTURE_SIDE = 192, 448
 _TOP_LABELS, _TOP_CHANNELS = 4, 6
 
-# Key, heading, whether higher is better, decimals, meaning.
-_SCORES = (
-    ("mean_ratio", "Mean ratio", True, 3, "share of the heat that lies on the object, averaged over images"),
-    (
-        "iou_50",
-        "IoU at 0.5",
-        True,
-        3,
-        "overlap of the heat of at least 0.5 with the mask, averaged over images",
-    ),
-    ("best_iou", "Best IoU", True, 3, "the same at the best single threshold for the whole set"),
-    ("pointing", "Pointing", True, 3, "share of images whose hottest pixel is on the object"),
-    ("pixel_ap", "Pixel AP", True, 3, "average precision of the heat as a classifier of object pixels"),
-    (
-        "box_50",
-        "Box at 0.5",
-        True,
-        3,
-        "share of images whose largest box overlaps the mask's box by half or more",
-    ),
-    ("ms_per_image", "ms / image", False, 1, "time to explain one image, in milliseconds; lower is better"),
-)
-_RETRIEVAL = (
-    ("recall_at_1", "Recall@1", "share of images whose nearest neighbour has the same label"),
-    ("map_at_r", "MAP@R", "how well all images of the label rank ahead of the others"),
-    ("nmi", "NMI", "agreement of k-means clusters with the labels"),
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table of scores.
+
+    Attributes:
+        key: Of the score in the rows.
+        heading: Shown above.
+        description: What the score is, in one line.
+        higher_is_better: None if neither direction is better.
+        decimals: Shown of a value.
+    """
+
+    key: str
+    heading: str
+    description: str
+    higher_is_better: bool | None = True
+    decimals: int = 3
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """Format the column's value in a row.
+
+        Args:
+            row: With the score by its key.
+
+        Returns:
+            The number; a dash for what is missing or not finite.
+        """
+        return _number(row.get(self.key), self.decimals)
+
+
+RETRIEVAL = (
+    Column("recall_at_1", "Recall@1", "share of images whose nearest neighbour has the same label"),
+    Column("map_at_r", "MAP@R", "how well all images of the label rank ahead of the others"),
+    Column("nmi", "NMI", "agreement of k-means clusters with the labels"),
 )
 
 
@@ -126,9 +135,9 @@ class Report:
         facts: (name, value), what was trained and built, from what.
         clusters: In any order; shown largest first.
         examples: Explained test images, in the order shown.
-        scores: One row a method, with "method", "default", "backprop" and any of the scores; a missing one is
-            shown as a dash.
-        retrieval: Any of "recall_at_1", "map_at_r" and "nmi".
+        scores: One row per method, with "method", "default", "backprop" and any of the scores.
+        columns: Of the scores; one without any value is left out.
+        retrieval: Any of the scores of `RETRIEVAL`.
     """
 
     title: str
@@ -136,6 +145,7 @@ class Report:
     clusters: Sequence[ClusterCard] = ()
     examples: Sequence[ExampleCard] = ()
     scores: Sequence[Mapping[str, Any]] = ()
+    columns: Sequence[Column] = ()
     retrieval: Mapping[str, float | None] = field(default_factory=dict)
 
 
@@ -166,13 +176,9 @@ def write_report(report: Report, path: str | Path) -> None:
     page = environment.get_template("report.html").render(
         report=report,
         clusters=[_ranked(cluster) for cluster in sorted(report.clusters, key=lambda c: (-c.size, c.number))],
-        columns=[column for column in _SCORES if any(row.get(column[0]) is not None for row in report.scores)],
-        best=_best(report.scores),
-        retrieval=[
-            (name, report.retrieval[key], meaning)
-            for key, name, meaning in _RETRIEVAL
-            if report.retrieval.get(key) is not None
-        ],
+        columns=[c for c in report.columns if any(row.get(c.key) is not None for row in report.scores)],
+        best=_best(report),
+        retrieval=[column for column in RETRIEVAL if report.retrieval.get(column.key) is not None],
         differing=sum(example.differs for example in report.examples),
         numbers={cluster.number for cluster in report.clusters},
     )
@@ -193,13 +199,14 @@ def _ranked(cluster: ClusterCard) -> dict[str, Any]:
     }
 
 
-def _best(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The best value of each score, where there is something to compare."""
+def _best(report: Report) -> dict[str, float]:
+    """Find the best value of each column, where there are several."""
     best = {}
-    for key, _, higher_is_better, _, _ in _SCORES:
-        values = [row[key] for row in rows if row.get(key) is not None and math.isfinite(row[key])]
-        if len(values) > 1:
-            best[key] = max(values) if higher_is_better else min(values)
+    for column in report.columns:
+        values = [row.get(column.key) for row in report.scores]
+        finite = [value for value in values if value is not None and math.isfinite(value)]
+        if len(finite) > 1 and column.higher_is_better is not None:
+            best[column.key] = max(finite) if column.higher_is_better else min(finite)
     return best
 
 

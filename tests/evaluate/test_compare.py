@@ -10,8 +10,7 @@ from embedcam.builder.triplets import Partners
 from embedcam.data import load
 from embedcam.evaluate import compare
 from embedcam.evaluate.compare import Gallery, of_gallery, transfers, with_backprop
-from embedcam.evaluate.localization import THRESHOLDS
-from embedcam.evaluate.method import Method, _bootstrap
+from embedcam.evaluate.method import Method
 from embedcam.explain import Explainer
 from embedcam.explain.explanation import Explanation
 from embedcam.explain.maps import fuse, place
@@ -140,17 +139,3 @@ def test_correlation_by_hand():
     method = Method("", lambda images, indices: explanation())
     method.correlate(explanation([0, 0.5, 1], [1, 0, 0], [0, 0, 0]), explanation([0, 1, 2], [0, 1, 1], [0, 1, 2]))
     assert method.correlations == pytest.approx([1, -1, 0])
-
-
-def test_the_interval_covers_the_mean_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    covered = 0
-    for seed in range(60):
-        values = rng.random(80)
-        iou = np.tile(values[:, None], (1, len(THRESHOLDS)))
-        scores = {"mean_ratio": values, "pointing": (values > 0.5) * 1.0, "iou": iou, "box_iou": iou}
-        low, high = _bootstrap(scores, seed)["mean_ratio"]
-        covered += low <= 0.5 <= high
-        # The normal approximation of the same interval.
-        assert high - low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(80), rel=0.15)
-    assert 52 <= covered <= 60

@@ -4,7 +4,8 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score
 
 from embedcam.errors import DataError
-from embedcam.evaluate.localization import THRESHOLDS, Localization
+from embedcam.evaluate.localization import Localization
+from embedcam.evaluate.scores import THRESHOLDS, MeanRatio
 from embedcam.show.boxes import find_boxes, iou, mask_box
 
 SQUARE = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], dtype=bool)
@@ -14,6 +15,17 @@ def scores(heatmap, mask=SQUARE, ignore=None):
     localization = Localization()
     localization.add(*(None if a is None else np.asarray(a)[None] for a in (heatmap, mask, ignore)))
     return localization.result()
+
+
+def records(localization):
+    """What the scores keep of each image."""
+    scores = localization.scores
+    return {
+        "mean_ratio": scores["mean_ratio"].records,
+        "pointing": scores["pointing"].records,
+        "iou": scores["iou"].records["iou"],
+        "box_50": scores["iou"].records["box_50"],
+    }
 
 
 def random_batch(seed=0, images=12, size=16):
@@ -45,7 +57,7 @@ def brute_force(heatmap, mask, ignore):
         "mean_ratio": inside / sum(float(heatmap[p]) for p in pixels),
         "pointing": sum(bool(mask[p]) for p in tied) / len(tied),
         "iou": ious,
-        "box_iou": box_ious,
+        "box_50": [value >= 0.5 for value in box_ious],
     }
 
 
@@ -82,7 +94,7 @@ def test_heat_that_equals_a_threshold_is_hot(step):
     heatmap = SQUARE * np.float32(step / 20)
     localization = Localization()
     localization.add(heatmap[None], SQUARE[None])
-    assert localization.per_image()["iou"][0].tolist() == [1.0] * step + [0.0] * (19 - step)
+    assert records(localization)["iou"][0].tolist() == [1.0] * step + [0.0] * (19 - step)
 
 
 def test_thresholds_are_the_floats_that_a_reader_writes():
@@ -140,7 +152,7 @@ def test_box_of_the_mask_surrounds_all_its_parts():
     mask[0, 0] = mask[3, 3] = True
     localization = Localization()
     localization.add(np.ones((1, 4, 4), np.float32), mask[None])
-    assert localization.per_image()["box_iou"].min() == 1
+    assert records(localization)["box_50"].all()
 
 
 def test_ignored_pixels_change_no_score():
@@ -166,24 +178,23 @@ def test_per_image_scores_equal_brute_force(seed):
     heatmaps, masks, ignore = random_batch(seed)
     localization = Localization()
     localization.add(heatmaps, masks, ignore)
-    per_image = localization.per_image()
+    per_image = records(localization)
     for index, image in enumerate(zip(heatmaps, masks, ignore, strict=True)):
         for name, expected in brute_force(*image).items():
-            precision = 1e-7 if "iou" in name else 1e-12  # kept as float32
-            np.testing.assert_allclose(per_image[name][index], expected, rtol=precision, err_msg=f"{name} {index}")
+            np.testing.assert_allclose(per_image[name][index], expected, rtol=1e-12, err_msg=f"{name} {index}")
 
 
 def test_result_summarises_the_per_image_scores():
     localization = Localization()
     localization.add(*random_batch())
-    per_image, result = localization.per_image(), localization.result()
+    per_image, result = records(localization), localization.result()
     best = max(range(19), key=lambda t: per_image["iou"][:, t].mean())
     assert result["mean_ratio"] == pytest.approx(per_image["mean_ratio"].mean())
     assert result["pointing"] == pytest.approx(per_image["pointing"].mean())
     assert result["iou_50"] == pytest.approx(per_image["iou"][:, 9].mean())
     assert result["best_threshold"] == (best + 1) / 20
     assert result["best_iou"] == pytest.approx(per_image["iou"][:, best].mean())
-    assert result["box_50"] == pytest.approx((per_image["box_iou"][:, best] >= 0.5).mean())
+    assert result["box_50"] == pytest.approx(per_image["box_50"][:, best].mean())
 
 
 @pytest.mark.parametrize("levels", [3, 65535])
@@ -249,4 +260,53 @@ def test_empty_mask_is_refused_and_named():
 def test_result_without_images_is_refused():
     with pytest.raises(DataError, match="no image was scored"):
         Localization().result()
-    assert Localization().per_image()["iou"].shape == (0, 19)
+    assert records(Localization())["iou"].shape == (0, 19)
+
+
+def test_merged_states_give_the_scores_of_all_images():
+    heatmaps, masks, ignore = random_batch()
+    whole, parts = Localization(), Localization()
+    whole.add(heatmaps, masks, ignore)
+    for rows in (slice(0, 5), slice(5, None)):
+        part = Localization()
+        part.add(heatmaps[rows], masks[rows], ignore[rows])
+        parts.merge(part.state())
+    assert parts.result() == whole.result() and parts.intervals() == whole.intervals()
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    mask = np.zeros((80, 1, 2), bool)
+    mask[..., 0] = True
+    for seed in range(60):
+        values = rng.random(80)
+        score = MeanRatio()
+        score.add(np.stack([values, 1 - values], axis=1)[:, None], mask, np.zeros_like(mask))
+        localization = Localization()
+        localization.scores, localization.images = {"mean_ratio": score}, 80
+        low, high = localization.intervals(seed)["mean_ratio"]
+        covered += low <= 0.5 <= high
+        # The normal approximation of the same interval.
+        assert high - low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(80), rel=0.15)
+    assert 52 <= covered <= 60
+
+
+def test_each_bootstrap_sample_chooses_its_own_threshold():
+    """The interval of the best IoU is that of a loop over samples that computes every image's IoU anew."""
+    heatmaps, masks, ignore = random_batch(images=6)
+    localization = Localization()
+    localization.add(heatmaps, masks, ignore)
+    images = [brute_force(*image) for image in zip(heatmaps, masks, ignore, strict=True)]
+    generator, drawn = np.random.default_rng(5), {"best_iou": [], "box_50": [], "pointing": []}
+    for _ in range(1000):
+        sample = [images[i] for i in generator.integers(6, size=6)]
+        means = np.mean([image["iou"] for image in sample], axis=0).round(12)
+        best = int(means.argmax())
+        drawn["best_iou"].append(means[best])
+        drawn["box_50"].append(np.mean([image["box_50"][best] for image in sample]))
+        drawn["pointing"].append(np.mean([image["pointing"] for image in sample]))
+    intervals = localization.intervals(5)
+    assert "pixel_ap" not in intervals
+    for key, values in drawn.items():
+        assert intervals[key] == pytest.approx(np.quantile(values, (0.025, 0.975)), abs=1e-9)

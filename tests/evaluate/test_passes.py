@@ -10,7 +10,6 @@ from embedcam.builder import shards
 from embedcam.data import load
 from embedcam.database import WeightDatabase
 from embedcam.errors import DatabaseError, DataError
-from embedcam.evaluate.localization import Localization
 from embedcam.evaluate.method import Method
 from embedcam.evaluate.table import evaluate
 from embedcam.nets import EmbeddingNet
@@ -70,18 +69,3 @@ def test_a_shard_without_a_readable_image_is_left_out(everything, tmp_path):
     (tmp_path / "e.png").write_text("no picture either")
     with pytest.raises(DataError, match="none of the 5 images can be read"):
         evaluate(net, database, load(f"folder:{tmp_path}", "all"), training)
-
-
-def test_scores_that_were_kept_add_up_to_those_of_all_images():
-    rng = np.random.default_rng(0)
-    heatmaps = rng.random((6, 9, 7), dtype=np.float32)
-    masks = rng.random((6, 9, 7)) > 0.6
-    whole, parts = Localization(), Localization()
-    whole.add(heatmaps, masks)
-    for part in (slice(0, 4), slice(4, 6)):
-        one = Localization()
-        one.add(heatmaps[part], masks[part])
-        parts.merge(one.state())
-    assert parts.result() == pytest.approx(whole.result(), abs=1e-12)
-    for key, values in whole.per_image().items():
-        np.testing.assert_array_equal(parts.per_image()[key], values)

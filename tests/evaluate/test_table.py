@@ -176,7 +176,7 @@ def test_a_mask_that_is_all_ignored_is_an_error(pair, test_images, tmp_path):
     everything = tmp_path / "ignore.png"
     Image.new("L", (40, 40), 255).save(everything)
     ignored = replace(test_images, ignore_files=(everything,) * len(test_images))
-    with pytest.raises(DataError, match=rf"the mask of {test_images.ids[0]} shows no object at 32 x 32 pixels; mend"):
+    with pytest.raises(DataError, match=rf"the mask of {test_images.ids[0]} shows no object at 32 x 32 pixels; fix"):
         evaluate(*pair, ignored)
 
 

@@ -9,13 +9,20 @@ import pytest
 from PIL import Image
 
 from embedcam.errors import DataError, MissingDependencyError
-from embedcam.show.report import ClusterCard, ExampleCard, Report, Thumbnail, write_report
+from embedcam.show.report import ClusterCard, Column, ExampleCard, Report, Thumbnail, write_report
 
 VOID = {"meta", "link", "img", "br"}
 PHOTO = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 FLAT = np.full((40, 60, 3), (10, 200, 30), np.uint8)
 MASK = np.zeros((40, 60), bool)
 MASK[10:20, 20:30] = True
+COLUMNS = [
+    Column("mean_ratio", "Mean ratio", "share of the heat"),
+    Column("pixel_ap", "Pixel AP", "average precision"),
+    Column("pointing", "Pointing", "share of images"),
+    Column("ms_per_image", "ms / image", "time", higher_is_better=False, decimals=1),
+    Column("threshold", "Threshold", "the best one", higher_is_better=None, decimals=2),
+]
 HOSTILE = '<script>alert("x")</script>\'" onload=alert(1) &amp; </style>'
 
 
@@ -64,9 +71,10 @@ def full_report():
             ExampleCard("unknown", PHOTO, FLAT, 77, 0.5),
         ],
         scores=[
-            row("cluster transfer", True, mean_ratio=0.61, pointing=0.85, ms_per_image=13.42),
-            row("Grad-CAM", mean_ratio=0.5, pointing=float("nan"), ms_per_image=54.9),
+            row("cluster transfer", True, mean_ratio=0.61, pointing=0.85, ms_per_image=13.42, threshold=0.25),
+            row("Grad-CAM", mean_ratio=0.5, pointing=float("nan"), ms_per_image=54.9, threshold=0.5),
         ],
+        columns=COLUMNS,
         retrieval={"recall_at_1": 0.9876, "map_at_r": None},
     )
 
@@ -153,12 +161,13 @@ def test_score_table_marks_the_default_and_the_best_and_dashes_what_is_missing(h
     assert len(page.all("tr", class_="default")) == 1
     texts = page.texts
     start = texts.index("cluster transfer")
-    first, second = texts[start : start + 6], texts[start + 6 : start + 11]
-    assert first == ["cluster transfer", "default", "no", "0.610", "0.850", "13.4"]
-    assert second == ["Grad-CAM", "yes", "0.500", "–", "54.9"]
-    # Mean ratio and time have two values to compare, pointing only one.
+    first, second = texts[start : start + 7], texts[start + 7 : start + 13]
+    assert first == ["cluster transfer", "default", "no", "0.610", "0.850", "13.4", "0.25"]
+    assert second == ["Grad-CAM", "yes", "0.500", "–", "54.9", "0.50"]
+    # Mean ratio and time have two values to compare, pointing only one; of a threshold none is the best.
     assert len(page.all("td", class_="best")) == 2
     assert "0.988" in texts and "MAP@R" not in texts and "Pixel AP" not in texts
+    assert "time; lower is better" in texts
 
 
 def test_hostile_texts_are_shown_and_not_run(tmp_path):
@@ -167,13 +176,14 @@ def test_hostile_texts_are_shown_and_not_run(tmp_path):
         facts=[(HOSTILE, HOSTILE)],
         clusters=[ClusterCard(0, 1, [(HOSTILE, 1)], [Thumbnail(PHOTO, HOSTILE)])],
         examples=[ExampleCard(HOSTILE, PHOTO, FLAT, 0, 0.1, None, MASK, HOSTILE, HOSTILE + "2", [HOSTILE])],
-        scores=[row(HOSTILE, True, mean_ratio=0.5)],
+        scores=[row(HOSTILE, True, hostile=0.5)],
+        columns=[Column("hostile", HOSTILE, HOSTILE)],
     )
     write_report(report, tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text())
     assert not page.all("script")
     assert not any("onload" in attributes for _, attributes in page.elements)
-    assert page.texts.count(" ".join(HOSTILE.split())) >= 9
+    assert page.texts.count(" ".join(HOSTILE.split())) >= 12
 
 
 def test_file_name_that_is_not_utf_8_does_not_stop_the_report(tmp_path):
