@@ -50,10 +50,7 @@ class ByProxy(nn.Module):
     def __init__(self, net: EmbeddingNet, gallery: Gallery) -> None:
         super().__init__()
         self.net = net
-        known = gallery.seen.embeddings
-        classes = range(int(gallery.labels.max()) + 1)
-        proxies = np.stack([known[gallery.labels == label].mean(axis=0) for label in classes])
-        self.register_buffer("proxies", torch.from_numpy(proxies))
+        self.register_buffer("proxies", gallery.proxies())
 
     def forward(self, images: Tensor) -> Tensor:
         """Score every class (B, classes)."""

@@ -1,7 +1,8 @@
-"""The methods that `evaluate` compares: transfers, which need no backward pass, and per-image Grad-CAM, which does."""
+"""The methods that `evaluate` compares: transfers, without a backward pass, and per-image Grad-CAM, with one."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,11 +18,13 @@ from ..builder.triplets import Partners
 from ..data.samples import Samples
 from ..database.record import top_channels
 from ..database.weight_database import WeightDatabase
+from ..errors import DatabaseError
 from ..explain import Explainer
 from ..explain.explanation import Explanation
 from ..explain.grad_weights import direction, weigh
 from ..explain.maps import combine, fuse, place
-from ..gradient import GradCAM, TripletMargin
+from ..explain.transfer import TRANSFERS
+from ..gradient import WEIGHTINGS, GradCAM, TripletMargin
 from ..nets import layers
 from ..nets.embedding import EmbeddingNet
 from ..nets.geometry import PIXELS
@@ -29,17 +32,22 @@ from ..nets.inference import Embedded
 from ..nets.network import Network
 from .method import Explain, Method
 
+logger = logging.getLogger("embedcam")
+
 # Sweeps around the published 50 clusters and 50 channels.
 _CLUSTERS, _CHANNELS = (10, 25, 100, 200), (10, 25, 100, 200)
+
+# From indices of test images to the embeddings of their positives and negatives, each (B, pairs, D).
+_Pairs = Callable[[NDArray[np.int64]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Training images: whose embeddings are searched, and from whom triplets take their partners.
+    """Training images: retrieval searches their embeddings, and triplets take their partners from them.
 
     Attributes:
         samples: The images, with labels.
-        seen: Embeddings of those that could be read, and pooled vectors if the head sees nothing else.
+        seen: Embeddings of the images that could be read, and pooled vectors if the head sees nothing else.
     """
 
     samples: Samples
@@ -57,21 +65,33 @@ class Gallery:
         """Of the labels."""
         return self.samples.names
 
+    def proxies(self) -> Tensor:
+        """Compute one proxy per class: the mean of its normalised embeddings, normalised.
+
+        Returns:
+            (classes, D), in ascending order of the labels.
+
+        Source:
+            EmbeddingCAM (arXiv 2402.00909).
+        """
+        unit, labels = functional.normalize(torch.from_numpy(self.seen.embeddings)), torch.from_numpy(self.labels)
+        return functional.normalize(torch.stack([unit[labels == label].mean(dim=0) for label in labels.unique()]))
+
 
 def of_explainer(explainer: Explainer) -> Method:
-    """Give what an explainer does when nothing is said.
+    """Make the default row.
 
     Args:
-        explainer: With no options.
+        explainer: With default options.
 
     Returns:
-        The default row.
+        The row.
     """
     return Method("embedcam", _explain(explainer), default=True)
 
 
 def published(net: Network, db: WeightDatabase) -> Method:
-    """Give the published method: cluster transfer, one layer, plain resize.
+    """Make the row of the published method: cluster transfer, one layer, plain resize.
 
     Args:
         net: The network.
@@ -84,79 +104,79 @@ def published(net: Network, db: WeightDatabase) -> Method:
 
 
 def transfers(net: Network, db: WeightDatabase) -> list[Method]:
-    """Give every way of choosing stored weights, each with one layer and, where they can be, with two fused.
+    """Make the rows of all transfers in the registry.
 
     Args:
         net: The network.
         db: Its database.
 
     Returns:
-        The rows.
+        One row per transfer, with one layer and, if the database has a finer one, with two fused; cluster transfer also
+        with a plain resize, and with fewer and more channels. A transfer for which the database lacks something, such
+        as exemplars, is left out.
     """
-    options: dict[str, dict[str, Any]] = {
-        "cluster": {"transfer": "cluster"},
-        "cluster, plain resize": {"transfer": "cluster", "placement": "stretch"},
-        "cluster minus mean": {"transfer": "contrast"},
-        "soft mix of clusters": {"transfer": "soft"},
-        "soft mix minus mean": {"transfer": "soft-contrast"},
-    }
-    if db.exemplars is not None:
-        options["nearest exemplar"] = {"transfer": "nearest"}
-        options["mean of 10 exemplars"] = {"transfer": "neighbors"}
-    if db.fusion is not None:
-        fused = {f"{name}, two layers": {**chosen, "fused": True} for name, chosen in list(options.items())[:4]}
-        options |= fused
-    found = [Method(name, _explain(Explainer(net, db, **chosen))) for name, chosen in options.items()]
-    known = min(db.network.channels, db.weights_mean.shape[1])
-    for count in (*(c for c in _CHANNELS if c < known and c != db.top_k), known):
-        channels, weights = top_channels(db.weights_mean, count)
-        changed = replace(db, top_channels=channels, top_weights=weights, exemplars=None, refinement=None)
-        name = f"cluster, {'all' if count == known else 'top'} {count} channels"
-        found.append(Method(name, _explain(Explainer(net, changed, transfer="cluster"))))
-    return found
+    options: dict[str, dict[str, Any]] = {name: {"transfer": name} for name in TRANSFERS}
+    options["cluster, plain resize"] = {"transfer": "cluster", "placement": "stretch"}
+    methods = []
+    for layers_used in ("", ", two layers") if db.fusion is not None else ("",):
+        for name, chosen in options.items():
+            try:
+                explainer = Explainer(net, db, fused=bool(layers_used), **chosen)
+            except DatabaseError as error:
+                logger.info("transfer %r is left out of the comparison: %s", name, error)
+            else:
+                methods.append(Method(f"{name}{layers_used}", _explain(explainer)))
+    channels = min(db.network.channels, db.weights_mean.shape[1])
+    for count in (*(c for c in _CHANNELS if c < channels and c != db.top_k), channels):
+        strongest, weights = top_channels(db.weights_mean, count)
+        changed = replace(db, top_channels=strongest, top_weights=weights, exemplars=None, refinement=None)
+        name = f"cluster, {'all' if count == channels else 'top'} {count} channels"
+        methods.append(Method(name, _explain(Explainer(net, changed, transfer="cluster"))))
+    return methods
 
 
 def with_backprop(net: Network, db: WeightDatabase, gallery: Gallery, labels: NDArray[np.int64]) -> list[Method]:
-    """Give per-image methods, which know the image's label or go backwards through the head.
+    """Make the rows of per-image methods, which know the image's label or go backwards through the head.
 
     Args:
         net: The network.
-        db: Its database, for its layer, its geometry and its seed.
+        db: Its database, for its layer, its geometry, its channel weighting and its seed.
         gallery: Training images of the same classes.
         labels: (N,) of the test images.
 
     Returns:
-        The rows; the first, Grad-CAM from as many triplets as the database was made with, is what transfers imitate.
+        The rows. The first has the weighting, and as many triplets, that the database was built with: its maps are
+        what transfers approximate. Every other weighting of the registry follows.
     """
-    known = torch.from_numpy(gallery.seen.embeddings).to(net.device)
+    embeddings = torch.from_numpy(gallery.seen.embeddings).to(net.device)
 
-    def pairs(count: int) -> Callable[[NDArray[np.int64]], tuple[Tensor, Tensor]]:
+    def pairs(count: int) -> _Pairs:
         partners = Partners(gallery.labels, gallery.names, count, db.seed)
-        # Drawn beforehand: the time of the row is that of the explanation.
+        # Drawn beforehand, so that the row's time is that of the explanation.
         drawn = [partners.draw_outside(label, index) for index, label in enumerate(labels.tolist())]
         positives, negatives = (np.stack(side) for side in zip(*drawn, strict=True))
-        return lambda indices: (known[positives[indices]], known[negatives[indices]])
+        return lambda indices: (embeddings[positives[indices]], embeddings[negatives[indices]])
 
-    many, one = pairs(db.pairs), pairs(1)
-    several = f"{db.pairs} triplets"
-    found = [
-        Method(f"Grad-CAM, {several}", _per_image(net, db, many), backprop=True),
-        Method(f"Grad-CAM, {several}, top {db.top_k}", _per_image(net, db, many, top_k=db.top_k), backprop=True),
-        Method("Grad-CAM, 1 triplet", _per_image(net, db, one), backprop=True),
-        Method(f"Grad-CAM++, {several}", _per_image(net, db, many, "gradcam++"), backprop=True),
-        Method(
-            f"Grad-CAM++, {several}, top {db.top_k}", _per_image(net, db, many, "gradcam++", db.top_k), backprop=True
-        ),
-        Method("Grad-CAM++, 1 triplet", _per_image(net, db, one, "gradcam++"), backprop=True),
-        Method("EmbeddingCAM (nearest class's proxy)", _proxy(net, db, gallery), backprop=True),
+    def row(name: str, explain: Explain) -> Method:
+        return Method(name, explain, backprop=True)
+
+    many, triplets = pairs(db.pairs), f"{db.pairs} triplets"
+    method = db.method if db.method in WEIGHTINGS else "gradcam"
+    rows = [
+        row(f"{method}, {triplets}", _per_image(net, db, many, method)),
+        row(f"{method}, {triplets}, top {db.top_k}", _per_image(net, db, many, method, db.top_k)),
+        row(f"{method}, 1 triplet", _per_image(net, db, pairs(1), method)),
     ]
     if db.fusion is not None:
-        found.insert(1, Method(f"Grad-CAM, {several}, two layers", _two_layers(net, db, many), backprop=True))
-    return found
+        rows.append(row(f"gradcam, {triplets}, two layers", _two_layers(net, db, many)))
+    for other in WEIGHTINGS:
+        if other != method:
+            rows.append(row(f"{other}, {triplets}", _per_image(net, db, many, other)))
+    return [*rows, row("EmbeddingCAM (nearest class's proxy)", _proxy(net, db, gallery))]
 
 
 def of_gallery(net: Network, db: WeightDatabase, gallery: Gallery) -> list[Method]:
-    """Give methods without backward pass that need the training images themselves, not a database.
+    """Make the rows of methods without backward pass that need the training images, not only a database.
 
     Args:
         net: The network.
@@ -164,10 +184,10 @@ def of_gallery(net: Network, db: WeightDatabase, gallery: Gallery) -> list[Metho
         gallery: Training images.
 
     Returns:
-        The rows: cluster transfer from databases of fewer and of more clusters, and, for heads that see only the mean
+        The rows: cluster transfer from databases of fewer and of more clusters; and, for heads that see only the mean
         of each channel, the nearest class's proxy and the channel-wise similarity with the nearest image.
     """
-    found = []
+    methods = []
     for count in (c for c in _CLUSTERS if c != db.clusters and 2 * c <= len(gallery.seen.kept)):
         other = build_database(
             net,
@@ -175,18 +195,18 @@ def of_gallery(net: Network, db: WeightDatabase, gallery: Gallery) -> list[Metho
             clusters=count,
             top_k=db.top_k,
             pairs=db.pairs,
-            method=db.method,
+            method=db.method if db.method in WEIGHTINGS else "gradcam",
             exemplars=False,
             refinement=False,
             embedded=gallery.seen,
             seed=db.seed,
         )
-        found.append(Method(f"cluster, {count} clusters", _explain(Explainer(net, other, transfer="cluster"))))
+        methods.append(Method(f"cluster, {count} clusters", _explain(Explainer(net, other, transfer="cluster"))))
     if gallery.seen.pooled is not None:
         if isinstance(net, EmbeddingNet):
-            found.append(Method("nearest class's proxy, closed form", _closed_form(net, db, gallery)))
-        found.append(Method("channel-wise similarity (after SFAM)", _channelwise(net, db, gallery)))
-    return found
+            methods.append(Method("nearest class's proxy, closed form", _closed_form(net, db, gallery)))
+        methods.append(Method("channel-wise similarity (after SFAM)", _channelwise(net, db, gallery)))
+    return methods
 
 
 def _explain(explainer: Explainer) -> Explain:
@@ -196,88 +216,78 @@ def _explain(explainer: Explainer) -> Explain:
 def _per_image(
     net: Network,
     db: WeightDatabase,
-    pairs: Callable[[NDArray[np.int64]], tuple[Tensor, Tensor]],
-    method: str = "gradcam",
+    pairs: _Pairs,
+    method: str,
     top_k: int | None = None,
 ) -> Explain:
     def explain(images: Tensor, indices: NDArray[np.int64]) -> Explanation:
         directions = direction(*pairs(indices), net.metric)
         with layers.evaluating(net):
-            found = weigh(net, db.network.layer, images, directions, method)
-        weights, channels = found.weights, None
+            weights, maps, _ = weigh(net, db.network.layer, images, directions, method)
         if top_k is not None:
-            weights, channels = weights.topk(top_k, dim=1)
-        return _placed(combine(found.maps, weights, channels), db, images)
+            strongest = weights.topk(top_k, dim=1)
+            weights = torch.zeros_like(weights).scatter(1, strongest.indices, strongest.values)
+        return _placed(combine(maps, weights), db, images)
 
     return explain
 
 
-def _two_layers(
-    net: Network, db: WeightDatabase, pairs: Callable[[NDArray[np.int64]], tuple[Tensor, Tensor]]
-) -> Explain:
+def _two_layers(net: Network, db: WeightDatabase, pairs: _Pairs) -> Explain:
     assert db.fusion is not None
     coarse, fine = db.network.layer, db.fusion.layer
     cam = GradCAM(net, [coarse, fine])
 
     def explain(images: Tensor, indices: NDArray[np.int64]) -> Explanation:
         positives, negatives = (side.mean(dim=1) for side in pairs(indices))
-        found = cam(images, TripletMargin(positives, negatives, metric=net.metric))
-        return Explanation.of(fuse(found[coarse].raw, PIXELS, found[fine].raw, PIXELS))
+        by_layer = cam(images, TripletMargin(positives, negatives, metric=net.metric))
+        return Explanation.of(fuse(by_layer[coarse].raw, PIXELS, by_layer[fine].raw, PIXELS))
 
     return explain
 
 
-def _proxies(gallery: Gallery) -> Tensor:
-    known, labels = gallery.seen.embeddings, gallery.labels
-    return torch.from_numpy(np.stack([known[labels == label].mean(axis=0) for label in np.unique(labels)]))
-
-
 def _proxy(net: Network, db: WeightDatabase, gallery: Gallery) -> Explain:
-    proxies = _proxies(gallery).to(net.device)
+    proxies = gallery.proxies().to(net.device)
     cam = GradCAM(net, db.network.layer)
 
     def explain(images: Tensor, _: NDArray[np.int64]) -> Explanation:
-        # The class comes out of the forward pass that the explanation makes anyway, so a target does the choice.
-        explanation: Explanation = cam(images, lambda z: (z * proxies[_nearest(z.detach(), proxies)]).sum(dim=1))
+        # The most similar proxy's class is explained: the maximum has that proxy's gradient.
+        explanation: Explanation = cam(images, lambda z: (z @ proxies.T.to(z)).amax(dim=1))
         return explanation
 
     return explain
 
 
 def _closed_form(net: EmbeddingNet, db: WeightDatabase, gallery: Gallery) -> Explain:
-    """Do what EmbeddingCAM does without its backward pass: the head is linear where it is read."""
-    proxies = _proxies(gallery).to(net.device)
+    """Compute what EmbeddingCAM computes without its backward pass, from the linear head."""
+    proxies = gallery.proxies().to(net.device)
 
     @torch.inference_mode()
     def explain(images: Tensor, _: NDArray[np.int64]) -> Explanation:
         with layers.evaluating(net):
-            seen = net.activations(images)
-        assert seen.vector is not None
-        nearest = proxies[_nearest(seen.embeddings, proxies)]
-        if net.metric == "cosine":  # normalising lets through only what turns the embedding
-            along = (seen.embeddings * nearest).sum(dim=1, keepdim=True)
-            nearest = nearest - seen.embeddings * along
-        weights, _constants = net.head_along(seen.vector, nearest)
-        return _placed(combine(seen.maps, weights), db, images)
+            activations = net.activations(images)
+        assert activations.vector is not None
+        embeddings = activations.embeddings
+        gradient = proxies[(embeddings @ proxies.to(embeddings).T).argmax(dim=1)].to(embeddings)
+        if net.metric == "cosine":  # the gradient through the normalisation is orthogonal to the embedding
+            gradient = gradient - embeddings * (embeddings * gradient).sum(dim=1, keepdim=True)
+        weights, _constants = net.head_along(activations.vector, gradient)
+        return _placed(combine(activations.maps, weights), db, images)
 
     return explain
 
 
-def _nearest(embeddings: Tensor, points: Tensor) -> Tensor:
-    return torch.cdist(embeddings, points.to(embeddings)).argmin(dim=1)
-
-
 def _channelwise(net: Network, db: WeightDatabase, gallery: Gallery) -> Explain:
-    """Weigh each channel by its part in the cosine similarity of the pooled maps with the nearest image's."""
-    known = torch.from_numpy(gallery.seen.embeddings).to(net.device)
+    """Weight each channel by its share of the cosine similarity of the pooled maps with the nearest image's."""
+    embeddings = torch.from_numpy(gallery.seen.embeddings).to(net.device)
     pooled = functional.normalize(torch.from_numpy(gallery.seen.pooled).to(net.device))
 
     @torch.inference_mode()
     def explain(images: Tensor, _: NDArray[np.int64]) -> Explanation:
         with layers.evaluating(net):
-            seen = net.activations(images)
-        weights = pooled[_nearest(seen.embeddings, known)] * functional.normalize(seen.maps.mean(dim=(2, 3)))
-        return _placed(combine(seen.maps, weights), db, images)
+            activations = net.activations(images)
+        nearest = torch.cdist(activations.embeddings, embeddings.to(activations.embeddings)).argmin(dim=1)
+        weights = pooled[nearest] * functional.normalize(activations.maps.mean(dim=(2, 3)))
+        return _placed(combine(activations.maps, weights), db, images)
 
     return explain
 

@@ -1,5 +1,7 @@
 """The methods that are compared, against the same maps put together otherwise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,8 @@ from embedcam.evaluate.method import Method
 from embedcam.explain import Explainer
 from embedcam.explain.explanation import Explanation
 from embedcam.explain.maps import fuse, place
-from embedcam.gradient import GradCAM, Proxy, TripletMargin
+from embedcam.explain.transfer import TRANSFERS
+from embedcam.gradient import WEIGHTINGS, GradCAM, Proxy, TripletMargin, Weighting
 from embedcam.nets.geometry import PIXELS
 from embedcam.nets.inference import embed
 
@@ -52,16 +55,16 @@ def test_per_image_gradcam_is_that_of_the_mean_partners(setting, methods):
     target = TripletMargin(positives, negatives)
     expected = GradCAM(net)(images, target)
     np.testing.assert_allclose(
-        methods["Grad-CAM, 5 triplets"].explain(images, INDICES).heatmaps, expected.heatmaps, atol=1e-4
+        methods["gradcam, 5 triplets"].explain(images, INDICES).heatmaps, expected.heatmaps, atol=1e-4
     )
     both = GradCAM(net, ["layer4", "layer3"])(images, target)
     fused = fuse(both["layer4"].raw, PIXELS, both["layer3"].raw, PIXELS)
-    found = methods["Grad-CAM, 5 triplets, two layers"].explain(images, INDICES)
+    found = methods["gradcam, 5 triplets, two layers"].explain(images, INDICES)
     np.testing.assert_allclose(found.heatmaps, Explanation.of(fused).heatmaps, atol=1e-4)
 
 
 def test_per_image_gradcam_plus_plus_averages_the_weights_of_single_triplets(setting, methods):
-    net, db, _, _, images = setting
+    net, db, gallery, labels, images = setting
     positives, negatives = partners_of(setting, 5)
     kept = {}
     handle = net.backbone.layer4.register_forward_hook(lambda _, __, out: kept.update(maps=out))
@@ -73,25 +76,58 @@ def test_per_image_gradcam_plus_plus_averages_the_weights_of_single_triplets(set
         (g,) = torch.autograd.grad(margin, maps, retain_graph=True)
         alpha = 1 / (2 + g * maps.sum(dim=(2, 3), keepdim=True))
         weights = weights + (alpha * g.clamp(min=0)).sum(dim=(2, 3)).detach() / 5
-    for name, kept_channels in (("Grad-CAM++, 5 triplets", 512), ("Grad-CAM++, 5 triplets, top 12", 12)):
+    of_database = with_backprop(net, replace(db, method="gradcam++-exact"), gallery, labels)
+    assert of_database[0].name == "gradcam++-exact, 5 triplets"
+    found = [methods["gradcam++-exact, 5 triplets"], *of_database[:2]]
+    for method, kept_channels in zip(found, (512, 512, 12), strict=True):
         strongest = torch.zeros_like(weights).scatter(1, weights.topk(kept_channels).indices, 1) * weights
         raw = (strongest[:, :, None, None] * maps.detach()).sum(dim=1).clamp(min=0)
         expected = Explanation.of(place(raw, db.geometry, (SIZE, SIZE)).numpy())
-        np.testing.assert_allclose(methods[name].explain(images, INDICES).heatmaps, expected.heatmaps, atol=1e-3)
+        np.testing.assert_allclose(method.explain(images, INDICES).heatmaps, expected.heatmaps, atol=1e-3)
 
 
-def test_the_proxy_is_that_of_the_nearest_class(setting, methods):
-    net, _, gallery, _, images = setting
-    proxies = np.stack([gallery.seen.embeddings[gallery.labels == c].mean(axis=0) for c in range(3)])
+def proxies_by_hand(gallery):
+    """The normalised mean of normalised embeddings, embedding by embedding."""
+    proxies = []
+    for label in sorted(set(gallery.labels.tolist())):
+        total = np.zeros(gallery.seen.embeddings.shape[1])
+        for embedding, own in zip(gallery.seen.embeddings.astype(float), gallery.labels, strict=True):
+            if own == label:
+                total += embedding / np.linalg.norm(embedding)
+        proxies.append(total / np.linalg.norm(total))
+    return np.array(proxies)
+
+
+def test_proxies_are_normalised_means_of_normalised_embeddings(setting):
+    _, _, gallery, _, _ = setting
+    long = np.random.default_rng(0).normal(size=gallery.seen.embeddings.shape).astype(np.float32) * 5
+    stretched = Gallery(gallery.samples, replace(gallery.seen, embeddings=long))
+    for each in (gallery, stretched):
+        np.testing.assert_allclose(each.proxies(), proxies_by_hand(each), atol=1e-6)
+
+
+def test_embeddingcam_explains_the_similarity_to_the_most_similar_proxy(setting, methods):
+    net, db, gallery, _, images = setting
+    proxies = proxies_by_hand(gallery)
     with torch.no_grad():
-        z = net(images).numpy()
-    nearest = np.linalg.norm(z[:, None] - proxies[None], axis=2).argmin(axis=1)
+        nearest = (net(images).numpy() @ proxies.T).argmax(axis=1)
     expected = GradCAM(net)(images, Proxy(torch.from_numpy(proxies[nearest])))
     found = methods["EmbeddingCAM (nearest class's proxy)"].explain(images, INDICES)
     np.testing.assert_allclose(found.heatmaps, expected.heatmaps, atol=1e-5)
-    closed = {method.name: method for method in of_gallery(net, setting[1], gallery)}
+    closed = {method.name: method for method in of_gallery(net, db, gallery)}
     found = closed["nearest class's proxy, closed form"].explain(images, INDICES)
     np.testing.assert_allclose(found.heatmaps, expected.heatmaps, atol=1e-4)
+
+
+def test_every_registered_transfer_and_weighting_has_a_row(setting, methods, monkeypatch):
+    net, db, gallery, labels, _ = setting
+    names = [method.name for method in transfers(net, db)]
+    assert set(TRANSFERS) | {f"{name}, two layers" for name in TRANSFERS} <= set(names)
+    assert {f"{name}, 5 triplets" for name in WEIGHTINGS} <= set(methods)
+    without = [method.name for method in transfers(net, replace(db, exemplars=None, refinement=None))]
+    assert [name for name in TRANSFERS if name in without] == ["soft-contrast", "soft", "contrast", "cluster"]
+    monkeypatch.setitem(WEIGHTINGS._parts, "mine", Weighting(lambda _, gradients: gradients.amax(dim=(-2, -1))))
+    assert "mine, 5 triplets" in [method.name for method in with_backprop(net, db, gallery, labels)]
 
 
 def test_channelwise_similarity_sums_to_the_cosine_of_the_pooled_maps(setting):

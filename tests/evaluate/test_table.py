@@ -124,16 +124,16 @@ def test_compare_adds_all_transfers_and_methods_with_backprop(fused, test_images
     result = evaluate(net, db, test_images, training, compare=True)
     rows = rows_by_name(result)
     assert [name for name, row in rows.items() if row["backprop"]] == [
-        "Grad-CAM, 5 triplets",
-        "Grad-CAM, 5 triplets, two layers",
-        "Grad-CAM, 5 triplets, top 12",
-        "Grad-CAM, 1 triplet",
-        "Grad-CAM++, 5 triplets",
-        "Grad-CAM++, 5 triplets, top 12",
-        "Grad-CAM++, 1 triplet",
+        "gradcam, 5 triplets",
+        "gradcam, 5 triplets, top 12",
+        "gradcam, 1 triplet",
+        "gradcam, 5 triplets, two layers",
+        "gradcam++, 5 triplets",
+        "gradcam++-exact, 5 triplets",
+        "gradcam++-elementwise, 5 triplets",
         "EmbeddingCAM (nearest class's proxy)",
     ]
-    assert rows["Grad-CAM, 5 triplets"]["correlation"] == pytest.approx(1)
+    assert rows["gradcam, 5 triplets"]["correlation"] == pytest.approx(1)
     assert all(-1 <= row["correlation"] <= 1 for row in rows.values())
     assert [row["default"] for row in result["rows"]].count(True) == 1
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -143,7 +143,7 @@ def test_compare_adds_all_transfers_and_methods_with_backprop(fused, test_images
 
 def test_compare_in_brief_adds_what_transfers_imitate(fused, test_images, training):
     result = evaluate(*fused, test_images, training, compare=True, brief=True)
-    assert list(rows_by_name(result)) == ["embedcam", "cluster transfer (paper)", "Grad-CAM, 5 triplets"]
+    assert list(rows_by_name(result)) == ["embedcam", "cluster transfer (paper)", "gradcam, 5 triplets"]
 
 
 def test_without_labels_and_masks_the_scores_are_null(pair, folder):
