@@ -8,6 +8,7 @@ import typer
 from typer.cli import get_docs_for_click
 
 from embedcam.cli import app
+from embedcam.cli.options import fill_in
 
 _HERE = "<!-- every verb's help -->"
 
@@ -17,7 +18,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     if _HERE not in markdown:
         return markdown
     command = typer.main.get_command(app)
-    said = get_docs_for_click(obj=command, ctx=typer.Context(command), name="embedcam")
+    said = fill_in(get_docs_for_click(obj=command, ctx=typer.Context(command), name="embedcam"))
     # What stands behind a backspace is not to be wrapped: an example.
     said = re.sub(r"\x08\n(.+)\n((?:  .*\n)+)", _example, said)
     # Cut short; the page's own list of contents has them.

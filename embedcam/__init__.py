@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .database import WeightDatabase
     from .explain.explainer import Explainer
     from .explain.explanation import Explanation
-    from .nets import EmbeddingNet, wrap
+    from .nets import EmbeddingNet, load_network, wrap
     from .onnx import OnnxExplainer
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "__version__",
     "build_database",
     "gradient",
+    "load_network",
     "receptive_field",
     "wrap",
 ]
@@ -52,6 +53,7 @@ _load, __dir__ = lazy.attach(
         "Preprocess": ".data.preprocess",
         "WeightDatabase": ".database",
         "build_database": ".builder",
+        "load_network": ".nets",
         "wrap": ".nets",
         **{room: f".{room}" for room in ("data", "database", "evaluate", "explain", "gradient", "nets", "onnx")},
         **{room: f".{room}" for room in ("receptive_field", "show", "train")},

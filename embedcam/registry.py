@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
@@ -22,10 +24,14 @@ class Registry(Generic[T]):
         kind: What the parts are, for messages, such as "transfer".
         group: Entry-point group, such as "embedcam.transfers".
         error: Raised for an unknown name.
+        home: Package of embedcam whose modules register their parts, such as "embedcam.data.sets"; all of them are
+            imported when a part is first asked for. None if the parts register themselves where the registry is made.
     """
 
-    def __init__(self, kind: str, group: str, error: type[EmbedcamError] = EmbedcamError) -> None:
-        self.kind, self.group, self._error = kind, group, error
+    def __init__(
+        self, kind: str, group: str, error: type[EmbedcamError] = EmbedcamError, home: str | None = None
+    ) -> None:
+        self.kind, self.group, self._error, self._home = kind, group, error, home
         self._parts: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -55,6 +61,7 @@ class Registry(Generic[T]):
         Returns:
             Each name once.
         """
+        self._import_home()
         return [*self._parts, *sorted({point.name for point in self._points()} - self._parts.keys())]
 
     def __contains__(self, name: object) -> bool:
@@ -75,6 +82,7 @@ class Registry(Generic[T]):
         Raises:
             EmbedcamError: Of the registry's own kind, if the name is unknown or its package cannot be imported.
         """
+        self._import_home()
         if name in self._parts:
             return self._parts[name]
         for point in self._points():
@@ -87,9 +95,31 @@ class Registry(Generic[T]):
                         "package"
                     ) from error
                 return self._parts.setdefault(name, part)
-        close = difflib.get_close_matches(name, self.names(), n=1)
+        close = difflib.get_close_matches(name.lower(), self.names(), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise self._error(f"unknown {self.kind} {name!r}; {hint}use one of {', '.join(self.names())}")
+
+    def usage(self, name: str) -> str:
+        """Show how a part is typed.
+
+        Args:
+            name: One of `names()`.
+
+        Returns:
+            The name; followed by a colon and the part's `argument` if it has such an attribute, as "folder:PATH".
+        """
+        try:
+            argument = getattr(self[name], "argument", "")
+        except EmbedcamError:  # its package cannot be imported
+            argument = "..."
+        return f"{name}:{argument}" if argument else name
+
+    def _import_home(self) -> None:
+        if self._home is not None:
+            package = importlib.import_module(self._home)
+            for module in pkgutil.iter_modules(package.__path__, f"{self._home}."):
+                importlib.import_module(module.name)
+            self._home = None
 
     def _points(self) -> Iterator[EntryPoint]:
         yield from entry_points(group=self.group)

@@ -26,8 +26,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from embedcam.data.camvid import CLASSES, COLORS, UNLABELLED, CamVidSamples, camvid
 from embedcam.data.preprocess import Preprocess
+from embedcam.data.sets.camvid import CLASSES, COLORS, UNLABELLED, CamVidSamples, camvid
 from embedcam.errors import EmbedcamError, NetworkError
 from embedcam.gradient import GradCAM, SegmentationScore
 from embedcam.nets import layers

@@ -35,8 +35,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from embedcam.builder.build import build_database
-from embedcam.data.folder import folder
 from embedcam.data.samples import FileSamples
+from embedcam.data.sets.folder import folder
 from embedcam.database.neighbors import Neighbors
 from embedcam.database.record import Exemplars
 from embedcam.database.weight_database import WeightDatabase

@@ -1,4 +1,4 @@
-"""The command line: one function a verb."""
+"""The command line: one function per verb."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .._version import __version__
 from . import console
 from .offline import build, demo, evaluate, import_faster_gradcam, train
 from .online import classmap, explain, export, inspect, serve
+from .options import Verb
 
 app = typer.Typer(
     help="Explain embedding networks: heat maps without backpropagation, from a precomputed weight database.",
@@ -21,8 +22,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(asked: bool) -> None:
+    if asked:
         typer.echo(f"embedcam {__version__}")
         raise typer.Exit
 
@@ -31,16 +32,16 @@ def _version(wanted: bool) -> None:
 def _common(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     pass
 
 
 for verb in (demo, train, build, explain, export, evaluate, classmap, inspect, import_faster_gradcam, serve):
-    app.command()(verb)
+    app.command(cls=Verb)(verb)
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 an error in one line, 2 wrong usage, 130 interrupted."""
+    """Run the command line and exit with its code: 0 done, 1 error, 2 wrong usage, 130 interrupted."""
     sys.exit(console.run(app, debug="--debug" in sys.argv))

@@ -1,25 +1,51 @@
-"""What the shell completes on the command line beyond options and fixed choices."""
+"""Names that help lists and the shell completes: those of the registries, of backbones and of colour maps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..registry import Registry
 
+# Imported when first used, so that commands that need none of them start quickly.
+_REGISTRIES = {
+    "datasets": "data.catalog:DATASETS",
+    "networks": "nets.catalog:NETWORKS",
+    "weightings": "explain.weighting:WEIGHTINGS",
+}
 
-def specs(incomplete: str) -> list[str]:
-    """Complete the beginning of a data set's SPEC.
+
+def registry(name: str) -> Registry[Any]:
+    """Find a registry by the name that entry points and help texts use.
 
     Args:
-        incomplete: What is typed so far.
+        name: "datasets", "networks" or "weightings".
 
     Returns:
-        "digits", and "folder:" and the like, that begin so.
+        The registry.
     """
-    from ..data.catalog import KINDS
+    module, _, variable = _REGISTRIES[name].partition(":")
+    found: Registry[Any] = getattr(importlib.import_module(f"embedcam.{module}"), variable)
+    return found
 
-    return _begin(["digits", *(f"{kind}:" for kind in KINDS if kind != "digits")], incomplete)
+
+def registered(name: str) -> Callable[[str], list[str]]:
+    """Make the completion of a registry's names.
+
+    Args:
+        name: As for `registry`.
+
+    Returns:
+        From what is typed so far to the names that begin so, with a colon where an argument follows.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        parts = registry(name)
+        typed = (f"{part}:" if ":" in parts.usage(part) else part for part in parts)
+        return _matching(typed, incomplete)
+
+    return complete
 
 
 def backbones(incomplete: str) -> list[str]:
@@ -29,12 +55,12 @@ def backbones(incomplete: str) -> list[str]:
         incomplete: What is typed so far.
 
     Returns:
-        The names that begin so; none without torchvision.
+        The names that begin so; none if torchvision is not installed.
     """
     try:
         from ..nets.backbones import names
 
-        return _begin(names(), incomplete)
+        return _matching(names(), incomplete)
     except ImportError:
         return []
 
@@ -50,20 +76,8 @@ def colormaps(incomplete: str) -> list[str]:
     """
     from cmap import Catalog
 
-    return _begin(sorted(Catalog().short_keys()), incomplete)
+    return _matching(sorted(Catalog().short_keys()), incomplete)
 
 
-def registered(registry: Registry[Any]) -> Callable[[str], list[str]]:
-    """Make the completion of a registry's names.
-
-    Args:
-        registry: The registry.
-
-    Returns:
-        From what is typed so far to the names that begin so.
-    """
-    return lambda incomplete: _begin(registry.names(), incomplete)
-
-
-def _begin(words: list[str], incomplete: str) -> list[str]:
-    return [word for word in words if word.startswith(incomplete)]
+def _matching(names: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]

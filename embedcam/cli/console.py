@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..database.weight_database import WeightDatabase
     from ..explain.explanation import AnyExplainer
+    from ..nets import Network
     from ..onnx.quantise import QuantiseReport
 
 
@@ -221,6 +222,26 @@ def device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise EmbedcamError(f"device {name!r} cannot be used: {reason}; use --device cpu or auto") from error
+
+
+def network(spec: str, weights: str | None, device_name: str, layer: str | None = None) -> Network:
+    """Load the network of `--net` onto a device.
+
+    Args:
+        spec: Of `--net`.
+        weights: Of `--weights`.
+        device_name: As for `device`.
+        layer: The feature layer; the network's own if None.
+
+    Returns:
+        The network.
+
+    Raises:
+        EmbedcamError: If the network cannot be loaded, or the device cannot be used.
+    """
+    from ..nets import load_network
+
+    return load_network(spec, weights=weights, layer=layer).to(device(device_name))
 
 
 def cores() -> int:

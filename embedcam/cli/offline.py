@@ -1,4 +1,4 @@
-"""The verbs that need labels, time or gradients: each parses, calls and prints."""
+"""The verbs that train networks, build databases and evaluate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..explain.weighting import WEIGHTINGS
 from . import completion, console
 from .options import (
     NETWORK,
@@ -21,6 +20,7 @@ from .options import (
     DeviceOption,
     ExplainSizeOption,
     NetOption,
+    NetWeightsOption,
     ResumeOption,
     SeedOption,
     StrictOption,
@@ -33,7 +33,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="DIR")] = Path("runs/demo"),
     seed: SeedOption = 0,
 ) -> None:
-    """Run the whole pipeline on built-in images, in under two minutes: train, build, explain, score, report.
+    """Train, build, explain and evaluate on built-in images, in under two minutes, and write a report.
 
     \b
     Example:
@@ -62,7 +62,7 @@ def train(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Start from this state dict, or from torchvision's DEFAULT.",
+            help="State dict to start from, or torchvision's DEFAULT.",
             metavar="FILE|DEFAULT",
             rich_help_panel=NETWORK,
         ),
@@ -92,12 +92,14 @@ def train(
     epochs: Annotated[
         int, typer.Option(min=0, help="Passes over the training images.", metavar="N", rich_help_panel=TRAINING)
     ] = 10,
-    batch_size: Annotated[int, typer.Option(min=4, help="Images a batch.", metavar="N", rich_help_panel=TRAINING)] = 64,
+    batch_size: Annotated[
+        int, typer.Option(min=4, help="Images per batch.", metavar="N", rich_help_panel=TRAINING)
+    ] = 64,
     lr: Annotated[
         float | None,
         typer.Option(
             min=0.0,
-            help="Highest learning rate of the backbone; 1e-4 with weights, 3e-3 without.",
+            help="Highest learning rate of the backbone; by default 1e-4 with weights, 3e-3 without.",
             metavar="X",
             rich_help_panel=TRAINING,
         ),
@@ -106,7 +108,7 @@ def train(
         float | None,
         typer.Option(
             min=0.0,
-            help="Highest learning rate of the head; 1e-3 with weights, 3e-3 without.",
+            help="Highest learning rate of the head; by default 1e-3 with weights, 3e-3 without.",
             metavar="X",
             rich_help_panel=TRAINING,
         ),
@@ -114,7 +116,7 @@ def train(
     train_from: Annotated[
         str | None,
         typer.Option(
-            help="Train only what comes after this layer, on activations computed once.",
+            help="Train only the layers after this one, on activations that are computed once.",
             metavar="LAYER",
             rich_help_panel=TRAINING,
         ),
@@ -169,6 +171,7 @@ def build(
     net: NetOption,
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Weight database to write.", metavar="FILE")],
+    weights: NetWeightsOption = None,
     layer: Annotated[
         str | None,
         typer.Option(help="Feature layer; the last spatial one by default.", metavar="LAYER", rich_help_panel=WEIGHTS),
@@ -177,29 +180,29 @@ def build(
         int, typer.Option(min=1, help="Clusters of the training images.", metavar="N", rich_help_panel=WEIGHTS)
     ] = 50,
     top_k: Annotated[
-        int, typer.Option(min=1, help="Channels kept of each cluster.", metavar="N", rich_help_panel=WEIGHTS)
+        int, typer.Option(min=1, help="Channels stored per cluster.", metavar="N", rich_help_panel=WEIGHTS)
     ] = 50,
-    pairs: Annotated[int, typer.Option(min=1, help="Triplets an image.", metavar="N", rich_help_panel=WEIGHTS)] = 50,
+    pairs: Annotated[int, typer.Option(min=1, help="Triplets per image.", metavar="N", rich_help_panel=WEIGHTS)] = 50,
     method: Annotated[
         str,
         typer.Option(
-            help=f"Channel weighting: {', '.join(WEIGHTINGS)}. Of Grad-CAM++, gradcam++-exact suits a database best.",
+            help="Channel weighting: {weightings}. Of Grad-CAM++, gradcam++-exact suits a database best.",
             metavar="NAME",
-            callback=one_of(WEIGHTINGS),
-            autocompletion=completion.registered(WEIGHTINGS),
+            callback=one_of("weightings"),
+            autocompletion=completion.registered("weightings"),
             rich_help_panel=WEIGHTS,
         ),
     ] = "gradcam",
     exemplars: Annotated[
         bool,
         typer.Option(
-            help="Keep every image's embedding and channels, for --transfer nearest.", rich_help_panel=WEIGHTS
+            help="Store the embedding and channels of every image, for --transfer nearest.", rich_help_panel=WEIGHTS
         ),
     ] = True,
     refinement: Annotated[
         bool,
         typer.Option(
-            help="Look at some images of each cluster in a larger size, for sharper maps.", rich_help_panel=WEIGHTS
+            help="Also run some images of each cluster at a larger size, for sharper maps.", rich_help_panel=WEIGHTS
         ),
     ] = True,
     batch_size: BatchSizeOption = 32,
@@ -221,15 +224,12 @@ def build(
     """
     from ..builder.build import build_file
     from ..data import load
-    from ..nets import EmbeddingNet
     from ..utils.distributed import join
     from ..utils.files import require_writable
 
     group = join()
     require_writable(out)
-    network = EmbeddingNet.load(net).to(console.device(device))
-    if layer is not None:
-        network.layer = layer
+    network = console.network(net, weights, device, layer)
     training = load(data, "train")
     database = build_file(
         network,
@@ -258,21 +258,30 @@ def evaluate(
     net: NetOption,
     db: DbOption,
     data: DataOption,
+    weights: NetWeightsOption = None,
     compare: Annotated[
         bool,
-        typer.Option("--compare", help="Also score all other transfers, and per-image methods with gradients."),
+        typer.Option(
+            "--compare", help="Also score all other transfers, and methods that compute gradients for each image."
+        ),
     ] = False,
     faithfulness: Annotated[
-        bool, typer.Option("--faithfulness", help="Also hide and show what the maps point at, and embed what is left.")
+        bool,
+        typer.Option(
+            "--faithfulness",
+            help="Also measure deletion and insertion: hide or show what the maps mark, and embed the image again.",
+        ),
     ] = False,
     randomisation: Annotated[
-        bool, typer.Option("--randomisation", help="Also explain with networks whose layers are random.")
+        bool, typer.Option("--randomisation", help="Also compare with the maps of networks with random layers.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the curves of these two.", metavar="DIR")] = Path(
-        "runs/evaluate"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the curves of --faithfulness and --randomisation.", metavar="DIR")
+    ] = Path("runs/evaluate"),
     explain_size: ExplainSizeOption = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.", metavar="FILE")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File to write the scores to.", metavar="FILE")
+    ] = None,
     batch_size: BatchSizeOption = 16,
     resume: ResumeOption = False,
     strict: StrictOption = False,
@@ -281,7 +290,7 @@ def evaluate(
 ) -> None:
     """Score heat maps against masks, and embeddings against labels.
 
-    Neighbours are looked for among the training images of the same data set.
+    Neighbours are searched among the training images of the same data set.
 
     \b
     Example:
@@ -293,13 +302,12 @@ def evaluate(
     from ..database.weight_database import WeightDatabase
     from ..evaluate.checks import check_faithfulness, check_randomisation
     from ..evaluate.table import evaluate as run
-    from ..nets import EmbeddingNet
     from ..show.curve import draw_faithfulness, draw_randomisation
     from ..utils.files import require_writable, write_text
     from ..utils.locks import locked
 
     if resume and json_file is None:
-        raise typer.BadParameter("--resume goes with --json FILE, beside which what is finished lies")
+        raise typer.BadParameter("--resume needs --json FILE: finished scores are stored beside it")
     work = None
     with contextlib.ExitStack() as stack:
         if json_file is not None:
@@ -307,7 +315,7 @@ def evaluate(
             work = json_file.with_name(f"{json_file.name}.parts")
             stack.enter_context(locked(json_file))
             stack.callback(Shards.remove_if_empty, work)
-        network, database = EmbeddingNet.load(net).to(console.device(device)), WeightDatabase.load(db)
+        network, database = console.network(net, weights, device), WeightDatabase.load(db)
         test, gallery = load(data, "test"), load_gallery(data)
         reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
         kept: dict[str, Any] = {"work": work, "resume": resume}
@@ -336,11 +344,12 @@ def import_faster_gradcam(
     net: NetOption,
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Weight database to write.", metavar="FILE")],
+    weights: NetWeightsOption = None,
     strict: StrictOption = False,
     workers: WorkersOption = 2,
     device: DeviceOption = "auto",
 ) -> None:
-    """Make a weight database of what Faster-Grad-CAM wrote.
+    """Convert the files of Faster-Grad-CAM to a weight database.
 
     \b
     Example:
@@ -349,11 +358,9 @@ def import_faster_gradcam(
     """
     from ..builder.faster_gradcam import import_faster_gradcam as read
     from ..data import load
-    from ..nets import EmbeddingNet
     from ..utils.files import require_writable
 
     require_writable(out)
-    network = EmbeddingNet.load(net).to(console.device(device))
-    database = read(folder, network, load(data, "train"), strict=strict, workers=workers)
+    database = read(folder, console.network(net, weights, device), load(data, "train"), strict=strict, workers=workers)
     database.save(out)
     typer.echo(f"wrote {out}: {database.clusters} clusters; explain with --preset paper for Faster-Grad-CAM's own maps")

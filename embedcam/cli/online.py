@@ -1,4 +1,4 @@
-"""The verbs that use what the others made: each parses, calls and prints."""
+"""The verbs that explain images, export and serve."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from .options import (
     ExplainSizeOption,
     NetOption,
     NetOrNone,
+    NetWeightsOption,
     OnnxOrNone,
     PresetOption,
     ResumeOption,
@@ -41,6 +42,7 @@ def explain(
     ],
     net: NetOrNone = None,
     db: DbOrNone = None,
+    weights: NetWeightsOption = None,
     onnx: OnnxOrNone = None,
     out: Annotated[
         Path | None,
@@ -144,7 +146,7 @@ def explain(
     from ..show.drawing import DrawOptions
     from ..video.video import is_video
 
-    require_explainer(net, db, onnx)
+    require_explainer(net, weights, db, onnx)
     video = any(map(is_video, inputs))
     if video and (len(inputs) > 1 or against is not None):
         raise typer.BadParameter("give one video or camera, alone")
@@ -175,17 +177,16 @@ def explain(
         import torch
 
         from ..explain import CompiledExplainer, Explainer
-        from ..nets import EmbeddingNet
 
         assert net is not None
         assert db is not None
-        target = console.device(device)
-        several = target.type == "cpu" and not compiled and not video and against is None
+        network = console.network(net, weights, device)
+        several = network.device.type == "cpu" and not compiled and not video and against is None
         concurrency = console.default_concurrency() if several else 1
         if concurrency > 1:
             torch.set_num_threads(console.cores() // concurrency)
         explainer = (CompiledExplainer if compiled else Explainer)(
-            EmbeddingNet.load(net).to(target),
+            network,
             db,
             preset=preset,
             transfer=transfer,
@@ -224,6 +225,7 @@ def export(
     net: NetOption,
     db: DbOption,
     out: Annotated[Path, typer.Option(help="ONNX file to write.", metavar="FILE")],
+    weights: NetWeightsOption = None,
     preset: PresetOption = "default",
     explain_size: ExplainSizeOption = None,
     heatmap: Annotated[
@@ -249,7 +251,7 @@ def export(
         typer.Option(
             help=f"Images to calibrate 8 bits on: {SPEC}",
             metavar="SPEC",
-            autocompletion=completion.specs,
+            autocompletion=completion.registered("datasets"),
             rich_help_panel=GRAPH,
         ),
     ] = None,
@@ -264,7 +266,6 @@ def export(
 
     from ..data import load
     from ..explain import Explainer
-    from ..nets import EmbeddingNet
     from ..onnx.export import export as write
     from ..onnx.quantise import quantise
     from ..utils.files import require_writable
@@ -272,7 +273,7 @@ def export(
     if int8 != (data is not None):
         raise typer.BadParameter("--int8 and --data SPEC go together: 8 bits are calibrated on images")
     require_writable(out)
-    explainer = Explainer(EmbeddingNet.load(net), db, preset=preset, explain_size=explain_size)
+    explainer = Explainer(console.network(net, weights, "cpu"), db, preset=preset, explain_size=explain_size)
     with tempfile.TemporaryDirectory() as folder:
         exact = Path(folder) / "explainer.onnx" if int8 else out
         report = write(explainer, exact, heatmap=heatmap, uint8_input=uint8_input, dynamic=dynamic)
@@ -359,13 +360,14 @@ def inspect(
 def serve(
     net: NetOrNone = None,
     db: DbOrNone = None,
+    weights: NetWeightsOption = None,
     onnx: OnnxOrNone = None,
     data: Annotated[
         str | None,
         typer.Option(
             help=f"The training images, to show those that are like a picture: {SPEC}",
             metavar="SPEC",
-            autocompletion=completion.specs,
+            autocompletion=completion.registered("datasets"),
         ),
     ] = None,
     host: Annotated[
@@ -387,7 +389,7 @@ def serve(
     Example:
       embedcam serve --net net.safetensors --db weights.h5 --data folder:birds
     """
-    require_explainer(net, db, onnx)
+    require_explainer(net, weights, db, onnx)
     from ..app import serve as run
     from ..app.limits import Limits
 
@@ -401,12 +403,11 @@ def serve(
         import torch
 
         from ..explain import Explainer
-        from ..nets import EmbeddingNet
 
         assert net is not None
         assert db is not None
-        target = console.device(device)
-        concurrency = concurrency or (console.default_concurrency() if target.type == "cpu" else 1)
+        network = console.network(net, weights, device)
+        concurrency = concurrency or (console.default_concurrency() if network.device.type == "cpu" else 1)
         torch.set_num_threads(max(console.cores() // concurrency, 1))
-        explainer = Explainer(EmbeddingNet.load(net).to(target), db)
+        explainer = Explainer(network, db)
     run(explainer, host, port, token=token, data=data, limits=Limits(concurrency=concurrency))

@@ -1,50 +1,58 @@
-"""Options that several verbs share, and the headings that they stand under."""
+"""Options shared by several verbs, and the headings of their groups."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
-from ..registry import Registry
+from ..errors import EmbedcamError
 from . import completion
 
-SPEC = (
-    "digits, folder:PATH, wds:PATTERN (tar shards; quote it), cub:PATH, cub-metric:PATH or pets:PATH; with @train, "
-    "@test or @all at the end if need be."
-)
+SPEC = "{datasets}. Append @train, @test or @all to choose a split."
 
 # Headings of the long lists of options.
 NETWORK, TRAINING, WEIGHTS, METHOD = "Network", "Training", "Weights", "Method"
 DRAWING, GRAPH, RUNNING = "Drawing", "Graph", "Running"
 
-_NET = typer.Option("--net", help="Network file made by `embedcam train`.", metavar="FILE")
-_DB = typer.Option("--db", help="Weight database made by `embedcam build`.", metavar="FILE")
-_ONNX = typer.Option(
-    "--onnx", help="File made by `embedcam export`, instead of these two; needs no torch.", metavar="FILE"
+_NET = typer.Option(
+    "--net",
+    help="A file written by `embedcam train`, or {networks}.",
+    metavar="NET",
+    autocompletion=completion.registered("networks"),
 )
-NetOption = Annotated[Path, _NET]
-NetOrNone = Annotated[Path | None, _NET]
+_DB = typer.Option("--db", help="Weight database written by `embedcam build`.", metavar="FILE")
+_ONNX = typer.Option(
+    "--onnx", help="File written by `embedcam export`, instead of --net and --db; needs no torch.", metavar="FILE"
+)
+NetOption = Annotated[str, _NET]
+NetOrNone = Annotated[str | None, _NET]
+NetWeightsOption = Annotated[
+    str | None,
+    typer.Option("--weights", help="State dict for a --net that is a name, or DEFAULT.", metavar="FILE|DEFAULT"),
+]
 DbOption = Annotated[Path, _DB]
 DbOrNone = Annotated[Path | None, _DB]
 OnnxOrNone = Annotated[Path | None, _ONNX]
 DataOption = Annotated[
     str,
-    typer.Option("--data", help=f"Images: {SPEC}", metavar="SPEC", autocompletion=completion.specs),
+    typer.Option("--data", help=f"Images: {SPEC}", metavar="SPEC", autocompletion=completion.registered("datasets")),
 ]
 SeedOption = Annotated[
     int,
-    typer.Option(help="Seed of everything that is drawn at random.", metavar="N", rich_help_panel=RUNNING),
+    typer.Option(help="Seed of all random choices.", metavar="N", rich_help_panel=RUNNING),
 ]
 StrictOption = Annotated[
     bool,
-    typer.Option("--strict", help="Stop at an unreadable image instead of leaving it out.", rich_help_panel=RUNNING),
+    typer.Option("--strict", help="Stop at an unreadable image instead of skipping it.", rich_help_panel=RUNNING),
 ]
 ResumeOption = Annotated[
     bool,
-    typer.Option("--resume", help="Go on with what an interrupted run has finished.", rich_help_panel=RUNNING),
+    typer.Option("--resume", help="Continue an interrupted run.", rich_help_panel=RUNNING),
 ]
 WorkersOption = Annotated[
     int,
@@ -52,17 +60,17 @@ WorkersOption = Annotated[
 ]
 BatchSizeOption = Annotated[
     int,
-    typer.Option(min=1, help="Images a batch.", metavar="N", rich_help_panel=RUNNING),
+    typer.Option(min=1, help="Images per batch.", metavar="N", rich_help_panel=RUNNING),
 ]
 PresetOption = Annotated[
     Literal["default", "paper"],
-    typer.Option(help="paper is the published method: one layer, plain resize.", rich_help_panel=METHOD),
+    typer.Option(help="paper: the published method, with one layer and plain resizing.", rich_help_panel=METHOD),
 ]
 ExplainSizeOption = Annotated[
     int | None,
     typer.Option(
         min=8,
-        help="Side in pixels that images are explained at; the database knows the best.",
+        help="Side in pixels at which images are explained; by default, the database's choice.",
         metavar="N",
         rich_help_panel=METHOD,
     ),
@@ -70,40 +78,70 @@ ExplainSizeOption = Annotated[
 Transfer = Literal["soft-contrast", "soft", "contrast", "cluster", "neighbors", "nearest"]
 DeviceOption = Annotated[
     str,
-    typer.Option(
-        help="cpu, cuda or cuda:N; auto takes a GPU if there is one.", metavar="NAME", rich_help_panel=RUNNING
-    ),
+    typer.Option(help="cpu, cuda or cuda:N; auto uses a GPU if there is one.", metavar="NAME", rich_help_panel=RUNNING),
 ]
 
 
-def one_of(registry: Registry[Any]) -> Callable[[str | None], str | None]:
-    """Make an option's callback that checks a name against a registry.
+class Verb(TyperCommand):
+    """A verb whose help lists registered parts, see `fill_in`."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help; the registries are read only now, so that other commands start quickly."""
+        for parameter in self.params:
+            if text := getattr(parameter, "help", None):
+                parameter.help = fill_in(text)  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+
+def fill_in(text: str) -> str:
+    """Replace the names of registries in a help text by what is registered.
 
     Args:
-        registry: With the names that may be given.
+        text: With `{datasets}` and the like, see `completion.registry`.
 
     Returns:
-        A function that returns the name, or raises `BadParameter` if it is unknown.
+        The text with, for example, "digits, folder:PATH" instead.
     """
 
-    def check(name: str | None) -> str | None:
-        if name is not None and name not in registry:
-            raise typer.BadParameter(f"unknown {registry.kind} {name!r}; use one of {', '.join(registry)}")
-        return name
+    def listed(match: re.Match[str]) -> str:
+        parts = completion.registry(match[1])
+        return ", ".join(map(parts.usage, parts))
+
+    return re.sub(r"\{([a-z]+)\}", listed, text)
+
+
+def one_of(name: str) -> Callable[[str | None], str | None]:
+    """Make an option's callback that checks a value against a registry.
+
+    Args:
+        name: As for `completion.registry`.
+
+    Returns:
+        A function that returns the value, or raises `BadParameter` if it is not registered.
+    """
+
+    def check(value: str | None) -> str | None:
+        if value is not None:
+            try:
+                completion.registry(name)[value]
+            except EmbedcamError as error:
+                raise typer.BadParameter(str(error)) from error
+        return value
 
     return check
 
 
-def require_explainer(net: Path | None, db: Path | None, onnx: Path | None) -> None:
-    """Check that it is said what explains, and once only.
+def require_explainer(net: str | None, weights: str | None, db: Path | None, onnx: Path | None) -> None:
+    """Check that either a network and a database, or an ONNX file is given.
 
     Args:
         net: Of `--net`.
+        weights: Of `--weights`.
         db: Of `--db`.
         onnx: Of `--onnx`.
 
     Raises:
         BadParameter: If not.
     """
-    if (net is None or db is None) == (onnx is None) or (onnx is not None and (net or db)):
+    if (net is None or db is None) == (onnx is None) or (onnx is not None and (net or db or weights)):
         raise typer.BadParameter("give --net and --db, or --onnx alone")

@@ -1,131 +1,123 @@
-"""From the SPEC of a data set, as it is typed on the command line, to its pictures."""
+"""Data sets by SPEC, as it is typed on the command line."""
 
 from __future__ import annotations
 
-import difflib
-import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
-from .camvid import CAMVID_SPLITS, camvid
-from .cub import cub
-from .digits import digits
-from .folder import folder
-from .pets import pets
+from ..registry import Registry
 from .samples import Samples
 from .splits import SPLITS
-from .wds import wds
 
-_READERS: dict[str, Callable[[str, str], Samples]] = {
-    "folder": folder,
-    "cub": cub,
-    "cub-metric": functools.partial(cub, protocol="metric"),
-    "pets": pets,
-    "camvid": camvid,
-    "wds": wds,
-}
 
-KINDS = ("digits", *_READERS)
+@dataclass(frozen=True)
+class Dataset:
+    """A kind of data set, registered in `DATASETS` under the prefix of its SPEC.
+
+    Attributes:
+        read: Takes the SPEC without prefix and split, and the split; returns the images of the split.
+        argument: What follows the prefix, for messages and help, such as "PATH"; "" if nothing does.
+        splits: The splits that `read` accepts.
+    """
+
+    read: Callable[[str, str], Samples]
+    argument: str = "PATH"
+    splits: tuple[str, ...] = SPLITS
+
+
+DATASETS: Registry[Dataset] = Registry("data set", "embedcam.datasets", DataError, home="embedcam.data.sets")
 
 
 def load(spec: str, split: str = "train") -> Samples:
     """Load a data set by its SPEC.
 
     Args:
-        spec: `digits`, `folder:PATH`, `cub:PATH`, `cub-metric:PATH`, `pets:PATH`, `camvid:PATH` or `wds:PATTERN`; a
-            trailing `@train`, `@test` or `@all` (and `@val` of camvid) overrides `split`.
-        split: "train", "test" or "all"; "val" of camvid.
+        spec: The prefix of a registered data set, and its argument: `digits`, `folder:PATH`, `wds:PATTERN`; a trailing
+            `@train`, `@test` or `@all` overrides `split`.
+        split: "train", "test" or "all", or another split of this data set.
 
     Returns:
-        The pictures of the split.
+        The images of the split.
 
     Raises:
         DataError: If the SPEC is malformed or the data set cannot be read.
         MissingDependencyError: If the data set needs a library that is not installed.
     """
-    kind, path, own = parse(spec)
-    return _read(kind, path, own or split)
+    name, argument, own_split = parse(spec)
+    return DATASETS[name].read(argument, own_split or split)
 
 
 def load_gallery(spec: str) -> Samples | None:
-    """Load the images among which the neighbours of a SPEC's test images are looked for: its training images.
+    """Load the training images of a SPEC, among which the neighbours of its test images are searched.
 
     Args:
-        spec: As `load` takes it.
+        spec: As for `load`.
 
     Returns:
-        The pictures; None where the SPEC names another split than the test images.
+        The images; None if the SPEC names a split other than "test".
 
     Raises:
         DataError: As `load`.
         MissingDependencyError: As `load`.
     """
-    kind, path, own = parse(spec)
-    return _read(kind, path, "train") if own in (None, "test") else None
-
-
-def _read(kind: str, path: str, split: str) -> Samples:
-    return digits(split) if kind == "digits" else _READERS[kind](path, split)
+    name, argument, own_split = parse(spec)
+    return DATASETS[name].read(argument, "train") if own_split in (None, "test") else None
 
 
 def parse(spec: str) -> tuple[str, str, str | None]:
-    """Take a SPEC apart.
+    """Split a SPEC into its parts.
 
     Args:
-        spec: As `load` takes it.
+        spec: As for `load`.
 
     Returns:
-        (kind, path, split): the path is "" for a kind that has none, the split None where it is not given.
+        (name, argument, split): the argument is "" for a data set that takes none, the split None if not given.
 
     Raises:
-        DataError: If the kind is unknown, or a path is missing or not wanted.
+        DataError: If the data set is unknown, or its argument is missing or superfluous.
     """
-    rest, at, last = spec.rpartition("@")
+    head, at, last = spec.rpartition("@")
     split = last if has_split(spec) else None
-    body = spec if split is None else rest
-    kind, colon, path = body.partition(":")
-    if kind not in KINDS:
-        raise DataError(_unknown(spec, body, kind))
-    if kind == "digits" and colon:
-        raise DataError(f"data set {spec!r}: digits is built in and takes no path; write 'digits'")
-    if kind != "digits" and not path:
-        raise DataError(f"data set {spec!r}: {kind} needs a path; write {_usage(kind)!r}")
-    if split is None and at and last.isalpha() and _exists(path.rpartition("@")[0]) and not _exists(path):
-        raise DataError(f"data set {spec!r}: unknown split {last!r}; choose one of {', '.join(_splits(spec))}")
-    return kind, path, split
+    body = spec if split is None else head
+    name, colon, argument = body.partition(":")
+    if body and name not in DATASETS and _exists(body):
+        raise DataError(f"data set {spec!r} is a plain path; write 'folder:{spec}' if it is a folder of images")
+    name, misspelt, other = name.partition("@")  # `digits@val`: what follows is no split
+    expected = DATASETS[name].argument
+    if misspelt:
+        raise DataError(_unknown_split(spec, other))
+    if colon and not expected:
+        raise DataError(f"data set {spec!r}: {name} takes no argument; write {name!r}")
+    if expected and not argument:
+        raise DataError(f"data set {spec!r}: {name} needs {expected}; write {DATASETS.usage(name)!r}")
+    if split is None and at and last.isalpha() and _exists(argument.rpartition("@")[0]) and not _exists(argument):
+        raise DataError(_unknown_split(spec, last))
+    return name, argument, split
 
 
 def has_split(spec: str) -> bool:
-    """Tell whether a SPEC names its split itself.
+    """Tell whether a SPEC names its split.
 
     Args:
-        spec: As `load` takes it.
+        spec: As for `load`.
 
     Returns:
         True for `digits@test`, False for `digits`.
     """
-    return spec.rpartition("@")[0] != "" and spec.rpartition("@")[2] in _splits(spec)
+    body, _, split = spec.rpartition("@")
+    return body != "" and split in _splits(body)
 
 
 def _splits(spec: str) -> tuple[str, ...]:
-    return CAMVID_SPLITS if spec.startswith("camvid") else SPLITS
+    name = spec.partition(":")[0].partition("@")[0]
+    return DATASETS[name].splits if name in DATASETS else SPLITS
+
+
+def _unknown_split(spec: str, split: str) -> str:
+    return f"data set {spec!r}: unknown split {split!r}; choose one of {', '.join(_splits(spec))}"
 
 
 def _exists(path: str) -> bool:
     return Path(path).expanduser().exists()
-
-
-def _unknown(spec: str, body: str, kind: str) -> str:
-    if body and Path(body).expanduser().is_dir():
-        return f"data set {spec!r} is a plain folder; write 'folder:{spec}'"
-    name, at, split = kind.partition("@")
-    if at and name in KINDS:
-        return f"data set {spec!r}: unknown split {split!r}; choose one of {', '.join(_splits(spec))}"
-    close = difflib.get_close_matches(kind.lower(), KINDS, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown data set {spec!r}; {hint}the kinds are {', '.join(_usage(kind) for kind in KINDS)}"
-
-
-def _usage(kind: str) -> str:
-    return {"digits": kind, "wds": f"{kind}:PATTERN"}.get(kind, f"{kind}:PATH")

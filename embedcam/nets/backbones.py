@@ -1,4 +1,4 @@
-"""Backbones by name: any torchvision classifier without its classification layers, and `tiny`."""
+"""Backbones by name: `tiny`, and any torchvision classifier without its classification layers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..data.preprocess import Preprocess
 from ..errors import NetworkError
 
 TINY = "tiny"
 
 
 def names() -> list[str]:
-    """List the backbones that `create` knows.
+    """List the backbones that `create` makes.
 
     Returns:
         "tiny" and the names of torchvision's classification networks.
@@ -28,7 +29,8 @@ def names() -> list[str]:
 def tiny() -> nn.Module:
     """Make the small backbone of the demo: 70,000 parameters, 128 channels, and a cell every 4 pixels.
 
-    Dilation rather than stride lets it see whole digits, so that its maps stay fine enough to show single strokes.
+    Its last layers are dilated instead of strided: they see whole digits, and the maps stay fine enough for single
+    strokes.
 
     Returns:
         A module from (B, 3, H, W) to (B, 128), with its feature maps at `features`.
@@ -51,10 +53,10 @@ def tiny() -> nn.Module:
 
 
 def create(name: str, weights: str | Path | None = None) -> nn.Module:
-    """Make a backbone that turns images into the vector from which its classifier would have decided.
+    """Make a backbone: a classifier without its classification layers.
 
     Layers keep torchvision's names. VGG, AlexNet and SqueezeNet, whose classifiers do not start with global average
-    pooling, get that instead.
+    pooling, end in global average pooling instead.
 
     Args:
         name: "tiny" or the name of a torchvision classifier, such as "mobilenet_v2".
@@ -80,22 +82,22 @@ def create(name: str, weights: str | Path | None = None) -> nn.Module:
 
 
 def classifier(name: str, *, download: bool = False) -> nn.Module:
-    """Make a classifier of torchvision, whole.
+    """Make a classifier of torchvision with its classification layers.
 
     Args:
         name: For example "mobilenet_v2".
-        download: Fetch torchvision's weights instead of drawing random ones.
+        download: Download torchvision's weights instead of drawing random ones.
 
     Returns:
         The network.
 
     Raises:
-        NetworkError: If the name is unknown, or the weights cannot be fetched.
+        NetworkError: If the name is unknown, or the weights cannot be downloaded.
     """
     from torchvision import models
 
-    _require_known(name)
-    # These two would otherwise spend minutes on drawing random weights, and grow auxiliary classifiers.
+    _check_name(name)
+    # By default these two spend minutes on drawing random weights, and have auxiliary classifiers.
     options = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     if not download:
         model: nn.Module = models.get_model(name, weights=None, **options)
@@ -105,25 +107,25 @@ def classifier(name: str, *, download: bool = False) -> nn.Module:
     except OSError as error:  # URLError is one
         raise NetworkError(
             f"cannot download the weights of {name}: {error}; "
-            "without a network, give --weights a file with its state dict"
+            "without a connection, give --weights a file with its state dict"
         ) from error
-    except RuntimeError as error:  # a hash that does not match
+    except RuntimeError as error:  # a wrong hash
         raise NetworkError(
             f"the downloaded weights of {name} are damaged: {error}; delete them and try again"
         ) from error
-    if name in ("googlenet", "inception_v3"):
+    if options:
         model.aux_logits = False  # type: ignore[assignment]
     return model
 
 
 def parameters(name: str) -> int:
-    """Say how large a backbone is with its classifier, without making it.
+    """Count the parameters of a backbone with its classifier, without making it.
 
     Args:
         name: "tiny" or the name of a torchvision classifier.
 
     Returns:
-        Number of its parameters.
+        Number of parameters.
 
     Raises:
         NetworkError: If the name is unknown.
@@ -132,28 +134,48 @@ def parameters(name: str) -> int:
 
     if name == TINY:
         return sum(parameter.numel() for parameter in tiny().parameters())
-    _require_known(name)
+    _check_name(name)
     return int(models.get_model_weights(name).DEFAULT.meta["num_params"])
 
 
-def _require_known(name: str) -> None:
-    if name not in names():
-        near = difflib.get_close_matches(str(name), names(), n=3)
-        hint = (
-            f"did you mean {' or '.join(near)}?" if near else "use 'tiny' or a torchvision classifier, such as resnet50"
-        )
+def preprocess(name: str) -> Preprocess:
+    """Return the preprocessing of torchvision's weights, without their centre crop.
+
+    Args:
+        name: The name of a torchvision classifier.
+
+    Returns:
+        From an image to an input.
+
+    Raises:
+        NetworkError: If the name is unknown.
+    """
+    from torchvision import models
+
+    _check_name(name)
+    transforms = models.get_model_weights(name).DEFAULT.transforms()
+    side = transforms.crop_size[0]
+    return Preprocess((side, side), transforms.mean, transforms.std, transforms.interpolation.value)
+
+
+def _check_name(name: str) -> None:
+    from torchvision import models
+
+    classifiers = models.list_models(module=models)
+    if name not in classifiers:
+        close = difflib.get_close_matches(str(name), [TINY, *classifiers], n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "use a torchvision classifier, such as resnet50"
         raise NetworkError(f"unknown backbone {name!r}; {hint}")
 
 
 def _remove_classifier(name: str, model: nn.Module) -> None:
-    """Cut the classification layers off, in place."""
     if name.startswith(("vgg", "alexnet")):
         model.avgpool, model.classifier = nn.AdaptiveAvgPool2d(1), nn.Identity()
         return
     if name.startswith("squeezenet"):
         model.classifier = nn.AdaptiveAvgPool2d(1)
         return
-    # Everywhere else the classifier ends in one linear layer; norms and pooling before it stay.
+    # All other classifiers end in one linear layer; norms and pooling before it stay.
     last, _ = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
     parent, _, leaf = last.rpartition(".")
     setattr(model.get_submodule(parent), leaf, nn.Identity())
@@ -169,11 +191,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         Name -> tensor, on the CPU.
 
     Raises:
-        NetworkError: If the file is missing, damaged, or holds something else than tensors.
+        NetworkError: If the file is missing, damaged, or holds anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise NetworkError(f"no weights file {path}; give the path of a .safetensors or .pth file, or DEFAULT")
+        raise NetworkError(f"no weights file {path}; give the path of a .safetensors or .pth file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -189,30 +211,29 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_backbone(backbone: nn.Module, name: str, state: dict[str, Tensor], source: object) -> None:
-    """Fill a backbone from a state dict of the whole torchvision network; its classifier's entries are left out.
+    """Load a state dict of the whole torchvision network into a backbone; the classifier's entries are ignored.
 
     Args:
-        backbone: What `create` made.
+        backbone: Made by `create`.
         name: Its name, for messages.
         state: Name -> tensor.
         source: Where the state dict came from, for messages.
 
     Raises:
-        NetworkError: If an entry is missing or of another shape.
+        NetworkError: If an entry is missing or has another shape.
     """
-    wanted = backbone.state_dict()
+    expected = backbone.state_dict()
     # Old files lack these counters, and nothing depends on them.
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     if missing:
         raise NetworkError(
-            f"{source} does not fit backbone {name!r}: {len(missing)} of its {len(wanted)} entries are missing, "
+            f"{source} does not fit backbone {name!r}: {len(missing)} of its {len(expected)} entries are missing, "
             f"first {missing[0]!r}; name the backbone that it was saved from"
         )
-    wrong = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
-    if wrong:
-        key = wrong[0]
-        raise NetworkError(
-            f"{source} does not fit backbone {name!r}: {key!r} has shape {tuple(state[key].shape)}, expected "
-            f"{tuple(wanted[key].shape)}; name the backbone that it was saved from"
-        )
-    backbone.load_state_dict({key: state.get(key, value) for key, value in wanted.items()})
+    for key, value in expected.items():
+        if key in state and state[key].shape != value.shape:
+            raise NetworkError(
+                f"{source} does not fit backbone {name!r}: {key!r} has shape {tuple(state[key].shape)}, expected "
+                f"{tuple(value.shape)}; name the backbone that it was saved from"
+            )
+    backbone.load_state_dict({key: state.get(key, value) for key, value in expected.items()})

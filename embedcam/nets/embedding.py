@@ -1,4 +1,4 @@
-"""The embedding network: a backbone, a head, one file."""
+"""The embedding network that embedcam trains: a backbone and a head, saved as one file."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from .network import Network
 # One metadata key only: safetensors writes several in no fixed order, and files must not differ between runs.
 _KEY = "embedcam"
 _FORMAT = 1
-# Characters of the configuration, and tensors, of a file: far more than any network of torchvision needs.
-_LONGEST, _MOST = 2**16, 2**14
+# Far more than any network of torchvision needs: characters of a file's configuration, and tensors.
+_MAX_CONFIG, _MAX_TENSORS = 2**16, 2**14
 
 
 class EmbeddingNet(Network):
-    """A backbone of torchvision, average pooling, and a linear head.
+    """A torchvision backbone with a linear head.
 
     Args:
         backbone: "tiny" or the name of a torchvision classifier.
         dim: Number D of dimensions of the embedding.
         weights: None; "DEFAULT" (torchvision's, downloaded); a file with a state dict of the torchvision network; or
-            a file that `save` wrote, whose backbone and dim must be the ones given here.
+            a file written by `save` for the same backbone and dim.
         hidden: Width of a hidden layer (with ReLU) before the last linear layer; None for a linear head.
-        metric: "cosine" makes embeddings of length 1; "euclidean" leaves them as they are.
+        metric: "cosine" normalises embeddings to length 1; "euclidean" leaves them as they are.
         image_size: Side of the square input in pixels.
         layer: Dotted name of the feature layer; the backbone's last spatial layer if None.
 
@@ -76,7 +76,7 @@ class EmbeddingNet(Network):
 
     @property
     def body(self) -> nn.Module:
-        """The backbone: layers bear torchvision's names."""
+        """The backbone, whose layers have torchvision's names."""
         return self.backbone
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -117,7 +117,7 @@ class EmbeddingNet(Network):
             Weights, float32 (B, F), and constants, float32 (B,).
 
         Raises:
-            NetworkError: If the head was replaced by one of another kind.
+            NetworkError: If the head was replaced by one with other layers.
         """
         match list(self.head) if isinstance(self.head, nn.Sequential) else [self.head]:
             case [nn.Linear() as last]:
@@ -130,16 +130,16 @@ class EmbeddingNet(Network):
             case parts:
                 kinds = ", ".join(type(part).__name__ for part in parts)
                 raise NetworkError(
-                    f"the head of {self.architecture} is {kinds}; only a linear one, or two linear layers with a ReLU "
-                    "between them, can be read as a linear map"
+                    f"the head of {self.architecture} is {kinds}; it must be one linear layer, or two with a ReLU "
+                    "between them"
                 )
         return weights, constants
 
     def config(self) -> dict[str, Any]:
-        """Describe how to build this network again.
+        """Return the configuration from which `load` builds this network.
 
         Returns:
-            A dictionary fit for JSON.
+            A dictionary that JSON can store.
         """
         last = self.head if isinstance(self.head, nn.Linear) else self.head[-1]  # type: ignore[index]
         return {
@@ -153,10 +153,10 @@ class EmbeddingNet(Network):
         }
 
     def save(self, path: str | Path) -> None:
-        """Write weights and configuration as one safetensors file.
+        """Write weights and configuration to one safetensors file.
 
         Args:
-            path: Where to; written whole or not at all.
+            path: The file; it is written completely or not at all.
 
         Raises:
             OutputError: If it cannot be written.
@@ -168,7 +168,7 @@ class EmbeddingNet(Network):
 
     @classmethod
     def load(cls, path: str | Path) -> EmbeddingNet:
-        """Read a network that `save` wrote.
+        """Read a network written by `save`.
 
         Args:
             path: A safetensors file.
@@ -177,7 +177,7 @@ class EmbeddingNet(Network):
             The network, in evaluation mode, on the CPU.
 
         Raises:
-            NetworkError: If the file is missing, damaged, or not of embedcam.
+            NetworkError: If the file is missing, damaged, or not written by `save`.
         """
         path = Path(path)
         config = _read_config(path)
@@ -198,7 +198,7 @@ class EmbeddingNet(Network):
             )
         except NetworkError:
             raise
-        except Exception as error:  # whatever a made-up configuration leads to
+        except Exception as error:  # an invalid configuration can raise anything
             raise NetworkError(
                 f"the configuration in {path} is damaged: {error!r}; train or export the network again"
             ) from error
@@ -228,29 +228,25 @@ def _along(layer: nn.Linear, directions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _require_plausible(path: Path, config: dict[str, Any]) -> None:
-    """Refuse a network that its file cannot fill, before it is made in memory.
-
-    Raises:
-        ValueError: Saying what does not fit.
-    """
+    # Before the network is made in memory, which a small file could make very large.
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
-        if len(names) > _MOST:
-            raise ValueError(f"it has {len(names)} tensors, at most {_MOST} are read")
+        if len(names) > _MAX_TENSORS:
+            raise ValueError(f"it has {len(names)} tensors, at most {_MAX_TENSORS} are read")
         heads = ["head"] if config["hidden"] is None else ["head.0", "head.2"]
         rows = [file.get_slice(f"{head}.weight").get_shape()[0] for head in heads if f"{head}.weight" in names]
-    wanted = [config["dim"]] if config["hidden"] is None else [config["hidden"], config["dim"]]
-    if rows != wanted:
-        raise ValueError(f"its head has {rows} rows, the configuration says {wanted}")
+    configured = [config["dim"]] if config["hidden"] is None else [config["hidden"], config["dim"]]
+    if rows != configured:
+        raise ValueError(f"its head has {rows} rows, the configuration says {configured}")
     size, needed = path.stat().st_size, 4 * backbones.parameters(config["backbone"])
     if needed > allowance(size):
         raise ValueError(f"{config['backbone']} needs {needed:,} bytes, too many for a file of {size:,}")
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:
-    """Read the configuration that `save` stored; None for a plain state dict."""
+    """Read the configuration stored by `save`; None for a plain state dict."""
     if path.suffix != ".safetensors" and path.is_file():
         return None
     from safetensors import safe_open
@@ -268,12 +264,12 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        config = json.loads(text[:_LONGEST])
+        config = json.loads(text[:_MAX_CONFIG])
     except (json.JSONDecodeError, RecursionError) as error:
         raise NetworkError(
             f"the configuration in {path} is damaged: {error}; train or export the network again"
         ) from error
     if not isinstance(config, dict) or config.get("format") != _FORMAT:
-        found = config.get("format") if isinstance(config, dict) else config
-        raise NetworkError(f"{path} has network format {found!r}, this embedcam reads {_FORMAT}; update embedcam")
+        version = config.get("format") if isinstance(config, dict) else config
+        raise NetworkError(f"{path} has network format {version!r}, this embedcam reads {_FORMAT}; update embedcam")
     return config

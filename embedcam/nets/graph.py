@@ -6,18 +6,18 @@ from torch import fx
 
 
 def part(traced: fx.GraphModule, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
-    """Take from a traced network what works out one value.
+    """Extract the part of a traced network that computes one value.
 
     Args:
         traced: The network; its layers are shared, not copied.
-        start: The part takes this value instead of the image; None takes the image.
-        end: What the part gives.
+        start: The value that the part takes as input instead of the image; None if it takes the image.
+        end: The value that the part returns.
 
     Returns:
-        The part, with no layer that it does not need.
+        The part, with only the layers that it needs.
 
     Raises:
-        ValueError: If `end` needs the image as well as `start`.
+        ValueError: If `end` depends on the image not only through `start`.
     """
     needed: set[fx.Node] = set()
     waiting = [end]

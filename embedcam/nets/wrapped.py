@@ -1,4 +1,4 @@
-"""Explain a network of your own."""
+"""Wrap any torch module as an embedding network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .network import Network
 
 
 class WrappedNet(Network):
-    """A user's module seen as an embedding network; made by `wrap`."""
+    """A user's module as an embedding network; made by `wrap`."""
 
     def __init__(
         self,
@@ -45,13 +45,13 @@ class WrappedNet(Network):
             Embeddings, float32 (B, D), and None: the module's head is not known.
 
         Raises:
-            NetworkError: If the module does not put out embeddings.
+            NetworkError: If the module does not return embeddings.
         """
         embeddings = self._select(self.module(images))
         if not isinstance(embeddings, Tensor) or embeddings.ndim != 2 or embeddings.shape[0] != images.shape[0]:
-            found = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
+            got = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
             raise NetworkError(
-                f"{self.architecture} must put out embeddings (B, D) for {len(images)} images, got {found}; "
+                f"{self.architecture} must return embeddings (B, D) for {len(images)} images, got {got}; "
                 "choose the right part of its output with wrap(..., output=...)"
             )
         embeddings = embeddings.float()  # before normalising: in half precision, lengths are off by 0.1 %
@@ -63,7 +63,7 @@ class WrappedNet(Network):
         if self._output is None and isinstance(output, list | tuple | dict):
             keys = list(output) if isinstance(output, dict) else list(range(len(output)))
             raise NetworkError(
-                f"{self.architecture} puts out a {type(output).__name__}; say which part is the embedding with "
+                f"{self.architecture} returns a {type(output).__name__}; choose the part that is the embedding with "
                 f"wrap(..., output=...), one of {keys}"
             )
         try:
@@ -80,15 +80,15 @@ def wrap(
     metric: str = "cosine",
     preprocess: Preprocess | None = None,
 ) -> WrappedNet:
-    """Make a module of your own explainable.
+    """Wrap a torch module, so that it can be explained.
 
     Args:
-        module: Takes images (B, 3, H, W), puts out embeddings (B, D), alone or in a tuple, list or dictionary.
+        module: From images (B, 3, H, W) to embeddings (B, D), alone or in a tuple, list or dictionary.
         layer: Dotted name of the feature layer, such as "layer4"; the last spatial layer if None.
-        output: Which part of the module's output is the embedding: an index, a key, or a function. Not needed when
-            the output is one tensor.
-        metric: "cosine" (embeddings are brought to length 1) or "euclidean".
-        preprocess: From a picture to an input; 224 x 224 with ImageNet's mean and standard deviation if None.
+        output: Which part of the module's output is the embedding: an index, a key, or a function of the output. Not
+            needed if the output is one tensor.
+        metric: "cosine" (embeddings are normalised to length 1) or "euclidean".
+        preprocess: From an image to an input; 224 x 224 with ImageNet's mean and standard deviation if None.
 
     Returns:
         A network for `build_database` and `Explainer`; it shares the module's parameters.

@@ -73,6 +73,22 @@ def test_long_lists_of_options_are_in_groups(run):
         assert "─ Running ─" in run(verb, "--help")
 
 
+def test_help_lists_the_registered_parts(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    said = " ".join(run("build", "--help").replace("│", " ").split())
+    assert "digits, folder:PATH" in said
+    assert "torchvision:NAME" in said
+    assert "{" not in said
+
+
+def test_help_of_the_program_imports_no_torch_and_no_numpy():
+    script = "import sys; from embedcam import cli; from embedcam.cli import console; import functools\n"
+    script += "console.run(functools.partial(cli.app, ['--help']), debug=False)\n"
+    script += "print([name for name in ('torch', 'numpy', 'PIL') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def complete(words, shell="zsh"):
     environment = os.environ | {"_EMBEDCAM_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": words}
     return subprocess.run([PROGRAM], env=environment, capture_output=True, text=True, check=True).stdout
@@ -85,6 +101,7 @@ def complete(words, shell="zsh"):
         ("embedcam build --clus", "--clusters"),
         ("embedcam export --preset p", "paper"),
         ("embedcam build --data cub-", "cub-metric:"),
+        ("embedcam build --net torch", "torchvision:"),
     ],
 )
 def test_the_shell_completes(words, completed):
@@ -92,8 +109,9 @@ def test_the_shell_completes(words, completed):
 
 
 def test_names_are_completed():
-    assert completion.specs("f") == ["folder:"]
-    assert {"digits", "wds:", "cub:"} <= set(completion.specs(""))
+    assert completion.registered("datasets")("f") == ["folder:"]
+    assert {"digits", "wds:", "cub:"} <= set(completion.registered("datasets")(""))
+    assert completion.registered("networks")("tor") == ["torchvision:"]
     assert completion.colormaps("virid") == ["viridis"]
     assert completion.backbones("mobilenet_v2") == ["mobilenet_v2"]
     assert "tiny" in completion.backbones("")

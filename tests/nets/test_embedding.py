@@ -199,5 +199,5 @@ def test_the_head_along_a_direction_is_what_autograd_says(hidden):
 def test_a_head_of_another_kind_is_not_a_linear_map():
     net = EmbeddingNet("tiny", 5, image_size=32)
     net.head = torch.nn.Sequential(torch.nn.Linear(net.channels, 5), torch.nn.Tanh())
-    with pytest.raises(NetworkError, match="the head of tiny is Linear, Tanh; only a linear one"):
+    with pytest.raises(NetworkError, match="the head of tiny is Linear, Tanh; it must be one linear layer"):
         net.head_along(torch.zeros(1, net.channels), torch.zeros(1, 5))

@@ -82,11 +82,11 @@ def test_embeddings_are_those_of_the_module():
 
 
 def test_wrong_outputs_are_named():
-    with pytest.raises(NetworkError, match=r"puts out a tuple; say which part .* one of \[0, 1\]"):
+    with pytest.raises(NetworkError, match=r"returns a tuple; choose the part .* one of \[0, 1\]"):
         embedcam.wrap(WithLogits(), "trunk")(IMAGES)
     with pytest.raises(NetworkError, match="has no output 5"):
         embedcam.wrap(WithLogits(), "trunk", output=5)(IMAGES)
-    with pytest.raises(NetworkError, match=r"must put out embeddings \(B, D\) for 2 images, got \(2, 8, 12, 12\)"):
+    with pytest.raises(NetworkError, match=r"must return embeddings \(B, D\) for 2 images, got \(2, 8, 12, 12\)"):
         embedcam.wrap(Plain().trunk, "2")(IMAGES)
 
 

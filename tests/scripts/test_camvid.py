@@ -11,7 +11,7 @@ from safetensors.torch import save_file  # noqa: E402
 from torch.nn import functional  # noqa: E402
 from torchvision.models import mobilenet_v2  # noqa: E402
 
-from embedcam.data.camvid import CLASSES, UNLABELLED, camvid  # noqa: E402
+from embedcam.data.sets.camvid import CLASSES, UNLABELLED, camvid  # noqa: E402
 from embedcam.errors import NetworkError  # noqa: E402
 from embedcam.nets import layers  # noqa: E402
 

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from embedcam.data.cub import cub
+from embedcam.data.sets.cub import cub
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -13,8 +13,8 @@ from torch import nn  # noqa: E402
 from torchvision.models import mobilenet_v2  # noqa: E402
 
 from embedcam.builder.build import build_database  # noqa: E402
-from embedcam.data.folder import folder as read_folder  # noqa: E402
 from embedcam.data.preprocess import Preprocess  # noqa: E402
+from embedcam.data.sets.folder import folder as read_folder  # noqa: E402
 from embedcam.database.weight_database import WeightDatabase  # noqa: E402
 from embedcam.errors import DataError  # noqa: E402
 from embedcam.explain.explanation import Explanation  # noqa: E402

@@ -10,10 +10,11 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
-from .images import _opened, image_size, list_images, read_mask
-from .samples import FileSamples, find_masks
-from .splits import SPLITS
+from ...errors import DataError
+from ..catalog import DATASETS, Dataset
+from ..images import _opened, image_size, list_images, read_mask
+from ..samples import FileSamples, find_masks
+from ..splits import SPLITS
 
 CLASSES = (
     *("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car"),
@@ -133,3 +134,6 @@ def read_label_image(path: str | Path, size: tuple[int, int]) -> NDArray[np.uint
             "map other indices to these"
         )
     return labels.astype(np.uint8)
+
+
+DATASETS.register("camvid")(Dataset(camvid, splits=CAMVID_SPLITS))

@@ -10,7 +10,7 @@ from PIL import Image
 from embedcam.builder.build import build_database
 from embedcam.data import batches, load, load_gallery
 from embedcam.data.preprocess import Preprocess
-from embedcam.data.wds import Names, _expanded, wds
+from embedcam.data.sets.wds import Names, _expanded, wds
 from embedcam.errors import DataError
 
 

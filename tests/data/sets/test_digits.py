@@ -3,8 +3,8 @@ import sys
 import numpy as np
 import pytest
 
-from embedcam.data import digits as module
-from embedcam.data.digits import SIZE, digits
+from embedcam.data.sets import digits as module
+from embedcam.data.sets.digits import SIZE, digits
 from embedcam.errors import DataError, MissingDependencyError
 
 pytest.importorskip("sklearn")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedcam.data.cub import cub
+from embedcam.data.sets.cub import cub
 from embedcam.errors import DataError
 
 CLASSES = ["001.Albatross", "002.Auklet", "003.Bunting", "004.Cardinal"]

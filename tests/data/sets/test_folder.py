@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from embedcam.data.folder import folder
+from embedcam.data.sets.folder import folder
 from embedcam.errors import DataError
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import MissingDependencyError
-from .splits import rows_of, training_part
+from ...errors import MissingDependencyError
+from ..catalog import DATASETS, Dataset
+from ..splits import rows_of, training_part
 
 SIZE = 96
 """Height and width of a picture in pixels."""
@@ -171,3 +172,6 @@ def _color(random: np.random.Generator, background: NDArray[np.uint8]) -> NDArra
     similar = np.sort(distances, axis=1)[:, len(pixels) // 10]  # the tenth of the pixels that is most alike
     color: NDArray[np.float32] = colors[int(similar.argmax())].astype(np.float32)
     return color
+
+
+DATASETS.register("digits")(Dataset(lambda _, split: digits(split), argument=""))

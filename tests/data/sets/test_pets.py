@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedcam.data.pets import pets
+from embedcam.data.sets.pets import pets
 from embedcam.errors import DataError, MissingDependencyError
 
 pytest.importorskip("torchvision")

@@ -8,10 +8,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ..errors import DataError
-from .images import read_mask
-from .samples import FileSamples, find_masks, read_lines
-from .splits import check_split, rows_of
+from ...errors import DataError
+from ..catalog import DATASETS, Dataset
+from ..images import read_mask
+from ..samples import FileSamples, find_masks, read_lines
+from ..splits import check_split, rows_of
 
 PROTOCOLS = ("standard", "metric")
 
@@ -93,3 +94,7 @@ def _is_inside(name: str) -> bool:
     """Tell whether a path is `<class>/<file>`: ids become file names, and none may lead out of its folder."""
     parts = PurePosixPath(name).parts
     return len(parts) == 2 and parts[0] not in ("/", "..") and parts[1] != ".."
+
+
+DATASETS.register("cub")(Dataset(cub))
+DATASETS.register("cub-metric")(Dataset(functools.partial(cub, protocol="metric")))

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import DataError
-from ..utils.progress import track
-from .images import EXTENSIONS, read_image
-from .splits import check_split, rows_of, training_part
-from .tar import Member, members, read
+from ...errors import DataError
+from ...utils.progress import track
+from ..catalog import DATASETS, Dataset
+from ..images import EXTENSIONS, read_image
+from ..splits import check_split, rows_of, training_part
+from ..tar import Member, members, read
 
 logger = logging.getLogger("embedcam")
 
@@ -278,3 +279,6 @@ def _labelled(samples: ShardSamples, labels: NDArray[np.int64], classes: list[st
     place = np.empty(len(classes), dtype=np.int64)
     place[order] = np.arange(len(classes))
     return replace(samples, labels=place[labels], names=tuple(classes[row] for row in order))
+
+
+DATASETS.register("wds")(Dataset(wds, argument="PATTERN"))

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from embedcam.data import load
-from embedcam.data.camvid import CLASSES, COLORS, UNLABELLED, camvid, read_label_image
+from embedcam.data.sets.camvid import CLASSES, COLORS, UNLABELLED, camvid, read_label_image
 from embedcam.errors import DataError
 
 LABELS = np.array([[0, 0, 3, 11], [8, 8, 3, 11]], dtype=np.uint8)

@@ -10,10 +10,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
-from .images import list_folders, list_images
-from .samples import FileSamples, find_masks, read_lines
-from .splits import check_split, rows_of, training_part
+from ...errors import DataError
+from ..catalog import DATASETS, Dataset
+from ..images import list_folders, list_images
+from ..samples import FileSamples, find_masks, read_lines
+from ..splits import check_split, rows_of, training_part
 
 logger = logging.getLogger("embedcam")
 
@@ -140,3 +141,6 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+DATASETS.register("folder")(Dataset(folder))

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, MissingDependencyError
-from .images import read_mask
-from .samples import FileSamples, find_masks
-from .splits import check_split, rows_of
+from ...errors import DataError, MissingDependencyError
+from ..catalog import DATASETS, Dataset
+from ..images import read_mask
+from ..samples import FileSamples, find_masks
+from ..splits import check_split, rows_of
 
 _FOLDER = "oxford-iiit-pet"
 _OBJECT, _BORDER = 1, 3  # trimap values; 2 is the background
@@ -69,3 +70,6 @@ def pets(path: str | Path, split: str = "train") -> FileSamples:
 def _breed(file: Path) -> str:
     """Turn `american_bulldog_100.jpg` into "American Bulldog", as torchvision names it."""
     return file.stem.rpartition("_")[0].replace("_", " ").title()
+
+
+DATASETS.register("pets")(Dataset(pets))

@@ -1,0 +1,118 @@
+"""Networks by SPEC, as it is typed on the command line. Imports no torch until a network is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import NetworkError
+from ..registry import Registry
+
+if TYPE_CHECKING:
+    from .network import Network
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """What a user may say about a network besides its SPEC; None leaves the choice to the family.
+
+    Attributes:
+        weights: File with a state dict, or "DEFAULT" for the published weights.
+        layer: Dotted name of the feature layer.
+        output: Which part of the module's output is the embedding: an index or a key.
+        metric: "cosine" or "euclidean".
+        input_size: (height, width) of the input in pixels.
+    """
+
+    weights: str | None = None
+    layer: str | None = None
+    output: int | str | None = None
+    metric: str | None = None
+    input_size: tuple[int, int] | None = None
+
+    def refuse(self, *names: str, reason: str) -> None:
+        """Refuse options that cannot take effect.
+
+        Args:
+            names: Of the attributes.
+            reason: What determines them instead.
+
+        Raises:
+            NetworkError: If one of them is given.
+        """
+        given = [name for name in names if asdict(self)[name] is not None]
+        if given:
+            raise NetworkError(f"{', '.join(given)} cannot be chosen: {reason}")
+
+
+@dataclass(frozen=True)
+class NetworkFamily:
+    """A source of networks, registered in `NETWORKS` under the prefix of its SPEC.
+
+    Attributes:
+        load: Takes the SPEC without prefix, and the options; returns the network.
+        argument: What follows the prefix, for messages and help, such as "NAME".
+    """
+
+    load: Callable[[str, NetworkOptions], Network]
+    argument: str = "NAME"
+
+
+NETWORKS: Registry[NetworkFamily] = Registry(
+    "network family", "embedcam.networks", NetworkError, home="embedcam.nets.families"
+)
+
+
+def load_network(
+    spec: str | Path,
+    *,
+    weights: str | Path | None = None,
+    layer: str | None = None,
+    output: int | str | None = None,
+    metric: str | None = None,
+    input_size: tuple[int, int] | None = None,
+) -> Network:
+    """Load a network by its SPEC.
+
+    Args:
+        spec: Path of a file that `EmbeddingNet.save` wrote; or the prefix of a registered family, and its argument:
+            `torchvision:NAME`, `python:package.module:function`.
+        weights: File with a state dict, or "DEFAULT" for the weights that the family publishes.
+        layer: Dotted name of the feature layer; the last spatial one if None.
+        output: Which part of the module's output is the embedding: an index or a key.
+        metric: "cosine" or "euclidean"; the family's own if None.
+        input_size: (height, width) of the input in pixels; the family's own if None.
+
+    Returns:
+        The network, in evaluation mode, on the CPU.
+
+    Raises:
+        NetworkError: If the SPEC is unknown, or the network cannot be loaded or does not take one of the options.
+        LayerError: If there is no such layer.
+        MissingDependencyError: If the family needs a library that is not installed.
+    """
+    options = NetworkOptions(None if weights is None else str(weights), layer, output, metric, input_size)
+    prefix, colon, argument = str(spec).partition(":")
+    if prefix in NETWORKS:
+        if not argument:
+            raise NetworkError(f"network {str(spec)!r} is incomplete; write {NETWORKS.usage(prefix)!r}")
+        return NETWORKS[prefix].load(argument, options).eval()
+    path = Path(spec)
+    if not path.is_file():
+        if colon and path.suffix != ".safetensors":
+            NETWORKS[prefix]  # raises an error that names the nearest family
+        families = " or ".join(map(NETWORKS.usage, NETWORKS))
+        raise NetworkError(f"no network file {path}; give the path of a .safetensors file, or {families}")
+    return _embedding_net(path, options)
+
+
+def _embedding_net(path: Path, options: NetworkOptions) -> Network:
+    from .embedding import EmbeddingNet
+
+    options.refuse("weights", "output", "metric", "input_size", reason=f"they are stored in {path}")
+    net = EmbeddingNet.load(path)
+    if options.layer is not None:
+        net.layer = options.layer
+    return net
