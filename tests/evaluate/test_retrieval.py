@@ -1,9 +1,9 @@
 import tracemalloc
 
+import faiss
 import numpy as np
 import pytest
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-from sklearn.cluster import KMeans
 
 from embedcam.errors import DataError
 from embedcam.evaluate import retrieval as module
@@ -131,12 +131,30 @@ def test_nmi_of_random_labels_is_low_and_of_coarser_clusters_as_worked_by_hand()
 def test_of_many_embeddings_a_sample_is_clustered_and_all_are_assigned(monkeypatch):
     query, labels = clusters(count=300, spread=0.01)
     monkeypatch.setattr(module, "_SAMPLE", 40)
-    sizes, fit = [], KMeans.fit
-    monkeypatch.setattr(KMeans, "fit", lambda self, points: sizes.append(len(points)) or fit(self, points))
+    sizes, train = [], faiss.Kmeans.train
+
+    def recorded(self, points, **options):
+        sizes.append(len(points))
+        return train(self, points, **options)
+
+    monkeypatch.setattr(faiss.Kmeans, "train", recorded)
     assert retrieval(query, labels)["nmi"] == pytest.approx(1)  # which one embedding in a wrong place would spoil
     assert sizes == [40]
     assert 0 < retrieval(query, np.arange(300) // 6)["nmi"] < 1  # a cluster for each of the 50 labels
     assert sizes == [40, 50]
+
+
+def test_nmi_can_be_left_out():
+    query, labels = clusters()
+    scores = retrieval(query, labels)
+    del scores["nmi"]
+    assert retrieval(query, labels, nmi=False) == scores
+
+
+@pytest.mark.parametrize("labels", [37, 300])
+def test_well_separated_labels_are_clustered_apart(labels):
+    query, truth = clusters(classes=labels, count=20 * labels, dim=32, spread=0.05)
+    assert retrieval(query, truth)["nmi"] > 0.99
 
 
 def test_the_same_seed_gives_the_same_bits():
@@ -148,12 +166,12 @@ def test_the_same_seed_gives_the_same_bits():
 def test_chunks_do_not_change_the_scores(monkeypatch):
     query, labels = clusters(count=200)
     whole = retrieval(query, labels)
-    monkeypatch.setattr(module, "_NEIGHBOURS_AT_ONCE", 500)
+    monkeypatch.setattr(module, "_NEIGHBORS_AT_ONCE", 500)
     assert retrieval(query, labels) == pytest.approx(whole)
 
 
 def test_memory_does_not_grow_with_queries_times_neighbours(monkeypatch):
-    monkeypatch.setattr(module, "_NEIGHBOURS_AT_ONCE", 20_000)
+    monkeypatch.setattr(module, "_NEIGHBORS_AT_ONCE", 20_000)
     rng = np.random.default_rng(0)
     query, labels = rng.normal(size=(4000, 4)).astype(np.float32), np.repeat(np.arange(4), 1000)
     tracemalloc.start()
@@ -169,7 +187,7 @@ def test_text_labels_work():
 
 
 def test_too_few_embeddings_are_refused():
-    with pytest.raises(DataError, match="at least 2 embeddings, found 1"):
+    with pytest.raises(DataError, match="at least 2 embeddings, got 1"):
         retrieval(np.ones((1, 4), np.float32), np.array([0]))
     with pytest.raises(DataError, match=r"query embeddings must have shape .* got \(0, 4\)"):
         retrieval(np.ones((0, 4), np.float32), np.array([], int))
@@ -194,5 +212,5 @@ def test_embeddings_and_labels_that_do_not_fit_are_refused():
         retrieval(embeddings, labels[:3])
     with pytest.raises(DataError, match="without labels"):
         retrieval(embeddings, labels, embeddings)
-    with pytest.raises(DataError, match="2 dimensions, the reference's 3"):
+    with pytest.raises(DataError, match="2 dimensions, reference embeddings 3"):
         retrieval(embeddings, labels, np.ones((4, 3), np.float32), labels)

@@ -1,15 +1,25 @@
+import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from embedcam.errors import OutputError
-from embedcam.utils import locks
 from embedcam.utils.locks import locked
 
 HOLD = "import sys, embedcam.utils.locks\nwith embedcam.utils.locks.locked(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()"
+
+FORK = """import os, sys
+from embedcam.utils.locks import locked
+with locked(sys.argv[1]):
+    if child := os.fork():
+        print(child, flush=True)
+    sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -66,18 +76,47 @@ def test_an_error_lets_go(tmp_path):
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_a_lock_that_was_removed_just_before_it_was_taken_is_none(tmp_path, monkeypatch):
-    acquire, removed = locks._acquire, []
+def test_lock_files_that_are_removed_let_no_two_write_at_once(tmp_path):
+    writing, overlaps, turns = set(), [], []
 
-    def late(file):
-        if not removed:  # whoever held it is done, and removes the file that was opened already
-            removed.append((tmp_path / ".a.h5.lock").unlink())
-        return acquire(file)
+    def take_turns(name):
+        while turns.count(name) < 20:
+            with contextlib.suppress(OutputError), locked(tmp_path / "a.h5"):
+                writing.add(name)
+                overlaps.extend(writing - {name})
+                turns.append(name)
+                writing.remove(name)
 
-    monkeypatch.setattr(locks, "_acquire", late)
-    with locked(tmp_path / "a.h5"), pytest.raises(OutputError, match="another process"), locked(tmp_path / "a.h5"):
+    threads = [threading.Thread(target=take_turns, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(turns), overlaps) == (80, [])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_of_a_killed_process_holds_no_lock(tmp_path):
+    command = [sys.executable, "-c", FORK, str(tmp_path / "a.h5")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        child = int(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with locked(tmp_path / "a.h5"):
+            os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("answer", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_can_be_written(tmp_path, monkeypatch, answer):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_):
+        raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / "a.h5"), locked(tmp_path / "a.h5"):
         pass
-    assert removed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
