@@ -1,4 +1,4 @@
-"""Reading one picture or one mask from a file, whatever its format, mode and orientation."""
+"""Read pictures and masks from image files of any format, mode and orientation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from ..errors import DataError
 
 MAX_PIXELS = 89_478_485
-"""Larger pictures are refused before they are decoded: Pillow's own limit against decompression bombs."""
+"""Larger pictures are refused before they are decoded: Pillow's limit against decompression bombs."""
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif"),
@@ -25,6 +25,7 @@ EXTENSIONS = (
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "MPO")
 
+# `ImageOps.exif_transpose` also rewrites the EXIF data, which fails if any other tag is damaged.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,28 +35,28 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ON_THEIR_SIDE = (5, 6, 7, 8)
+_SWAPPED = (5, 6, 7, 8)  # width and height are swapped
 
-# Pixels of a strip, where a picture is worked on in strips.
+# Pixels of a strip of a picture that is processed in strips.
 _STRIP = 2**20
 
-# Whites in use for pictures of more than 8 bits (and floats), whose files rarely say which one is meant.
+# White levels in use for pictures of more than 8 bits and of floats; files rarely name theirs.
 _WHITES = (1, 255, 1023, 4095, 16383, 65535)
 
 
 def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
-    """Read a picture of any mode, upright, as RGB.
+    """Read a picture of any mode as RGB, with its EXIF orientation applied.
 
-    Transparency is laid on white. More than 8 bits are scaled, not clipped: black is 0 (or the smallest
-    value, if that is negative), white the first of 1, 255, 1023, 4095, 16383, 65535 that holds the picture's
+    Transparent pixels are blended with white. More than 8 bits are scaled, not clipped: black is 0 (or the smallest
+    value, if that is negative), white the first of 1, 255, 1023, 4095, 16383, 65535 that is not below the picture's
     largest value. Of an animation the first frame is read; colour profiles are ignored.
 
     Args:
         path: The file.
-        content: Its bytes, where it is no file of its own but part of an archive; `path` then only names it.
+        content: Content of a picture that is part of an archive; `path` then only names it in messages.
 
     Returns:
-        An RGB picture that no longer depends on the file.
+        An RGB picture, independent of the file.
 
     Raises:
         DataError: If the file is missing, empty, damaged, not an image, or larger than `MAX_PIXELS`.
@@ -68,22 +69,22 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Tell the size that `read_image` would give, in most formats without decoding the picture.
+    """Read the size of a picture as `read_image` returns it; most formats are not decoded.
 
     Args:
         path: The file.
 
     Returns:
-        (width, height) in pixels, upright.
+        (width, height) in pixels, with the EXIF orientation applied.
 
     Raises:
         DataError: If the file is missing, empty, damaged, not an image, or larger than `MAX_PIXELS`.
     """
     with _opened(path) as image:
-        if image.format == "TIFF":  # turns itself when it is decoded, after which its size is sure
+        if image.format == "TIFF":  # Pillow applies its orientation while decoding
             image.load()
         width, height = image.size
-        return (height, width) if _orientation(image) in _ON_THEIR_SIDE else (width, height)
+        return (height, width) if _orientation(image) in _SWAPPED else (width, height)
 
 
 def read_mask(
@@ -94,20 +95,20 @@ def read_mask(
     value: int | None = None,
     empty_ok: bool = False,
 ) -> NDArray[np.bool_]:
-    """Read a mask; by default every non-zero pixel (or palette index) is the object.
+    """Read a mask. By default every non-zero pixel (or palette index) belongs to the object.
 
     Args:
         path: The file.
         size: (width, height) of its picture.
-        threshold: The object is where the grey value, 0 to 255, is above this.
-        value: The object is where the pixel (or palette index) is exactly this.
-        empty_ok: Accept a mask without any object pixel.
+        threshold: Pixels with a grey value (0 to 255) above this belong to the object.
+        value: Pixels (or palette indices) equal to this belong to the object.
+        empty_ok: Accept a mask without object pixels.
 
     Returns:
         (H, W) bool, True on the object.
 
     Raises:
-        DataError: If the file cannot be read, has another size than its picture, or is empty of object.
+        DataError: If the file cannot be read, its size differs from the picture's, or it has no object pixel.
     """
     with _opened(path) as image:
         image.load()
@@ -116,7 +117,7 @@ def read_mask(
             mask = np.asarray(image.convert("L")) > threshold
         elif value is not None:
             if len(image.getbands()) > 1:
-                raise ValueError(f"a mask of classes has one number a pixel, this has {'+'.join(image.getbands())}")
+                raise ValueError(f"a mask of classes has one value per pixel, this has {'+'.join(image.getbands())}")
             mask = np.asarray(image) == value
         else:
             mask = _non_zero(image)
@@ -126,7 +127,7 @@ def read_mask(
     if (width, height) != tuple(size):
         raise DataError(
             f"mask {path} is {width} x {height} pixels but its picture is {size[0]} x {size[1]}; "
-            "make the mask again at the picture's size, or remove it"
+            "create the mask at the picture's size, or remove it"
         )
     if not empty_ok and not mask.any():
         raise DataError(f"mask {path} marks no pixel as object; mark the object, or remove the mask")
@@ -134,7 +135,7 @@ def read_mask(
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """List the image files that lie directly in a folder, by their extension; hidden files are skipped.
+    """List the image files of a folder by extension, without subfolders and hidden files.
 
     Args:
         folder: The folder.
@@ -149,7 +150,7 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def list_folders(folder: str | Path) -> list[Path]:
-    """List the folders that lie directly in a folder; hidden ones are skipped.
+    """List the subfolders of a folder that are not hidden.
 
     Args:
         folder: The folder.
@@ -168,20 +169,20 @@ def _list(folder: str | Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
-        raise DataError(f"cannot list {folder}: {error.strerror or error}; name a folder that can be read") from error
+        raise DataError(f"cannot list {folder}: {error.strerror or error}; pass a readable folder") from error
     return sorted(visible, key=lambda entry: entry.name)
 
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of the formats that this Pillow was built with; it fails on a name that it does not know."""
+    # Pillow fails on the name of a format that it was built without.
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 @contextlib.contextmanager
 def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
-    """Open an image file; whatever goes wrong here or while it is decoded becomes one DataError."""
+    # Whatever goes wrong here or while the picture is decoded becomes a DataError.
     try:
         with Image.open(path if content is None else io.BytesIO(content), formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -191,11 +192,11 @@ def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Im
         raise DataError(f"{path} is larger than {MAX_PIXELS:,} pixels; shrink it") from error
     except UnidentifiedImageError as error:
         size = Path(path).stat().st_size if content is None else len(content)
-        found = "is no image in a known format" if size else "is empty (0 bytes)"
-        raise DataError(f"{path} {found}; replace it by a JPEG or PNG, or remove it") from error
+        problem = "is not an image in a supported format" if size else "is empty (0 bytes)"
+        raise DataError(f"{path} {problem}; replace it by a JPEG or PNG, or remove it") from error
     except FileNotFoundError as error:
         raise DataError(f"no such file: {path}; check the path") from error
-    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
+    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         reason = (error.strerror if isinstance(error, OSError) else None) or error or type(error).__name__
         raise DataError(f"cannot read {path}: {reason}; replace it or remove it") from error
 
@@ -203,12 +204,12 @@ def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Im
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF data does not make a picture unreadable
+    except Exception:  # a picture with damaged EXIF data is still readable
         return 1
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Cut a picture into strips, so that working on it takes little more memory than it does: the first row of each."""
+    # Yields the first row of each strip with it. Strips bound the memory that temporary arrays take.
     height = max(1, _STRIP // image.width)
     for top in range(0, image.height, height):
         yield top, image.crop((0, top, image.width, min(top + height, image.height)))
@@ -233,7 +234,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """Find black and white of a picture of more than 8 bits: what turns its strips into 8."""
+    # Black and white are those of the whole picture; returns the conversion of a strip.
     ends = [0.0]
     for _, strip in _strips(image):
         values = np.asarray(strip)

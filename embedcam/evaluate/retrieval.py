@@ -65,9 +65,7 @@ def retrieval(
     leave_one_out = reference is None
     if reference is None:
         if len(query) < 2:
-            raise DataError(
-                "leave-one-out retrieval needs at least 2 embeddings, got 1; pass more, or a reference set"
-            )
+            raise DataError("leave-one-out retrieval needs at least 2 embeddings, got 1; pass more, or a reference set")
         reference, reference_labels = query, query_labels
     else:
         if reference_labels is None:

@@ -18,7 +18,7 @@ from .text import fit
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of pixels around a component.
+    """Bounding box of a connected component.
 
     Attributes:
         left: First column.
@@ -26,7 +26,7 @@ class Box:
         right: One past the last column.
         bottom: One past the last row.
         score: Mean heat of the component, in [0, 1].
-        area: Pixels of the component, at most those of the box.
+        area: Number of pixels of the component.
     """
 
     left: int
@@ -38,21 +38,21 @@ class Box:
 
 
 def find_boxes(heatmap: ArrayLike, threshold: float = 0.5, min_area: int = 1) -> list[Box]:
-    """Put a box around each connected component of the pixels that are at least as hot as a threshold.
+    """Find the bounding box of each connected component of the pixels at or above a threshold.
 
-    Pixels that touch at a corner are connected.
+    Pixels that share an edge or a corner are connected.
 
     Args:
         heatmap: (H, W) in [0, 1].
-        threshold: In (0, 1].
-        min_area: Smaller components, in pixels, are left out.
+        threshold: Lowest heat of a component's pixels, in (0, 1].
+        min_area: Smallest component, in pixels.
 
     Returns:
-        The boxes, largest component first; none for an all-zero heat map.
+        The boxes, by descending area of the component; empty for an all-zero heat map.
 
     Raises:
-        DataError: If the heat map has another shape, is not finite, or leaves [0, 1].
-        EmbedcamError: If the threshold leaves (0, 1].
+        DataError: If the heat map has another shape, is not finite, or has values outside [0, 1].
+        EmbedcamError: If the threshold is outside (0, 1].
     """
     heat = check_heatmap(heatmap)
     if not 0.0 < threshold <= 1.0:
@@ -76,13 +76,13 @@ def find_boxes(heatmap: ArrayLike, threshold: float = 0.5, min_area: int = 1) ->
 
 
 def mask_box(mask: NDArray[np.bool_]) -> Box | None:
-    """Put one box around everything that a mask marks.
+    """Find the bounding box of all pixels of a mask.
 
     Args:
         mask: (H, W) bool.
 
     Returns:
-        The box, of score 1; None for an empty mask.
+        The box, with score 1; None for an empty mask.
 
     Raises:
         DataError: If the mask is not bool (H, W).
@@ -90,22 +90,19 @@ def mask_box(mask: NDArray[np.bool_]) -> Box | None:
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype != np.bool_:
         raise DataError(f"a mask must be bool (H, W), got {mask.dtype} {mask.shape}; compare it with 0 first")
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
-        return None
-    left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-    return Box(left, top, right, bottom, score=1.0, area=int(mask.sum()))
+    bounds = Image.fromarray(mask.view(np.uint8)).getbbox()
+    return None if bounds is None else Box(*bounds, score=1.0, area=int(mask.sum()))
 
 
 def iou(a: Box, b: Box) -> float:
-    """Give the intersection over union of two boxes' rectangles.
+    """Compute the intersection over union of two boxes.
 
     Args:
-        a: A box.
-        b: Another.
+        a: First box.
+        b: Second box.
 
     Returns:
-        In [0, 1]: 0 where they do not overlap, 1 where they are the same.
+        Value in [0, 1]: 0 without overlap, 1 for equal boxes.
     """
     width = min(a.right, b.right) - max(a.left, b.left)
     height = min(a.bottom, b.bottom) - max(a.top, b.top)
@@ -121,28 +118,29 @@ def draw_boxes(
     labels: Sequence[str] | None = None,
     color: str | tuple[int, int, int] = "white",
 ) -> NDArray[np.uint8]:
-    """Draw boxes, and a name tag on each, on a copy of a picture.
+    """Draw boxes, with optional labels, on a copy of a picture.
 
     Args:
         image: uint8 (H, W, 3) RGB.
-        boxes: In the picture's pixels; the first is drawn last, on top.
-        labels: One text a box, shortened to the picture's width; None for no tags.
-        color: Of lines and tags: a CSS colour or RGB in 0..255.
+        boxes: Boxes in the picture's pixels; the first is drawn last, on top.
+        labels: One label per box, shortened to the picture's width; None for no labels.
+        color: Colour of lines and label backgrounds: a CSS colour, or RGB in 0..255.
 
     Returns:
         uint8 (H, W, 3) RGB.
 
     Raises:
         DataError: If the picture is not uint8 (H, W, 3).
-        EmbedcamError: If a box leaves the picture, there is not one label a box, or no such colour.
+        EmbedcamError: If a box exceeds the picture, the number of labels differs from the number of boxes, or the
+            colour is unknown.
     """
     check_picture(image)
     if labels is not None and len(labels) != len(boxes):
-        raise EmbedcamError(f"{len(boxes)} boxes need as many labels, got {len(labels)}; pass one a box or None")
+        raise EmbedcamError(f"{len(boxes)} boxes need as many labels, got {len(labels)}; pass one per box or None")
     height, width = image.shape[:2]
     for box in boxes:
         if not (0 <= box.left < box.right <= width and 0 <= box.top < box.bottom <= height):
-            raise EmbedcamError(f"{box} leaves the picture of {width} x {height} pixels; find boxes at its size")
+            raise EmbedcamError(f"{box} exceeds the picture of {width} x {height} pixels; find boxes at its size")
     rgb = _rgb(color)
     contrast = (0, 0, 0) if _is_light(rgb) else (255, 255, 255)
     picture = Image.fromarray(image)
@@ -150,7 +148,7 @@ def draw_boxes(
     line = max(1, round(min(picture.size) / 110))
     casing = max(1, line // 2)
     for box in reversed(boxes):
-        # A casing of the opposite shade keeps the line visible on any picture and any colour map.
+        # A casing of the opposite shade keeps the line visible on any picture and colour map.
         frame = _around(box, line + casing, picture.size)
         draw.rectangle(frame, outline=contrast, width=line + 2 * casing)
         left, top, right, bottom = frame
@@ -161,20 +159,20 @@ def draw_boxes(
             max(top + casing, bottom - casing),
         )
         draw.rectangle(inner, outline=rgb, width=line)
-    # Tags come after all lines, so that none is crossed out.
+    # Labels are drawn after all lines, so that no line crosses them.
     for box, label in reversed(list(zip(boxes, labels or [], strict=False))):
-        _tag(draw, _around(box, line + casing, picture.size), label, rgb, contrast, picture.size)
+        _draw_label(draw, _around(box, line + casing, picture.size), label, rgb, contrast, picture.size)
     return np.array(picture)
 
 
 def _around(box: Box, margin: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The outermost columns and rows of a frame around a box, inside a picture of (width, height)."""
+    # The outermost columns and rows of a frame around a box, clipped to a picture of (width, height).
     left, top = max(box.left - margin, 0), max(box.top - margin, 0)
     right, bottom = min(box.right - 1 + margin, size[0] - 1), min(box.bottom - 1 + margin, size[1] - 1)
     return left, top, right, bottom
 
 
-def _tag(
+def _draw_label(
     draw: ImageDraw.ImageDraw,
     frame: tuple[int, int, int, int],
     label: str,
@@ -182,7 +180,7 @@ def _tag(
     foreground: tuple[int, int, int],
     size: tuple[int, int],
 ) -> None:
-    """Write a label above its frame, or inside it where there is no room above."""
+    # Above the frame, or inside it if there is no room above.
     letters = Letters(max(10, round(min(size) / 20)))
     pad = max(2, round(min(size) / 110))
     lines = fit(label, letters, size[0] - 2 * pad)
@@ -199,10 +197,10 @@ def _rgb(color: str | tuple[int, int, int]) -> tuple[int, int, int]:
     try:
         red, green, blue = (ImageColor.getrgb(color) if isinstance(color, str) else color)[:3]
     except ValueError as error:
-        raise EmbedcamError(f"there is no colour {color!r}; name a CSS colour or give (red, green, blue)") from error
+        raise EmbedcamError(f"unknown colour {color!r}; pass a CSS colour or (red, green, blue)") from error
     return red, green, blue
 
 
 def _is_light(rgb: tuple[int, int, int]) -> bool:
-    """Whether black reads better on a colour than white (Rec. 601 luma)."""
+    # Rec. 601 luma: whether black has more contrast to the colour than white.
     return 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 128

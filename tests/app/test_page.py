@@ -164,7 +164,7 @@ def test_a_text_file_gives_one_clear_line(page, upload):
     explain(page, upload)
     page.set_input_files("#file", TEXT)
     page.wait_for_selector("#error:not([hidden])")
-    assert page.inner_text("[role=alert]").startswith("notes.txt is no image in a known format; replace it")
+    assert page.inner_text("[role=alert]").startswith("notes.txt is not an image in a supported format; replace it")
     assert page.is_hidden("#seen")  # or the error would seem to be of the picture before
     explain(page, upload)
     assert page.is_hidden("#error")
@@ -198,7 +198,7 @@ def test_many_pictures_become_one_zip_file(page, upload, picture, encoded):
     page.wait_for_selector("#zip:not([hidden])")
     assert page.inner_text("#count") == "4 of 4"
     assert page.evaluate("document.getElementById('done').position") == 1
-    assert "notes.txt is no image" in page.inner_text("#failures")
+    assert "notes.txt is not an image" in page.inner_text("#failures")
     assert page.locator("#results figure").count() == 3
     with page.expect_download() as download:
         page.click("#zip")

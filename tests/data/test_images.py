@@ -289,7 +289,7 @@ def test_working_in_strips_changes_nothing(tmp_path, monkeypatch, mode):
 
 def test_a_mask_of_classes_has_one_number_a_pixel(tmp_path):
     path = saved(tmp_path / "a.png", Image.new("RGB", (4, 4), "white"))
-    with pytest.raises(DataError, match=r"a\.png: a mask of classes has one number a pixel, this has R\+G\+B"):
+    with pytest.raises(DataError, match=r"a\.png: a mask of classes has one value per pixel, this has R\+G\+B"):
         read_mask(path, (4, 4), value=255)
 
 
@@ -306,7 +306,7 @@ def test_empty_file_is_named(tmp_path):
 
 def test_text_file_named_jpg_is_no_image(tmp_path):
     (tmp_path / "a.jpg").write_text("hello")
-    with pytest.raises(DataError, match=r"a\.jpg is no image in a known format"):
+    with pytest.raises(DataError, match=r"a\.jpg is not an image in a supported format"):
         read_image(tmp_path / "a.jpg")
 
 
@@ -404,7 +404,7 @@ def test_all_zero_mask_is_an_error_unless_allowed(tmp_path):
 
 def test_unreadable_mask_is_an_error(tmp_path):
     (tmp_path / "m.png").write_text("no")
-    with pytest.raises(DataError, match=r"m\.png is no image"):
+    with pytest.raises(DataError, match=r"m\.png is not an image"):
         read_mask(tmp_path / "m.png", (4, 2))
 
 

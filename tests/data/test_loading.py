@@ -45,14 +45,14 @@ def test_unreadable_picture_is_skipped_logged_and_recorded(tmp_path, caplog, wor
     assert [index for index, _ in skipped] == [1, 4]
     assert all(isinstance(error, DataError) for _, error in skipped)
     messages = [record.getMessage() for record in caplog.records if record.name == "embedcam"]
-    assert len(messages) == 2 and "1.png is no image" in messages[0] and "4.png" in messages[1]
+    assert len(messages) == 2 and "1.png is not an image" in messages[0] and "4.png" in messages[1]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_strict_raises_after_the_batches_before(tmp_path, workers):
     stream = batches(make(tmp_path, 6, damaged=(3,)), PREPROCESS, 2, strict=True, workers=workers)
     assert next(stream)[0].tolist() == [0, 1]
-    with pytest.raises(DataError, match=r"3\.png is no image"):
+    with pytest.raises(DataError, match=r"3\.png is not an image"):
         next(stream)
     assert not decoders()
 

@@ -49,10 +49,10 @@ def test_filters_are_undone_in_the_reverse_order():
     ("number", "packed", "message"),
     [
         (FLETCHER32, b"\1" * 12, "checksum"),
-        (DEFLATE, b"no deflate", "cannot be unpacked"),
+        (DEFLATE, b"no deflate", "cannot be inflated"),
         (DEFLATE, zlib.compress(b"\0" * 9), "9 bytes, expected 8"),
-        (DEFLATE, zlib.compress(b"\0" * 10**6), "unpacks to more than it declares"),
-        (DEFLATE, zlib.compress(b"\0" * 8)[:-3], "cut off"),
+        (DEFLATE, zlib.compress(b"\0" * 10**6), "inflates to more than it declares"),
+        (DEFLATE, zlib.compress(b"\0" * 8)[:-3], "truncated"),
         (SHUFFLE, b"\0" * 7, "shuffle"),
     ],
 )

@@ -98,7 +98,7 @@ def committed(file):
     ("fill", "message"),
     [
         (external, "found data in another file"),
-        (virtual, "in another way"),
+        (virtual, "storage layout is not"),
         (committed, "shared datatype"),
         (lambda f: f.update({"y": np.zeros(2), "x": h5py.SoftLink("/y")}), "found a link"),
         (lambda f: f.update({"x": h5py.ExternalLink("other.h5", "/x")}), "found a link"),
@@ -107,11 +107,11 @@ def committed(file):
         (lambda f: f.update({"x": np.zeros(2, ">f4")}), "datatype .class 1, 4 bytes"),
         (lambda f: f.update({"x": np.zeros(2, "f2")}), "datatype .class 1, 2 bytes"),
         (lambda f: f.update({"x": np.zeros(2, bool)}), "datatype .class 8"),
-        (lambda f: f.update({"x": h5py.Empty("f4")}), "there is no data"),
-        (lambda f: f.create_dataset("x", data=np.zeros(9), compression="lzf"), "packed by filter 32000"),
-        (lambda f: f.create_dataset("x", data=np.zeros(9), scaleoffset=2), "packed by filter 6"),
-        (lambda f: f.create_dataset("x", (9,), "f4", chunks=(3,)), "0 chunks|bytes are wanted"),
-        (lambda f: f.create_dataset("x", (9,), "f4"), "bytes are wanted"),
+        (lambda f: f.update({"x": h5py.Empty("f4")}), "it has no data"),
+        (lambda f: f.create_dataset("x", data=np.zeros(9), compression="lzf"), "uses filter 32000"),
+        (lambda f: f.create_dataset("x", data=np.zeros(9), scaleoffset=2), "uses filter 6"),
+        (lambda f: f.create_dataset("x", (9,), "f4", chunks=(3,)), "0 chunks|refers to byte"),
+        (lambda f: f.create_dataset("x", (9,), "f4"), "refers to byte"),
         (lambda f: f.create_group("x"), "expected a dataset, found a group"),
         (lambda f: None, "expected a dataset, found nothing"),
     ],
@@ -177,6 +177,22 @@ def test_an_index_that_leads_back_to_itself_ends():
         Hdf5(content).array("x")
 
 
+def test_an_index_whose_nodes_multiply_is_refused():
+    """64^5 leaves, from 5 nodes whose 64 children are one and the same node."""
+    content = bytearray(made(lambda f: f.create_dataset("x", data=np.arange(8.0), chunks=(4,))))
+    root = child = content.find(b"TREE\1")
+    key = content[root + 24 : root + 48]
+    layout = content.find(struct.pack("<Q", root))
+    for level in range(1, 6):
+        node = struct.pack("<4sBBHQQ", b"TREE", 1, level, 64, 2**64 - 1, 2**64 - 1)
+        node += 64 * (key + struct.pack("<Q", child)) + key
+        child, content = len(content), content + node
+    struct.pack_into("<Q", content, layout, child)
+    struct.pack_into("<Q", content, 40, len(content))  # the end of the file
+    with pytest.raises(DatabaseError, match="index is damaged"):
+        Hdf5(content).array("x")
+
+
 def test_a_chunk_that_comes_twice_is_refused():
     content = bytearray(made(lambda f: f.create_dataset("x", data=np.arange(8.0), chunks=(4,))))
     tree = content.find(b"TREE\1")
@@ -186,7 +202,7 @@ def test_a_chunk_that_comes_twice_is_refused():
         Hdf5(content).array("x")
 
 
-def test_newer_layouts_are_refused_with_the_mend():
+def test_newer_layouts_are_refused_with_the_fix():
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver="latest") as file:
         file["x"] = np.zeros(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import struct
@@ -81,7 +82,14 @@ def _values(rng: Rng, item: h5py.Dataset) -> Any:
         new.flat[rng.integers(new.size, size=3)] = spoiled
         return new
     dtype = pick(rng, ("f4", "f8", "i4", "i8", "u1", ">f4", "S3", "bool", "c8", "f2"))
-    return pick(rng, (np.ones(shape, dtype), np.zeros(shape, old.dtype), np.array(["text"] * 3, h5py.string_dtype())))
+    empty = np.zeros(shape, "S1" if old.dtype == object else old.dtype)
+    return pick(rng, (np.ones(shape, dtype), empty, np.array(["text"] * 3, h5py.string_dtype())))
+
+
+def _exists(file: h5py.File, name: str) -> bool:
+    with contextlib.suppress(RuntimeError):  # a link that leads back to itself
+        return name in file
+    return False
 
 
 def spoil_hdf5(rng: Rng, content: bytes) -> bytes:
@@ -91,7 +99,7 @@ def spoil_hdf5(rng: Rng, content: bytes) -> bytes:
         names: list[str] = []
         file.visit(names.append)
         for _ in range(int(rng.integers(1, 4))):
-            name = pick(rng, [name for name in names if name in file])
+            name = pick(rng, [name for name in names if _exists(file, name)])
             item, kind = file[name], int(rng.integers(8))
             if kind == 0:
                 del file[name]
@@ -99,11 +107,13 @@ def spoil_hdf5(rng: Rng, content: bytes) -> bytes:
                 key = pick(rng, list(item.attrs))
                 item.attrs[key] = pick(rng, (*TEXTS[2:], *INTEGERS, *NUMBERS, [1.0, np.nan], [2**40] * 2, [0, 0, 0]))
             elif kind == 3:
-                owner = pick(rng, (file, *(file[at] for at in names if isinstance(file.get(at), h5py.Group))))
+                owner = pick(
+                    rng, (file, *(file[at] for at in names if _exists(file, at) and isinstance(file[at], h5py.Group)))
+                )
                 link = pick(rng, (h5py.SoftLink("/clusters"), h5py.ExternalLink("/etc/passwd", "/")))
                 owner.pop(leaf := pick(rng, (name.rpartition("/")[2], "extra")), None)
                 owner[leaf] = link
-            elif isinstance(item, h5py.Dataset) and name in file:
+            elif isinstance(item, h5py.Dataset) and _exists(file, name):
                 options = pick(rng, ({}, {"compression": "gzip"}, {"compression": "lzf"}, {"fletcher32": True}))
                 new = _values(rng, item)
                 del file[name]

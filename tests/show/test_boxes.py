@@ -52,7 +52,8 @@ def test_mask_box_spans_all_parts():
 
 
 def test_empty_mask_has_no_box():
-    assert mask_box(np.zeros((3, 3), bool)) is None
+    for shape in ((3, 3), (0, 5), (5, 0)):
+        assert mask_box(np.zeros(shape, bool)) is None
 
 
 def test_mask_that_is_not_bool_is_refused():
@@ -134,7 +135,7 @@ def test_wrong_arguments_are_refused():
     picture = np.zeros((10, 10, 3), np.uint8)
     with pytest.raises(EmbedcamError, match="1 boxes need as many labels, got 2"):
         draw_boxes(picture, [box(0, 0, 5, 5)], ["a", "b"])
-    with pytest.raises(EmbedcamError, match="no colour 'rde'"):
+    with pytest.raises(EmbedcamError, match="unknown colour 'rde'"):
         draw_boxes(picture, [box(0, 0, 5, 5)], color="rde")
-    with pytest.raises(EmbedcamError, match="leaves the picture of 10 x 10"):
+    with pytest.raises(EmbedcamError, match="exceeds the picture of 10 x 10"):
         draw_boxes(picture, [box(5, 5, 20, 8)])

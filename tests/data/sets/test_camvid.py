@@ -67,7 +67,7 @@ def test_wrong_label_image_is_an_error_that_names_it(tmp_path, array, size, mess
 
 def test_damaged_label_image_is_an_error(tree):
     (tree / "labels" / "test" / "d.png").write_bytes(b"no png")
-    with pytest.raises(DataError, match=r"d\.png is no image"):
+    with pytest.raises(DataError, match=r"d\.png is not an image"):
         camvid(tree, "test").label_image(0)
 
 

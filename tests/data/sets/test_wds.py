@@ -206,7 +206,7 @@ def test_a_split_that_is_empty_is_an_error(shard):
 def test_a_picture_that_cannot_be_read_is_named_and_left_out(shard, caplog):
     pattern = shard({"a.png": b"no picture", "b.png": png(9), "c.png": b"", "d.png": png()[:40]})
     samples = wds(pattern, "all")
-    with pytest.raises(DataError, match="a.png in .*a.tar is no image in a known format"):
+    with pytest.raises(DataError, match="a.png in .*a.tar is not an image in a supported format"):
         samples.image(0)
     with pytest.raises(DataError, match="c.png in .*a.tar is empty"):
         samples.image(2)
