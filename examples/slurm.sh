@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Build a weight database on 2 machines of 4 GPUs each: sbatch examples/slurm.sh net.safetensors folder:/data/birds weights.h5
-# The output must lie on a file system that all machines see. After a failure, submit the same again: it is resumed.
+# Build a weight database on 2 machines with 4 GPUs each:
+#     sbatch examples/slurm.sh net.safetensors folder:/data/birds weights.h5
+# The output must be on a file system that all machines share. After a failure, submit the same job again to resume it.
 #SBATCH --job-name=embedcam-build
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
