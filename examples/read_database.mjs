@@ -104,7 +104,7 @@ export async function openDatabase(bytes) {
   return { items: Object.keys(all), attributes, shape, dataset };
 }
 
-async function verify(bytes) { // the optional checksum after the end; browsers need https for this
+async function verify(bytes) { // the optional checksum after the end of the file; browsers need https for this
   const end = bytes.length - 81;
   if (text(bytes.slice(end, end + 17)) !== "\nembedcam-sha256:") return;
   const { subtle } = globalThis.crypto ?? (await import("node:crypto")).webcrypto;
@@ -117,7 +117,7 @@ async function unpacked(data, size) { // inverts fletcher32, deflate and shuffle
   // The fletcher32 checksum is not compared: the checksum of the file covers it, and deflate has its own.
   const stream = new Blob([data.subarray(0, -4)]).stream().pipeThrough(new DecompressionStream("deflate"));
   const bytes = new Uint8Array(await new Response(stream).arrayBuffer()), count = bytes.length / size;
-  return bytes.map((_, i) => bytes[(i % size) * count + Math.floor(i / size)]); // the optional checksum; browsers need https for this
+  return bytes.map((_, i) => bytes[(i % size) * count + Math.floor(i / size)]); // all first bytes, then all second bytes
 }
 
 if (globalThis.process?.argv[1]?.endsWith("read_database.mjs")) {
