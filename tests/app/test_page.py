@@ -83,7 +83,7 @@ def ready(page):
 
 def explain(page, upload):
     page.set_input_files("#file", upload)
-    page.wait_for_selector("#found:not([hidden])")
+    page.wait_for_selector("#explanation:not([hidden])")
 
 
 def pixels(page, selector="#view"):
@@ -132,7 +132,7 @@ def test_labels_are_text_and_training_images_are_shown(page, upload, evil):
 
 
 def test_labels_that_are_numbers_come_with_the_commonest_first(page):
-    ordered = page.evaluate("async () => (await import('/static/dom.js')).commonest({3: 5, 9: 79, 12: 7})")
+    ordered = page.evaluate("async () => (await import('/static/dom.js')).sortedLabels({3: 5, 9: 79, 12: 7})")
     assert ordered == [["9", 79], ["12", 7], ["3", 5]]
 
 
@@ -165,7 +165,7 @@ def test_a_text_file_gives_one_clear_line(page, upload):
     page.set_input_files("#file", TEXT)
     page.wait_for_selector("#error:not([hidden])")
     assert page.inner_text("[role=alert]").startswith("notes.txt is not an image in a supported format; replace it")
-    assert page.is_hidden("#seen")  # or the error would seem to be of the picture before
+    assert page.is_hidden("#explained")  # or the error would seem to be of the picture before
     explain(page, upload)
     assert page.is_hidden("#error")
 
@@ -220,10 +220,33 @@ def test_many_pictures_become_one_zip_file(page, upload, picture, encoded):
             )  # the second in older Pillow
 
 
+def test_files_dropped_while_others_are_explained_replace_them(page, upload):
+    held = []
+    page.route("**/explain*", lambda route: held.append(route), times=1)
+    page.click("#tab-batch")
+    with page.expect_request("**/explain*"):
+        page.set_input_files("#files", upload)
+    page.set_input_files("#files", {**upload, "name": "b.png"})
+    page.wait_for_selector("#zip:not([hidden])")
+    with page.expect_response("**/explain*"):
+        held[0].continue_()
+    assert page.inner_text("#count") == "1 of 1"
+    with page.expect_download() as download:
+        page.click("#zip")
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert archive.namelist() == ["overlays/b.png.png", "maps/b.png.png", "explanations.jsonl"]
+
+
+def test_more_files_than_a_zip_archive_can_hold_are_an_error(page):
+    count = "zip(Array.from({length: 65536}, () => ['a', new Blob()]))"
+    error = page.evaluate(f"async () => (await import('/static/zip.js')).{count}.catch((error) => error.message)")
+    assert "exceed the limits of a zip archive" in error
+
+
 def test_the_camera_is_explained_until_it_is_stopped(page):
     page.click("#camera")
-    page.wait_for_selector("#found:not([hidden])")
-    assert page.inner_text("#camera") == "Stop, and keep this picture"
+    page.wait_for_selector("#explanation:not([hidden])")
+    assert page.inner_text("#camera") == "Stop and keep this picture"
     first = pixels(page)
     with page.expect_response("**/explain*"), page.expect_response("**/explain*"):
         pass

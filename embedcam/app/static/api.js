@@ -1,37 +1,37 @@
-// Talks to the server. Errors are one line, to be shown as they are.
+// Calls the HTTP API. Error messages are single lines, shown as they are.
 
-const TRIES = 5;
+const MAX_TRIES = 5;
 
-let largest = Infinity; // bytes of a file
+let maxFileBytes = Infinity;
 
-export async function info() {
-  const known = await (await answered(() => fetch("info"))).json();
-  largest = known.upload;
-  return known;
+export async function fetchInfo() {
+  const info = await (await request(() => fetch("info"))).json();
+  maxFileBytes = info.upload;
+  return info;
 }
 
-// Post files by field name; query is a list of pairs. Waits and tries again where the server asks for it.
+// Post files by field name; query is a list of pairs. Retries after the time that the server asks for.
 export async function post(path, files, query = []) {
   const form = new FormData();
   for (const [field, file] of Object.entries(files)) {
-    if (file.size > largest) throw new Error(`${file.name} is larger than ${largest / 1e6} MB; shrink it`);
+    if (file.size > maxFileBytes) throw new Error(`${file.name} is larger than ${maxFileBytes / 1e6} MB; use a smaller file`);
     form.append(field, file, file.name);
   }
-  return answered(() => fetch(`${path}?${new URLSearchParams(query)}`, { method: "POST", body: form }));
+  return request(() => fetch(`${path}?${new URLSearchParams(query)}`, { method: "POST", body: form }));
 }
 
-async function answered(ask) {
+async function request(send) {
   for (let tries = 1; ; tries++) {
-    const response = await ask().catch(() => {
+    const response = await send().catch(() => {
       throw new Error("the server cannot be reached; is it still running?");
     });
     if (response.ok) return response;
-    const wait = Number(response.headers.get("Retry-After"));
-    if (!wait || tries === TRIES) {
-      const said = await response.json().catch(() => ({}));
-      throw new Error(said.error || `the server answered ${response.status}; its log says why`);
+    const seconds = Number(response.headers.get("Retry-After"));
+    if (!seconds || tries === MAX_TRIES) {
+      const body = await response.json().catch(() => ({}));
+      throw new Error(body.error || `the server responded with status ${response.status}; see its log`);
     }
-    await new Promise((done) => setTimeout(done, 1000 * wait));
+    await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
   }
 }
 

@@ -1,25 +1,24 @@
-// The third tab: many pictures, one after the other, and all that came of them as one zip file.
+// The third tab: explain many pictures and download the results as one zip archive.
 
 import { bytes, download, post } from "./api.js";
-import { accepts, byId, commonest, make, soft } from "./dom.js";
-import { look } from "./draw.js";
+import { accepts, breakable, byId, make, sortedLabels, working } from "./dom.js";
+import { drawOptions } from "./draw.js";
 import { zip } from "./zip.js";
 
-const AT_ONCE = 2; // one is sent while the other is explained
-const SHOWN = 200;
+const CONCURRENCY = 2; // one picture is sent while the other is explained
+const MAX_SHOWN = 200;
 
-let entries = []; // of the zip file
-let lines = [];
-let stopped = false;
+let job = null; // { entries of the zip archive, lines of explanations.jsonl, stopped }
 
 export function start() {
   accepts(byId("files"), run);
-  byId("stop").addEventListener("click", () => (stopped = true));
-  byId("zip").addEventListener("click", save);
+  byId("stop").addEventListener("click", () => (job.stopped = true));
+  byId("zip").addEventListener("click", () => working("Packing", save));
 }
 
 async function run(files) {
-  [entries, lines, stopped] = [[], [], false];
+  if (job) job.stopped = true; // its results are dropped
+  const mine = (job = { entries: [], lines: [], stopped: false });
   byId("failures").replaceChildren();
   byId("results").replaceChildren();
   byId("done").max = files.length;
@@ -28,47 +27,49 @@ async function run(files) {
   const names = unique(files.map((file) => file.name));
   let next = 0;
   let done = 0;
-  const count = () => {
+  const showCount = () => {
     byId("done").value = done;
     byId("count").textContent = `${done} of ${files.length}`;
   };
-  count();
-  const lane = async () => {
-    while (next < files.length && !stopped) {
-      const place = next++;
+  showCount();
+  const worker = async () => {
+    while (next < files.length && !mine.stopped) {
+      const index = next++;
       try {
-        await one(files[place], names[place], place);
+        await explain(mine, files[index], names[index], index);
       } catch (error) {
-        byId("failures").append(make("li", {}, error.message));
+        if (job === mine) byId("failures").append(make("li", {}, error.message));
       }
       done++;
-      count();
+      if (job === mine) showCount();
     }
   };
-  await Promise.all(Array.from({ length: AT_ONCE }, lane));
+  await Promise.all(Array.from({ length: CONCURRENCY }, worker));
+  if (job !== mine) return;
   byId("stop").hidden = true;
-  byId("zip").hidden = !lines.length;
+  byId("zip").hidden = !mine.lines.length;
 }
 
-async function one(file, name, place) {
-  const wanted = [["include", "overlay"], ["include", "heatmap"], ...Object.entries(look())];
-  const found = await (await post("explain", { image: file }, wanted)).json();
-  const { overlay, heatmap, levels, boxes_at, picture, ...line } = found;
+async function explain(mine, file, name, index) {
+  const query = [["include", "overlay"], ["include", "heatmap"], ...Object.entries(drawOptions())];
+  const explanation = await (await post("explain", { image: file }, query)).json();
+  if (job !== mine) return;
+  const { overlay, heatmap, levels, boxes_at, picture, ...line } = explanation;
   const files = { overlay: `overlays/${name}.png`, heatmap: `maps/${name}.png` };
-  const drawn = new Blob([bytes(overlay)], { type: "image/png" });
-  entries.push([files.overlay, drawn], [files.heatmap, new Blob([bytes(heatmap)])]);
-  lines.push([place, { ...line, ...files }]);
-  if (byId("results").childElementCount >= SHOWN) return;
-  const image = make("img", { src: URL.createObjectURL(drawn), alt: `${found.image} with its heat map` });
+  const overlayFile = new Blob([bytes(overlay)], { type: "image/png" });
+  mine.entries.push([files.overlay, overlayFile], [files.heatmap, new Blob([bytes(heatmap)])]);
+  mine.lines.push([index, { ...line, ...files }]);
+  if (byId("results").childElementCount >= MAX_SHOWN) return;
+  const image = make("img", { src: URL.createObjectURL(overlayFile), alt: `${line.image} with its heat map` });
   image.addEventListener("load", () => URL.revokeObjectURL(image.src));
-  const label = commonest(found.cluster_labels)[0]?.[0];
-  const said = `${found.image}: ${found.typicality_in_words}, cluster ${found.cluster}${label ? ` of ${label}` : ""}`;
-  byId("results").append(make("figure", {}, image, make("figcaption", {}, soft(said))));
+  const label = sortedLabels(line.cluster_labels)[0]?.[0];
+  const caption = `${line.image}: ${line.typicality_in_words}, cluster ${line.cluster}${label ? ` of ${label}` : ""}`;
+  byId("results").append(make("figure", {}, image, make("figcaption", {}, breakable(caption))));
 }
 
 async function save() {
-  const sorted = lines.toSorted(([a], [b]) => a - b).map(([, line]) => JSON.stringify(line) + "\n");
-  download(await zip([...entries, ["explanations.jsonl", new Blob(sorted)]]), "embedcam.zip");
+  const lines = job.lines.toSorted(([a], [b]) => a - b).map(([, line]) => JSON.stringify(line) + "\n");
+  download(await zip([...job.entries, ["explanations.jsonl", new Blob(lines)]]), "embedcam.zip");
 }
 
 function unique(names) {

@@ -2,12 +2,13 @@
 
 import { post } from "./api.js";
 import { accepts, byId, make, working } from "./dom.js";
-import { draw, picture } from "./draw.js";
+import { decode, draw } from "./draw.js";
 
-const LONGEST = 800;
+const LONGEST_SIDE = 800;
 const SIDES = ["image", "other"];
 const files = {};
-let now = null; // { found, images } on the screen
+let shown = null; // { comparison, images }
+let latest = 0; // number of the latest request; older responses are dropped
 
 export function start(info) {
   byId("compare-hint").textContent = info.compare_hint;
@@ -16,39 +17,44 @@ export function start(info) {
   for (const side of SIDES) {
     accepts(byId(side), ([file]) => {
       files[side] = file;
-      byId(side).nextElementSibling.replaceChildren(file.name, " (", make("b", {}, "another file"), ")");
+      byId(side).nextElementSibling.replaceChildren(file.name, " (", make("b", {}, "choose another"), ")");
       if (SIDES.every((name) => files[name])) compare();
     });
   }
 }
 
 async function compare() {
-  now = await working("Comparing", async () => {
-    const found = await (await post("compare", files)).json();
-    return { found, images: Object.fromEntries(await Promise.all(SIDES.map(async (side) => [side, await picture(files[side])]))) };
+  const mine = ++latest;
+  const sent = { ...files };
+  const result = await working("Comparing", async () => {
+    const comparison = await (await post("compare", sent)).json();
+    const images = await Promise.all(SIDES.map(async (side) => [side, await decode(sent[side])]));
+    return { comparison, images: Object.fromEntries(images) };
   });
-  byId("compared").hidden = !now;
-  if (now) redraw();
+  if (mine !== latest) return;
+  shown = result;
+  byId("compared").hidden = !shown;
+  redraw();
 }
 
 export function redraw() {
-  if (!now) return;
-  const { found, images } = now;
+  if (!shown) return;
+  const { comparison, images } = shown;
   const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2);
   byId("similarity").replaceChildren(
-    make("h2", {}, `Similarity ${found.similarity.toFixed(3)}`),
-    make("p", {}, "It is the sum of what all places of a picture say for and against the match."),
-    ...found.notes.map((note) => make("p", { className: "note" }, note)),
+    make("h2", {}, `Similarity ${comparison.similarity.toFixed(3)}`),
+    make("p", {}, "The similarity is the sum of the contributions of all cells of a picture, for and against the match."),
+    ...comparison.notes.map((note) => make("p", { className: "note" }, note)),
   );
-  const cells = SIDES.flatMap((side) => [
-    [found[side], null, side],
-    [`shared, ${signed(found.for[side])}`, found.shared[side], side],
-    [`differs, ${signed(found.against[side])}`, found.differs[side], side],
+  const views = SIDES.flatMap((side) => [
+    [comparison[side], null, side],
+    [`shared, ${signed(comparison.for[side])}`, comparison.shared[side], side],
+    [`differs, ${signed(comparison.against[side])}`, comparison.differs[side], side],
   ]);
   byId("maps").replaceChildren(
-    ...cells.map(([caption, levels, side]) => {
+    ...views.map(([caption, levels, side]) => {
       const canvas = make("canvas", { role: "img", ariaLabel: caption });
-      draw(canvas, images[side], levels, LONGEST, images[side] || found.shared[side]);
+      draw(canvas, images[side], levels, LONGEST_SIDE, images[side] || comparison.shared[side]);
       return make("figure", {}, canvas, make("figcaption", {}, caption));
     }),
   );

@@ -1,4 +1,4 @@
-// Builds and finds parts of the page. Text is always set as text: a label is never markup.
+// Helpers for the page. Text is always set as text, so labels are never parsed as HTML.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -8,54 +8,54 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-// Let long names such as "001.Danaus_plexippus" break after their underscores.
-export function soft(text) {
+// Allow line breaks after underscores of long names such as "001.Danaus_plexippus".
+export function breakable(text) {
   const parts = text.split(/(?<=_)/);
-  return make("span", {}, ...parts.flatMap((part, place) => (place ? [make("wbr"), part] : [part])));
+  return make("span", {}, ...parts.flatMap((part, index) => (index ? [make("wbr"), part] : [part])));
 }
 
-// A cluster's labels and how many images bear each, the commonest first: objects put keys that are numbers in their order.
-export const commonest = (labels) => Object.entries(labels).sort(([, a], [, b]) => b - a);
+// [label, count] of a cluster, most common first. Objects order numeric keys by value, so they are sorted again.
+export const sortedLabels = (labels) => Object.entries(labels).sort(([, a], [, b]) => b - a);
 
-export function say(error) {
+export function showError(error) {
   byId("error").textContent = error ? error.message || String(error) : "";
   byId("error").hidden = !error;
 }
 
-// Show that something is going on, and the error if it fails; gives what it gave.
-let going = 0;
-export async function working(what, work) {
-  say(null);
-  going++;
+// Show that work is in progress, and its error if it fails. Returns the result, or undefined after an error.
+let running = 0;
+export async function working(status, work) {
+  showError(null);
+  running++;
   byId("busy").classList.add("on");
-  byId("status").textContent = what;
+  byId("status").textContent = status;
   try {
     return await work();
   } catch (error) {
-    say(error);
+    showError(error);
     return undefined;
   } finally {
-    going--;
-    byId("busy").classList.toggle("on", going > 0);
+    running--;
+    byId("busy").classList.toggle("on", running > 0);
     byId("status").textContent = "";
   }
 }
 
-// Hand files that are dropped on or chosen in a drop zone to `take`.
-export function accepts(input, take) {
+// Call `handle` with files that are dropped on, or chosen in, a drop zone.
+export function accepts(input, handle) {
   const zone = input.closest(".drop");
-  const over = (on) => (event) => {
+  const setHover = (on) => (event) => {
     event.preventDefault();
     zone.classList.toggle("over", on);
   };
-  zone.addEventListener("dragover", over(true));
-  zone.addEventListener("dragleave", over(false));
+  zone.addEventListener("dragover", setHover(true));
+  zone.addEventListener("dragleave", setHover(false));
   zone.addEventListener("drop", (event) => {
-    over(false)(event);
-    if (event.dataTransfer.files.length) take([...event.dataTransfer.files]);
+    setHover(false)(event);
+    if (event.dataTransfer.files.length) handle([...event.dataTransfer.files]);
   });
   input.addEventListener("change", () => {
-    if (input.files.length) take([...input.files]);
-    input.value = ""; // the same file may be chosen again
+    if (input.files.length) handle([...input.files]);
+    input.value = ""; // so that the same file can be chosen again
   });
 }

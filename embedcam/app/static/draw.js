@@ -1,15 +1,15 @@
-// Draws heat maps over pictures, from numbers: nothing is asked of the server when a slider moves.
+// Draws heat maps over pictures in the browser, so moving a slider sends no request.
 
 import { bytes } from "./api.js";
 
 const colormaps = new Map();
 
-export function learn(colors) {
+export function setColormaps(colors) {
   for (const [name, rgb] of Object.entries(colors)) colormaps.set(name, bytes(rgb));
 }
 
-// How heat maps are to be drawn: what the controls say.
-export function look() {
+// The drawing options of the controls.
+export function drawOptions() {
   const value = (id) => document.getElementById(id).value;
   return {
     alpha: Number(value("alpha")),
@@ -19,8 +19,8 @@ export function look() {
   };
 }
 
-// Read a picture; null where the browser does not know the format, though the server may.
-export async function picture(file) {
+// Decode a picture; null if the browser does not support the format, which the server may.
+export async function decode(file) {
   return createImageBitmap(file).catch(() => null);
 }
 
@@ -37,14 +37,14 @@ function colored(levels, colormap) {
   return canvas;
 }
 
-// Draw a picture (null: nothing) with a map (null: none), so many pixels long, and boxes in the picture's pixels.
-export function draw(canvas, image, levels, longest, { boxes = [], width, height } = image || levels) {
-  const { alpha, colormap } = look();
-  const scale = longest / Math.max(width, height);
+// Draw a picture and a map (either may be null) with the given longer side, and boxes in pixels of the picture.
+export function draw(canvas, image, levels, longestSide, { boxes = [], width, height } = image || levels) {
+  const { alpha, colormap } = drawOptions();
+  const scale = longestSide / Math.max(width, height);
   canvas.width = Math.round(width * scale);
   canvas.height = Math.round(height * scale);
   const context = canvas.getContext("2d");
-  context.fillStyle = "white"; // transparent pictures are explained on white
+  context.fillStyle = "white"; // the server explains transparent pictures on white
   context.fillRect(0, 0, canvas.width, canvas.height);
   if (image) context.drawImage(image, 0, 0, canvas.width, canvas.height);
   if (levels) {
@@ -53,10 +53,10 @@ export function draw(canvas, image, levels, longest, { boxes = [], width, height
     context.drawImage(colored(levels, colormap), 0, 0, canvas.width, canvas.height);
     context.globalAlpha = 1;
   }
-  const line = Math.min(canvas.width, canvas.height) / 200;
-  for (const [color, wide] of [["black", 2 * line], ["white", line]]) {
+  const lineWidth = Math.min(canvas.width, canvas.height) / 200;
+  for (const [color, factor] of [["black", 2], ["white", 1]]) {
     context.strokeStyle = color;
-    context.lineWidth = wide;
+    context.lineWidth = factor * lineWidth;
     for (const { left, top, right, bottom } of boxes)
       context.strokeRect(left * scale, top * scale, (right - left) * scale, (bottom - top) * scale);
   }

@@ -1,138 +1,144 @@
 // The first tab: one picture, from a file or the camera.
 
 import { bytes, download, post, stem } from "./api.js";
-import { accepts, byId, commonest, make, say, soft, working } from "./dom.js";
-import { draw, look, picture } from "./draw.js";
+import { accepts, breakable, byId, make, showError, sortedLabels, working } from "./dom.js";
+import { decode, draw, drawOptions } from "./draw.js";
 
-const [LONGEST, LONGEST_OF_CHANNELS] = [1600, 480];
-const PAUSE = 200; // at least so many ms from frame to frame
+const [LONGEST_SIDE, LONGEST_CHANNEL_SIDE] = [1600, 480];
+const MIN_FRAME_MS = 200;
 
-let now = null; // { file, image, found } on the screen
-let latest = 0; // an older answer that comes late is not shown
+let shown = null; // { file, image, explanation, channels }
+let latest = 0; // number of the latest request; older responses are dropped
 let stream = null;
 
 export function start(info) {
   byId("channels").hidden = !info.channels;
-  accepts(byId("file"), ([file]) => show(file));
+  accepts(byId("file"), ([file]) => showFile(file));
   document.addEventListener("paste", (event) => {
     const [file] = event.clipboardData.files;
-    if (file && !byId("explain").hidden) show(file);
+    if (file && !byId("explain").hidden) showFile(file);
   });
-  byId("downloads").addEventListener("click", (event) => event.target.dataset.format && save(event.target.dataset.format));
-  byId("channels").addEventListener("toggle", channels);
-  byId("camera").addEventListener("click", () => (stream ? stop() : film()));
+  byId("downloads").addEventListener("click", ({ target }) => target.dataset.format && save(target.dataset.format));
+  byId("channels").addEventListener("toggle", showChannels);
+  byId("camera").addEventListener("click", () => (stream ? stopCamera() : startCamera()));
 }
 
 export function redraw() {
-  if (!now) return;
-  const { levels, boxes_at, width, height } = now.found;
-  const boxes = look().boxes ? boxes_at[look().threshold] : [];
-  draw(byId("view"), now.image, levels, LONGEST, { boxes, width, height });
-  for (const { canvas, levels } of now.channels) draw(canvas, now.image, levels, LONGEST_OF_CHANNELS);
+  if (!shown) return;
+  const { levels, boxes_at, width, height } = shown.explanation;
+  const boxes = drawOptions().boxes ? boxes_at[drawOptions().threshold] : [];
+  draw(byId("view"), shown.image, levels, LONGEST_SIDE, { boxes, width, height });
+  for (const { canvas, levels } of shown.channels) draw(canvas, shown.image, levels, LONGEST_CHANNEL_SIDE);
 }
 
 async function explain(file) {
-  const image = await picture(file);
-  const wanted = [["include", "levels"], ...(image ? [] : [["include", "picture"]])];
-  const found = await (await post("explain", { image: file }, wanted)).json();
-  return { file, found, channels: [], image: image || (await picture(new Blob([bytes(found.picture)]))) };
+  const image = await decode(file);
+  const query = [["include", "levels"], ...(image ? [] : [["include", "picture"]])];
+  const explanation = await (await post("explain", { image: file }, query)).json();
+  return { file, explanation, channels: [], image: image || (await decode(new Blob([bytes(explanation.picture)]))) };
 }
 
-async function show(file) {
+async function showFile(file) {
   const mine = ++latest;
-  if (stream) stop();
-  const seen = await working("Explaining", () => explain(file));
-  if (mine !== latest) return;
-  put(seen || null);
+  if (stream) stopCamera();
+  const result = await working("Explaining", () => explain(file));
+  if (mine === latest) show(result || null);
 }
 
-function put(seen) {
-  now = seen;
-  byId("seen").hidden = byId("found").hidden = !seen;
+function show(result) {
+  shown = result;
+  byId("explained").hidden = byId("explanation").hidden = !result;
   byId("channels").open = false;
-  if (!seen) return;
+  if (!result) return;
   redraw();
-  byId("view").setAttribute("aria-label", `${seen.found.image} with its heat map`);
-  byId("words").replaceChildren(...words(seen.found));
-  byId("looks-like").replaceChildren(...looksLike(seen.found.looks_like));
+  byId("view").setAttribute("aria-label", `${result.explanation.image} with its heat map`);
+  byId("words").replaceChildren(...description(result.explanation));
+  byId("looks-like").replaceChildren(...trainingImages(result.explanation.looks_like));
 }
 
-function words(found) {
-  const labels = commonest(found.cluster_labels).map(([name, count]) => `${name} (${count})`);
-  const said = found.typicality_in_words;
+function description(explanation) {
+  const labels = sortedLabels(explanation.cluster_labels).map(([name, count]) => `${name} (${count})`);
+  const typicality = explanation.typicality_in_words;
   const facts = {
-    Cluster: found.cluster,
+    Cluster: explanation.cluster,
     ...(labels.length ? { "Its labels": labels.join(", ") } : {}),
-    Distance: `${found.distance.toFixed(3)} from its centre`,
-    Typicality: `${Math.round(100 * found.typicality)} % of its training images lie at least as far out`,
+    Distance: `${explanation.distance.toFixed(3)} from its centroid`,
+    Typicality: `${Math.round(100 * explanation.typicality)} % of its training images are at least as far away`,
   };
+  const terms = Object.entries(facts).flatMap(([name, value]) => [
+    make("dt", {}, name),
+    make("dd", {}, breakable(String(value))),
+  ]);
   return [
-    make("h2", {}, said.charAt(0).toUpperCase() + said.slice(1)),
-    make("dl", {}, ...Object.entries(facts).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, soft(String(value)))])),
-    ...found.notes.map((note) => make("p", { className: "note" }, note)),
+    make("h2", {}, typicality.charAt(0).toUpperCase() + typicality.slice(1)),
+    make("dl", {}, ...terms),
+    ...explanation.notes.map((note) => make("p", { className: "note" }, note)),
   ];
 }
 
-function looksLike(images) {
+function trainingImages(images) {
   if (!images.length) return [];
-  const title = make("h3", {}, "It looks like these training images");
+  const title = make("h3", {}, "Most similar training images");
   if (!images.some((image) => image.thumbnail))
-    return [title, make("ul", { className: "names" }, ...images.map((image) => make("li", {}, soft(image.image))))];
+    return [title, make("ul", { className: "names" }, ...images.map((image) => make("li", {}, breakable(image.image))))];
   const figures = images.map((image) => {
-    const shown = image.thumbnail ? [make("img", { src: image.thumbnail, alt: image.image })] : [];
-    return make("figure", {}, ...shown, make("figcaption", {}, soft(image.label || image.image)));
+    const thumbnail = image.thumbnail ? [make("img", { src: image.thumbnail, alt: image.image })] : [];
+    return make("figure", {}, ...thumbnail, make("figcaption", {}, breakable(image.label || image.image)));
   });
   return [title, make("div", { className: "gallery" }, ...figures)];
 }
 
-async function channels() {
+async function showChannels() {
   const gallery = byId("channels").querySelector(".gallery");
-  const mine = now;
+  const mine = shown;
   if (!byId("channels").open || !mine) return;
   gallery.replaceChildren();
-  const found = await working("Looking at channels", async () => (await post("channels", { image: mine.file })).json());
-  if (!found || mine !== now) return;
-  for (const { channel, weight, share, levels } of found) {
-    const canvas = make("canvas", { role: "img", ariaLabel: `Where channel ${channel} is active` });
-    now.channels.push({ canvas, levels });
-    const said = `${channel}: weight ${weight.toPrecision(2)}, ${Math.round(100 * share)} % of the map`;
-    gallery.append(make("figure", {}, canvas, make("figcaption", {}, said)));
+  const channels = await working("Loading channels", async () => (await post("channels", { image: mine.file })).json());
+  if (!channels || mine !== shown) return;
+  for (const { channel, weight, share, levels } of channels) {
+    const canvas = make("canvas", { role: "img", ariaLabel: `Activation of channel ${channel}` });
+    shown.channels.push({ canvas, levels });
+    const caption = `${channel}: weight ${weight.toPrecision(2)}, ${Math.round(100 * share)} % of the map`;
+    gallery.append(make("figure", {}, canvas, make("figcaption", {}, caption)));
   }
   redraw();
 }
 
 async function save(format) {
-  const { file, found } = now;
+  const { file, explanation } = shown;
   const name = stem(file.name);
   if (format === "json") {
-    const { levels, boxes_at, picture: _, overlay, heatmap, ...rest } = found;
-    const boxes = boxes_at[look().threshold];
+    const { levels, boxes_at, picture, overlay, heatmap, ...rest } = explanation;
+    const boxes = boxes_at[drawOptions().threshold];
     download(new Blob([JSON.stringify({ ...rest, boxes }, null, 2)], { type: "application/json" }), `${name}.json`);
     return;
   }
-  const ends = { overlay: "overlay.png", heatmap: "heatmap.png", npz: "maps.npz" };
-  const wanted = Object.entries({ format, ...look() });
-  const blob = await working("Fetching", async () => (await post("explain", { image: file }, wanted)).blob());
-  if (blob) download(blob, `${name}-${ends[format]}`);
+  const suffixes = { overlay: "overlay.png", heatmap: "heatmap.png", npz: "maps.npz" };
+  const query = Object.entries({ format, ...drawOptions() });
+  const blob = await working("Downloading", async () => (await post("explain", { image: file }, query)).blob());
+  if (blob) download(blob, `${name}-${suffixes[format]}`);
 }
 
-async function film() {
+async function startCamera() {
+  byId("camera").disabled = true; // until the permission is given, or a second click would open it twice
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
-    say(`the camera cannot be used (${error.message}); browsers give it to https pages and to localhost alone`);
+    showError(`the camera is not available (${error.message}); browsers allow it only on https pages and localhost`);
     return;
+  } finally {
+    byId("camera").disabled = false;
   }
   const mine = stream;
-  byId("camera").textContent = "Stop, and keep this picture";
+  byId("camera").textContent = "Stop and keep this picture";
   const video = make("video", { srcObject: stream, muted: true, playsInline: true });
   await video.play();
   while (stream === mine) {
-    const pause = new Promise((done) => setTimeout(done, PAUSE));
-    const seen = await working("Explaining", async () => explain(await frame(video)));
+    const pause = new Promise((resolve) => setTimeout(resolve, MIN_FRAME_MS));
+    const result = await working("Explaining", async () => explain(await frame(video)));
     if (stream !== mine) break;
-    if (seen) put(seen);
-    else stop();
+    if (result) show(result);
+    else stopCamera();
     await pause;
   }
 }
@@ -143,7 +149,7 @@ async function frame(video) {
   return new File([await canvas.convertToBlob({ type: "image/jpeg", quality: 0.9 })], "camera.jpg");
 }
 
-function stop() {
+function stopCamera() {
   stream.getTracks().forEach((track) => track.stop());
   stream = null;
   byId("camera").textContent = "Use the camera";

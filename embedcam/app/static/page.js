@@ -1,23 +1,23 @@
-// Brings the page to life: tabs, controls, and the three things to do.
+// Sets up the page: tabs, drawing controls, and the three tabs' modules.
 
-import { info } from "./api.js";
+import { fetchInfo } from "./api.js";
 import * as batch from "./batch.js";
 import * as compare from "./compare.js";
-import { byId, make, say, working } from "./dom.js";
-import { learn } from "./draw.js";
+import { byId, make, showError, working } from "./dom.js";
+import { setColormaps } from "./draw.js";
 import * as explain from "./explain.js";
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
 
 function select(tab) {
-  say(null);
+  showError(null);
   for (const each of tabs) {
-    const chosen = each === tab;
-    each.setAttribute("aria-selected", chosen);
-    each.tabIndex = chosen ? 0 : -1;
-    byId(each.getAttribute("aria-controls")).hidden = !chosen;
+    const selected = each === tab;
+    each.setAttribute("aria-selected", selected);
+    each.tabIndex = selected ? 0 : -1;
+    byId(each.getAttribute("aria-controls")).hidden = !selected;
   }
-  byId("box-controls").hidden = !byId("compare").hidden; // what is compared has no boxes
+  byId("box-controls").hidden = !byId("compare").hidden; // comparisons have no boxes
   tab.focus();
 }
 
@@ -36,19 +36,19 @@ function redraw() {
   compare.redraw();
 }
 
-// A file that misses its drop zone must not replace the page.
+// A file dropped outside a drop zone must not replace the page.
 for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
 
-const known = await working("Starting", info);
-if (known) {
-  learn(known.colormaps);
-  byId("colormap").append(...Object.keys(known.colormaps).map((name) => make("option", {}, name)));
-  byId("about").textContent = known.about;
+const info = await working("Starting", fetchInfo);
+if (info) {
+  setColormaps(info.colormaps);
+  byId("colormap").append(...Object.keys(info.colormaps).map((name) => make("option", {}, name)));
+  byId("about").textContent = info.about;
   byId("look").addEventListener("input", redraw);
   byId("look").addEventListener("submit", (event) => event.preventDefault());
   redraw();
-  explain.start(known);
-  compare.start(known);
+  explain.start(info);
+  compare.start(info);
   batch.start();
 }
-document.body.dataset.ready = Boolean(known);
+document.body.dataset.ready = Boolean(info);
