@@ -109,17 +109,18 @@ def tensor_batches(
 
 
 def to_network(net: Network, images: Tensor) -> Tensor:
-    """Copy an image batch to the device and number type of a network; a copy to a GPU overlaps with its work.
+    """Copy a batch to the device and number type of a network; a copy to a GPU overlaps with its work.
 
     Args:
         net: The network.
-        images: (B, 3, H, W) in ordinary memory.
+        images: Images (B, 3, H, W) or activations (B, ...), in ordinary memory.
 
     Returns:
-        (B, 3, H, W), channels last in memory, which makes convolutions faster.
+        The same shape; with four axes channels last in memory, which makes convolutions faster.
     """
     images = images.pin_memory() if net.device.type == "cuda" else images
-    return layers.as_input(net, images).contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if images.ndim == 4 else torch.contiguous_format
+    return layers.as_input(net, images).contiguous(memory_format=memory_format)
 
 
 def embed(

@@ -1,4 +1,4 @@
-"""What the trained part of a network is fed with: images, or a layer's activations computed once."""
+"""The inputs of the trained part of a network: images, or a layer's activations, which are computed once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from ..data.loading import batches, in_order
 from ..data.samples import Samples
-from ..errors import DataError
 from ..nets import layers
 from ..nets.embedding import EmbeddingNet
-from ..nets.inference import tensor_batches
+from ..nets.inference import tensor_batches, to_network
 from ..utils.distributed import Group
 from ..utils.progress import track
 
@@ -29,37 +28,12 @@ logger = logging.getLogger("embedcam")
 _BATCH = 32
 
 
-def labels_of(samples: Samples) -> NDArray[np.int64]:
-    """Give the labels, after checking that one can train with them.
-
-    Args:
-        samples: The training images.
-
-    Returns:
-        (N,).
-
-    Raises:
-        DataError: Without labels, with one class only, or with a class of one image.
-    """
-    if samples.labels is None:
-        raise DataError("training needs labels: put the images of each class into a folder of its own")
-    found, counts = np.unique(samples.labels, return_counts=True)
-    if len(found) < 2:
-        raise DataError(
-            f"training needs two classes, found only {samples.names[found[0]]!r}; add images of another class"
-        )
-    if (counts < 2).any():
-        lonely = samples.names[found[counts.argmin()]]
-        raise DataError(f"class {lonely!r} has only one training image; add another or remove the class")
-    return samples.labels
-
-
 class Batch(NamedTuple):
-    """A batch, and what one process has of it.
+    """A batch, and the part of it that this process has.
 
     Attributes:
         rows: (b,) rows of the readable images.
-        own: (n,) places in the batch of those that this process has; all of them in a process alone.
+        own: (n,) positions in the batch of this process's images; all of them if there is one process.
         inputs: Their images or activations (n, ...), on the network's device.
     """
 
@@ -69,19 +43,19 @@ class Batch(NamedTuple):
 
 
 class Inputs:
-    """A data set as the trained part sees it; unreadable images are found, and left out, at the start.
+    """A data set as input of the trained part. Unreadable images are found and skipped at the start.
 
-    Use as a context manager: cached activations lie in a file without a name, which the system deletes when it is
+    Use it as a context manager: cached activations are in an anonymous file, which the system deletes when it is
     closed, even if the process is killed.
 
     Args:
-        first: The part of the backbone that is not trained; None feeds images.
-        net: Its preprocessing and device are used.
+        first: The part of the backbone that is not trained; None to train the whole backbone on images.
+        net: The network; determines preprocessing and device.
         samples: The data set.
-        folder: Where cached activations may lie.
-        strict: Raise instead of leaving an unreadable image out.
+        folder: Folder for cached activations.
+        strict: Raise an error on an unreadable image instead of skipping it.
         workers: Threads that read images ahead.
-        group: The processes that share the images, every so many-th each.
+        group: The processes that share the images; process r of n has the images r, r + n, r + 2 n, ...
 
     Raises:
         DataError: If no image can be read, or one cannot and `strict` is set.
@@ -123,13 +97,12 @@ class Inputs:
         readable[torch.from_numpy(mine[np.concatenate(kept)])] = 1
         rows = np.flatnonzero(group.add_up(readable).cpu().numpy())
         self._samples = samples.subset(rows)
-        # Each readable image's place in the store of the process that has it.
         self._owner = rows % group.size
-        self._place = np.empty_like(rows)
+        self._store_row = np.empty_like(rows)  # in the store of the process that has the image
         for rank in range(group.size):
-            self._place[self._owner == rank] = np.arange(np.count_nonzero(self._owner == rank))
+            self._store_row[self._owner == rank] = np.arange(np.count_nonzero(self._owner == rank))
         if len(self._samples) < len(samples):
-            logger.warning("%d of %d images could not be read and are left out", len(samples) - len(self), len(samples))
+            logger.warning("%d of %d images cannot be read and are skipped", len(samples) - len(self), len(samples))
 
     def __enter__(self) -> Inputs:
         return self
@@ -148,21 +121,21 @@ class Inputs:
         return len(self._samples)
 
     def batches(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
-        """Go through chosen images.
+        """Iterate over images in a given order.
 
         Args:
-            order: Rows of the readable images, in the order wanted; repetitions are fine.
-            batch_size: Images a batch, of all processes together.
+            order: Rows of the readable images; may repeat.
+            batch_size: Images per batch, of all processes together.
 
         Yields:
-            The batches, with this process's share of their images or activations.
+            The batches, with this process's images or activations.
         """
         cuts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         shares = [np.flatnonzero(self._owner[rows] == self._group.rank) for rows in cuts]
         if self._store is not None:
             for rows, own in zip(cuts, shares, strict=True):
-                given = torch.from_numpy(self._store[self._place[rows[own]]])
-                yield Batch(rows, own, given.to(self._net.device))
+                activations = torch.from_numpy(self._store[self._store_row[rows[own]]])
+                yield Batch(rows, own, to_network(self._net, activations))
             return
         mine = [int(row) for rows, own in zip(cuts, shares, strict=True) for row in rows[own]]
         with contextlib.closing(
@@ -170,8 +143,8 @@ class Inputs:
         ) as loaded:
             for rows, own in zip(cuts, shares, strict=True):
                 images = [torch.from_numpy(image) for image in itertools.islice(loaded, len(own))]
-                given = torch.stack(images) if images else torch.empty(0, 3, *self._net.preprocess.input_size)
-                yield Batch(rows, own, given.to(self._net.device, memory_format=torch.channels_last))
+                batch = torch.stack(images) if images else torch.empty(0, 3, *self._net.preprocess.input_size)
+                yield Batch(rows, own, to_network(self._net, batch))
 
     def _prepared(self, row: int) -> NDArray[np.float32]:
         return self._net.preprocess(self._samples.image(row))

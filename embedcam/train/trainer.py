@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +26,26 @@ from ..utils.files import require_writable
 from ..utils.locks import locked
 from ..utils.progress import say, track
 from . import checkpoint
+from .batch_norm import synchronized
 from .cut import cut
-from .inputs import Batch, Inputs, labels_of
+from .inputs import Batch, Inputs
 from .objectives import Objective
+from .sampling import epoch_order, labels_of, warn_of_single_images
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to train.
+    """Options of `train`.
 
     Attributes:
         objective: "triplet", "arcface", "proxy-anchor" or "multi-similarity".
         epochs: Passes over the training images.
-        batch_size: Images a batch, made of a few images each of several classes.
+        batch_size: Images per batch; each batch has a few images of each of several classes.
         lr: Highest learning rate of the backbone.
-        head_lr: Highest learning rate of the head and of an objective's proxies.
-        train_from: Train only the layers after this one, on its activations, computed once; None trains all.
-        freeze_norm: Keep batch-norm statistics as they are (for pretrained weights).
-        seed: Of sampling and of the objective's proxies.
+        head_lr: Highest learning rate of the head and of the objective's proxies.
+        train_from: Train only the layers after this one, on its activations, which are computed once; None trains all.
+        freeze_norm: Keep the batch-norm statistics (for pretrained weights).
+        seed: Seed of sampling and of the objective's proxies.
     """
 
     objective: str = "triplet"
@@ -66,22 +70,23 @@ def train(
     workers: int = 2,
     group: Group | None = None,
 ) -> list[dict[str, float]]:
-    """Train a network and write it; after each epoch measure it, draw the curve, and write a checkpoint.
+    """Train a network and write it; evaluate it, draw the training curve and save the state after each epoch.
 
     Args:
-        net: Trained in place; left in evaluation mode.
-        training: Labelled images.
-        test: Labelled images to measure on, or None to measure leave-one-out on the training images.
-        out: The network file; the curve goes beside it as PNG.
-        options: How to train.
+        net: The network; trained in place and left in evaluation mode.
+        training: Labelled images. Classes of one image are embedded and evaluated, but not trained with.
+        test: Labelled images to evaluate on; None to evaluate leave-one-out on the training images.
+        out: Network file to write; the training curve is written to a PNG file of the same name.
+        options: Options of the training.
         resume: Go on from the checkpoint of an interrupted run, if there is one.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
         workers: Threads that read images ahead.
-        group: The processes that share the images, see `distributed.join`; each works on its part of every batch, and
-            the loss is that of the whole batch.
+        group: The processes that share the images, see `distributed.join`. Each computes its part of every batch; loss
+            and batch-norm statistics are those of the whole batch.
 
     Returns:
-        A row an epoch: "epoch" (0 is before training), "loss", "recall_at_1", "map_at_r", "nmi".
+        A row per epoch: "epoch" (0 is before training), "loss" (from epoch 1 on), "recall_at_1", "map_at_r", and in the
+        last row "nmi", which takes longer than an epoch if there are thousands of labels.
 
     Raises:
         DataError: If the images do not allow training.
@@ -108,13 +113,15 @@ def train(
             return stack.enter_context(inputs)
 
         inputs, held_out = feed(training), None if test is None else feed(test)
-        labels_of(inputs.samples)  # again: unreadable images may have left a class with one image
+        warn_of_single_images(labels_of(inputs.samples))
         run = _plain(asdict(options) | {"config": net.config(), "images": len(inputs)})
         history: list[dict[str, float]] = []
         saved = checkpoint.path_of(out)
 
-        def measure(**row: float) -> None:
-            history.append({**row, **_scores(second, net, inputs, held_out, options.batch_size, group)})
+        def measure(epoch: int, **loss: float) -> None:
+            embedded = partial(_embed, second, net, batch_size=options.batch_size, group=group)
+            scores = _scores(embedded, inputs, held_out, nmi=epoch == options.epochs)
+            history.append({"epoch": epoch, **loss, **scores})
             if group.main:
                 _report(history)
                 training_curve(history, out.with_suffix(".png"))
@@ -144,7 +151,7 @@ def _plain(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parts(net: EmbeddingNet, train_from: str | None) -> tuple[nn.Module | None, nn.Module]:
-    """Split the backbone into what stays as it is, if anything, and what is trained."""
+    """Split the backbone into the part that is not trained, if any, and the part that is."""
     if train_from is None:
         return None, net.backbone
     first, second = cut(net.backbone, train_from)
@@ -159,23 +166,6 @@ def _optimizer(
     return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=1e-4)
 
 
-def _order(labels: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> tuple[NDArray[np.int64], int]:
-    """Draw an epoch's images, a few of each of several classes a batch, by seed and epoch: so a run can resume."""
-    from pytorch_metric_learning.samplers import MPerClassSampler
-    from pytorch_metric_learning.utils import common_functions
-
-    classes = len(np.unique(labels))
-    each = max(4, math.ceil(batch_size / classes))
-    size = each * max(2, min(classes, batch_size // each))
-    sampler = MPerClassSampler(labels, each, size, length_before_new_iter=max(len(labels), size))
-    before = common_functions.NUMPY_RANDOM
-    common_functions.NUMPY_RANDOM = np.random.RandomState([seed % 2**32, epoch])
-    try:
-        return np.fromiter(sampler, dtype=np.int64), size
-    finally:
-        common_functions.NUMPY_RANDOM = before
-
-
 def _epoch(
     epoch: int,
     second: nn.Module,
@@ -188,28 +178,27 @@ def _epoch(
 ) -> float:
     """Train one epoch and return its mean loss."""
     labels = labels_of(inputs.samples)
-    order, size = _order(labels, options.batch_size, options.seed, epoch)
-    torch.manual_seed(options.seed * 1_000_003 + epoch)  # dropout; keyed by the epoch, so a run can resume
+    order, size = epoch_order(labels, options.batch_size, options.seed, epoch)
+    torch.manual_seed(options.seed * 1_000_003 + epoch)  # for dropout; depends on the epoch, so a run can be resumed
     _training_mode(second, net.head, options.freeze_norm)
     steps = math.ceil(len(order) / size)
     target = torch.from_numpy(labels).to(net.device)
     losses: list[float] = []
     batches = inputs.batches(order, size)
-    for step, batch in enumerate(track(batches, f"epoch {epoch}", len(order), unit=size)):
-        _set_rate(optimizer, options, (epoch - 1) * steps + step, options.epochs * steps)
-        embeddings = _embeddings(second, net, batch, group)
-        loss = objective(embeddings, target[torch.from_numpy(batch.rows)])
-        if not torch.isfinite(loss):
-            raise NetworkError(
-                f"the loss became {loss.item()} in epoch {epoch}; lower --lr and --head-lr, or check the images"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        _add_up_gradients(optimizer, objective, group)
-        optimizer.step()
-        losses.append(loss.item())
-    if not options.freeze_norm:
-        _share_statistics(second, group)
+    with synchronized(second, group):
+        for step, batch in enumerate(track(batches, f"epoch {epoch}", len(order), unit=size)):
+            _set_rate(optimizer, options, (epoch - 1) * steps + step, options.epochs * steps)
+            embeddings = _embeddings(second, net, batch, group)
+            loss = objective(embeddings, target[torch.from_numpy(batch.rows)])
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise NetworkError(
+                    f"the loss became {losses[-1]} in epoch {epoch}; lower --lr and --head-lr, or check the images"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            _add_up_gradients(optimizer, objective, group)
+            optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     net.eval()
     second.eval()
@@ -217,26 +206,19 @@ def _epoch(
 
 
 def _embeddings(second: nn.Module, net: EmbeddingNet, batch: Batch, group: Group) -> Tensor:
-    """Embed a whole batch (b, D), each process its part; gradients reach that part alone."""
-    mine = None
-    if len(batch.own):
-        with _autocast(net.device):
-            vector = second(batch.inputs)
-        mine = net.head_embed(vector.float())
+    """Embed a whole batch (b, D), each process its part; gradients reach only that part."""
+    with _autocast(net.device):
+        vector = second(batch.inputs)
+    mine = net.head_embed(vector)
     if group.size == 1:
-        assert mine is not None
         return mine
     own = torch.from_numpy(batch.own).to(net.device)
-    whole = torch.zeros(len(batch.rows), net.dim, device=net.device)
-    if mine is not None:
-        whole[own] = mine.detach()
-    group.add_up(whole)
-    # Parameters of the loss need a gradient even where no image of the batch is this process's.
-    return whole.requires_grad_() if mine is None else whole.index_copy(0, own, mine)
+    whole = group.add_up(torch.zeros(len(batch.rows), net.dim, device=net.device).index_copy(0, own, mine.detach()))
+    return whole.index_copy(0, own, mine)
 
 
 def _add_up_gradients(optimizer: torch.optim.Optimizer, objective: nn.Module, group: Group) -> None:
-    """Make the gradients of parts of a batch those of the whole batch."""
+    """Sum the gradients of the parts of a batch."""
     if group.size == 1:
         return
     shared = set(objective.parameters())  # each process has the whole gradient of these
@@ -251,13 +233,6 @@ def _add_up_gradients(optimizer: torch.optim.Optimizer, objective: nn.Module, gr
         parameter.grad.copy_(gradient.view_as(parameter))
 
 
-def _share_statistics(second: nn.Module, group: Group) -> None:
-    """Average what batch-norm layers have seen, each process of its own images."""
-    for buffer in second.buffers():
-        if buffer.is_floating_point():
-            group.add_up(buffer).div_(group.size)
-
-
 def _training_mode(second: nn.Module, head: nn.Module, freeze_norm: bool) -> None:
     second.train()
     head.train()
@@ -268,7 +243,7 @@ def _training_mode(second: nn.Module, head: nn.Module, freeze_norm: bool) -> Non
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, options: TrainOptions, step: int, steps: int) -> None:
-    """Warm up over a tenth of the steps, then fall along a cosine; no state but the step, so a run can resume."""
+    """Warm up over a tenth of the steps, then decay along a cosine; depends on the step only, so a run can resume."""
     warm = max(1, steps // 10)
     factor = (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
     for group, rate in zip(optimizer.param_groups[::-1], (options.head_lr, options.lr), strict=False):
@@ -281,31 +256,33 @@ def _autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast("cuda", torch.bfloat16)
 
 
-def _embed(second: nn.Module, net: EmbeddingNet, inputs: Inputs, batch_size: int, group: Group) -> NDArray[np.float32]:
+def _embed(
+    second: nn.Module, net: EmbeddingNet, inputs: Inputs, *, batch_size: int, group: Group
+) -> NDArray[np.float32]:
     whole = torch.zeros(len(inputs), net.dim, device=net.device)
     with torch.inference_mode():
         for batch in inputs.batches(np.arange(len(inputs)), batch_size):
             if len(batch.own):
-                whole[torch.from_numpy(batch.rows[batch.own])] = net.head_embed(second(batch.inputs)).float()
+                whole[torch.from_numpy(batch.rows[batch.own])] = net.head_embed(second(batch.inputs))
     return group.add_up(whole).cpu().numpy()
 
 
 def _scores(
-    second: nn.Module, net: EmbeddingNet, inputs: Inputs, held_out: Inputs | None, batch_size: int, group: Group
+    embedded: Callable[[Inputs], NDArray[np.float32]], inputs: Inputs, held_out: Inputs | None, *, nmi: bool
 ) -> dict[str, float]:
-    """Measure on the test images: against the training images if they share labels, else among themselves."""
-    known = labels_of(inputs.samples)
+    """Evaluate on the test images: against the training images if they share labels, else leave-one-out."""
+    labels = labels_of(inputs.samples)
     if held_out is None:
-        return retrieval(_embed(second, net, inputs, batch_size, group), known)
-    query, asked = _embed(second, net, held_out, batch_size, group), held_out.samples.labels
-    assert asked is not None  # of the same kind of data set as the training images
-    if not set(asked.tolist()) <= set(known.tolist()):
-        return retrieval(query, asked)
-    return retrieval(query, asked, _embed(second, net, inputs, batch_size, group), known)
+        return retrieval(embedded(inputs), labels, nmi=nmi)
+    test_labels = held_out.samples.labels
+    assert test_labels is not None  # the same kind of data set as the training images
+    if not set(test_labels.tolist()) <= set(labels.tolist()):
+        return retrieval(embedded(held_out), test_labels, nmi=nmi)
+    return retrieval(embedded(held_out), test_labels, embedded(inputs), labels, nmi=nmi)
 
 
 def _report(history: list[dict[str, float]]) -> None:
     row = history[-1]
     loss = f"loss {row['loss']:.4f}, " if "loss" in row else "before training: "
-    scores = f"Recall@1 {row['recall_at_1']:.4f}, MAP@R {row['map_at_r']:.4f}, NMI {row['nmi']:.4f}"
-    say(f"epoch {row['epoch']:.0f}: {loss}{scores}")
+    nmi = f", NMI {row['nmi']:.4f}" if "nmi" in row else ""
+    say(f"epoch {row['epoch']:.0f}: {loss}Recall@1 {row['recall_at_1']:.4f}, MAP@R {row['map_at_r']:.4f}{nmi}")

@@ -109,34 +109,42 @@ def test_one_layer_cached_or_not_gives_the_same_embeddings_before_training(folde
     assert rows[0] == rows[1]
 
 
-def test_batches_hold_several_images_of_several_classes():
-    labels = np.repeat(np.arange(5), 30)
-    order, size = trainer._order(labels, 16, seed=0, epoch=1)
-
-    assert size == 16
-    for start in range(0, len(order), size):
-        found, counts = np.unique(labels[order[start : start + size]], return_counts=True)
-        assert len(found) == 4
-        assert (counts == 4).all()
-
-
-@pytest.mark.parametrize("classes", [2, 3, 50])
-def test_batches_can_be_made_of_few_and_of_many_classes(classes):
-    labels = np.repeat(np.arange(classes), 3)
-    order, size = trainer._order(labels, 32, seed=0, epoch=1)
-    assert len(order) % size == 0
-    assert len(np.unique(labels[order[:size]])) >= 2
-
-
-def test_one_class_and_a_class_of_one_image_are_errors(folder, tmp_path):
+def test_training_needs_two_classes_of_two_images(folder, tmp_path):
     samples = load(f"folder:{folder}", "train")
     first = np.flatnonzero(samples.labels == 0)
     with pytest.raises(DataError, match="found only 'class0'"):
         train(fresh_net(), samples.subset(first), None, tmp_path / "n.safetensors", options())
-    lonely = np.append(first, np.flatnonzero(samples.labels == 2)[0])
-    with pytest.raises(DataError, match="class 'class2' has only one training image"):
-        train(fresh_net(), samples.subset(lonely), None, tmp_path / "n.safetensors", options())
+    with_single = np.append(first, np.flatnonzero(samples.labels == 2)[0])
+    with pytest.raises(DataError, match="two classes of at least two images, found 1 of 2"):
+        train(fresh_net(), samples.subset(with_single), None, tmp_path / "n.safetensors", options())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_of_one_image_is_evaluated_but_not_trained_with(folder, tmp_path, caplog):
+    samples = load(f"folder:{folder}", "train")
+    single = np.flatnonzero(samples.labels == 2)
+    kept = np.setdiff1d(np.arange(len(samples)), single[1:])
+    history = train(fresh_net(), samples.subset(kept), None, tmp_path / "net.safetensors", options(epochs=1))
+    assert caplog.text.count("1 of 3 classes have one image and are not trained with") == 1
+    # Its image is a query without a match.
+    assert all(row["recall_at_1"] <= 1 - 1 / len(kept) for row in history)
+
+
+def test_the_history_has_the_scores_of_every_epoch_and_the_nmi_of_the_last(folder, tmp_path):
+    _, history = run(folder, tmp_path / "net.safetensors", epochs=2)
+    assert [sorted(row) for row in history] == [
+        ["epoch", "map_at_r", "recall_at_1"],
+        ["epoch", "loss", "map_at_r", "recall_at_1"],
+        ["epoch", "loss", "map_at_r", "nmi", "recall_at_1"],
+    ]
+
+
+def test_training_runs_on_every_device(folder, tmp_path, device):
+    net = fresh_net().to(device)
+    _, history = run(folder, tmp_path / "net.safetensors", net=net, epochs=2)
+    assert net.device.type == device.type
+    assert history[-1]["recall_at_1"] > 0.5
+    assert EmbeddingNet.load(tmp_path / "net.safetensors").sha256() == net.sha256()
 
 
 def test_a_loss_that_is_not_finite_is_an_error(folder, tmp_path):
