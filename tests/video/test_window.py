@@ -64,11 +64,11 @@ def test_a_key_ends_the_wait():
 
 
 def test_a_picture_is_shown_after_the_wait():
-    label = Label()
-    root = Root()
-    root.update = lambda: root.bound["<Key>"](SimpleNamespace(char="" if hasattr(label, "image") else "q"))
+    root, label, shown = Root("q"), Label(), []
+    update = root.update
+    root.update = lambda: shown.append(hasattr(label, "image")) or update()
     assert Window(root, label).show(PICTURE, seconds=3600) == "q"
-    assert label.image.size == (6, 4)
+    assert shown == [False, True]
 
 
 def test_closing_the_window_is_the_key_q():
