@@ -68,11 +68,12 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
         return picture.transpose(turn) if turn is not None else picture
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path, content: bytes | None = None) -> tuple[int, int]:
     """Read the size of a picture as `read_image` returns it; most formats are not decoded.
 
     Args:
         path: The file.
+        content: Its bytes, as for `read_image`.
 
     Returns:
         (width, height) in pixels, with the EXIF orientation applied.
@@ -80,7 +81,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         DataError: If the file is missing, empty, damaged, not an image, or larger than `MAX_PIXELS`.
     """
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         if image.format == "TIFF":  # Pillow applies its orientation while decoding
             image.load()
         width, height = image.size
@@ -94,6 +95,7 @@ def read_mask(
     threshold: int | None = None,
     value: int | None = None,
     empty_ok: bool = False,
+    content: bytes | None = None,
 ) -> NDArray[np.bool_]:
     """Read a mask. By default every non-zero pixel (or palette index) belongs to the object.
 
@@ -103,6 +105,7 @@ def read_mask(
         threshold: Pixels with a grey value (0 to 255) above this belong to the object.
         value: Pixels (or palette indices) equal to this belong to the object.
         empty_ok: Accept a mask without object pixels.
+        content: The bytes of the file, as for `read_image`.
 
     Returns:
         (H, W) bool, True on the object.
@@ -110,7 +113,7 @@ def read_mask(
     Raises:
         DataError: If the file cannot be read, its size differs from the picture's, or it has no object pixel.
     """
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         image.load()
         turn = _TURNS.get(_orientation(image))
         if threshold is not None:

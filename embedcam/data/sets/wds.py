@@ -1,4 +1,4 @@
-"""WebDataset: pictures and their labels in tar archives, a few large files instead of many small ones."""
+"""WebDataset: pictures, their labels and masks in tar archives."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ from PIL import Image
 from ...errors import DataError
 from ...utils.progress import track
 from ..catalog import DATASETS, Dataset
-from ..images import EXTENSIONS, read_image
+from ..images import EXTENSIONS, image_size, read_image, read_mask
 from ..splits import check_split, rows_of, training_part
 from ..tar import Member, members, read
 
 logger = logging.getLogger("embedcam")
 
-# Where a picture lies, in 24 bytes: millions of them fit in memory.
+# A picture's place in its archive, in 24 bytes, and its mask's, in 12: millions fit in memory.
 _ENTRY = np.dtype([("offset", "<i8"), ("name", "<i8"), ("shard", "<u4"), ("length", "<u4")])
-_PACKED = struct.Struct("<qqII")
-# Bytes of a picture, bytes of what holds its label, and letters of that; more is damage or an attack.
-_LARGEST_PICTURE, _LARGEST_LABEL, _LONGEST_LABEL = 2**30, 2**20, 1000
+_MASK = np.dtype([("offset", "<i8"), ("length", "<u4")])
+_PACKED_ENTRY, _PACKED_MASK = struct.Struct("<qqII"), struct.Struct("<qI")
+# Limits on damaged or hostile archives: bytes of a picture or mask, bytes of a label's file, characters of a label.
+_MAX_PICTURE, _MAX_LABEL_FILE, _MAX_LABEL = 2**30, 2**20, 1000
 
 _NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _BRACES = re.compile(r"\{(\d{1,18}\.\.\d{1,18}|[^{},]*(?:,[^{},]*)+)\}")
 
 
 class Names(Sequence[str]):
-    """Many names in one piece of text; a tuple of them would take five times the memory.
+    """A sequence of names that takes a fifth of a tuple's memory.
 
     Args:
-        text: The names in UTF-8, each with a zero byte behind it.
-        starts: (N,) int64, where in the text each begins.
+        text: The names in UTF-8, each followed by a zero byte.
+        starts: (N,) int64, the byte at which each begins.
     """
 
     def __init__(self, text: bytes, starts: NDArray[np.int64]) -> None:
@@ -63,12 +64,13 @@ class Names(Sequence[str]):
 
 @dataclass(frozen=True, eq=False)
 class ShardSamples:
-    """Samples whose pictures lie in tar archives, and are read from there one by one.
+    """Samples whose pictures and masks are members of tar archives, read when they are asked for.
 
     Attributes:
         shards: The archives.
-        entries: (N,) where each picture lies: its shard, offset and length, and where its name begins in `text`.
+        entries: (N,) the shard, offset and length of each picture, and the start of its name in `text`.
         text: The pictures' names, see `Names`.
+        masks: (N,) the offset and length of each picture's mask in the same shard; a length of 0 is no mask.
         labels: (N,) int64 indices into `names`, or None.
         names: The classes' names.
     """
@@ -76,58 +78,74 @@ class ShardSamples:
     shards: tuple[Path, ...]
     entries: NDArray[np.void]
     text: bytes
-    labels: NDArray[np.int64] | None
-    names: tuple[str, ...]
-    has_masks: bool = False
+    masks: NDArray[np.void]
+    labels: NDArray[np.int64] | None = None
+    names: tuple[str, ...] = ()
 
     @property
     def ids(self) -> Names:
         """(N,) names of the pictures in their archives."""
         return Names(self.text, self.entries["name"])
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether any picture has a mask."""
+        return bool(self.masks["length"].any())
+
     def __len__(self) -> int:
         return len(self.entries)
 
     def image(self, index: int) -> Image.Image:
-        """Read picture `index` as RGB; raises DataError when it cannot be read."""
-        entry = self.entries[index]
-        shard, length = self.shards[entry["shard"]], int(entry["length"])
-        try:
-            # Opened anew for every picture: threads and processes may read at once.
-            with shard.open("rb") as file:
-                content = read(file, int(entry["offset"]), length)
-        except OSError as error:
-            raise DataError(f"cannot read {shard}: {error.strerror or error}; put it back or mend it") from error
-        if len(content) < length:
-            raise DataError(f"{shard} has become shorter since it was scanned; start again")
-        return read_image(f"{self.ids[index]} in {shard}", content)
+        """Read picture `index` as RGB; raises DataError if it cannot be read."""
+        return read_image(self._name(index), self._content(index, self.entries[index]))
 
-    def mask(self, index: int) -> None:
-        """Return None: such data sets have no masks."""
+    def mask(self, index: int) -> NDArray[np.bool_] | None:
+        """Read its mask (H, W), True on the object, or None; raises DataError if it is wrong."""
+        place = self.masks[index]
+        if not place["length"]:
+            return None
+        name = self._name(index)
+        size = image_size(name, self._content(index, self.entries[index]))
+        return read_mask(f"of {name}", size, content=self._content(index, place))
 
     def ignore(self, index: int) -> None:
-        """Return None: such data sets have no masks."""
+        """Return None: the layout has no ignore masks."""
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> ShardSamples:
         """Keep only these pictures, in this order."""
         rows = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None else self.labels[rows]
-        return replace(self, entries=self.entries[rows], labels=labels)
+        return replace(self, entries=self.entries[rows], masks=self.masks[rows], labels=labels)
+
+    def _name(self, index: int) -> str:
+        return f"{self.ids[index]} in {self.shards[self.entries['shard'][index]]}"
+
+    def _content(self, index: int, place: np.void) -> bytes:
+        shard, length = self.shards[self.entries["shard"][index]], int(place["length"])
+        try:
+            # Opened for every read: threads and processes may read at the same time.
+            with shard.open("rb") as file:
+                content = read(file, int(place["offset"]), length)
+        except OSError as error:
+            raise DataError(f"cannot read {shard}: {error.strerror or error}; check the file") from error
+        if len(content) < length:
+            raise DataError(f"{shard} has become shorter since it was scanned; start again")
+        return content
 
 
 def wds(pattern: str, split: str = "train") -> ShardSamples:
     """Read a data set in the layout of WebDataset, with random access.
 
-    Files of one name up to its first dot, one behind the other, are a sample: a picture (`.jpg`, `.png`, ...) with its
-    label in `.cls` (a number or text) or under "label" in `.json`, if there are labels. Other files are passed over.
-    The headers of all archives are read once, when the data set is opened.
+    Consecutive files with the same name up to its first dot form a sample: a picture (`.jpg`, `.png`, ...), optionally
+    its label in `.cls` (a number or text) or under "label" in `.json`, and optionally its mask in `.mask.png`. Other
+    files are ignored. The headers of all archives are read once, when the data set is opened.
 
     Args:
         pattern: Path of the tar archives, with braces for several: `shard-{000..009}.tar`, `{a,b}.tar`.
-        split: "train", "test" or "all"; 60 % of every class are for training, by a seeded hash of the picture's name.
+        split: "train", "test" or "all"; 60 % of each class are for training, by a seeded hash of the picture's name.
 
     Returns:
-        The pictures of the split, in the archives' order. Classes are sorted, numbers by value.
+        The pictures of the split, in the order of the archives. Classes are sorted, numbers by value.
 
     Raises:
         DataError: If a shard is missing or damaged, there is no picture, two samples share a name, one has several
@@ -147,16 +165,16 @@ def _shards(pattern: str) -> Iterator[Path]:
     for name in _expanded(pattern):
         shard = Path(name).expanduser()
         if not shard.is_file():
-            found = "is a folder" if shard.is_dir() else "does not exist"
+            problem = "is a folder" if shard.is_dir() else "does not exist"
             raise DataError(
-                f"no shard matches wds:{pattern}: {shard} {found}; name the tar files that there are, such as "
+                f"no shard matches wds:{pattern}: {shard} {problem}; name existing tar files, such as "
                 "'wds:shard-{000..009}.tar'"
             )
         yield shard
 
 
 def _expanded(pattern: str) -> Iterator[str]:
-    """Write out the braces, as a shell does; one name at a time, since there may be any number."""
+    # Expands braces as a shell does; one name at a time, since there may be any number.
     braces = _BRACES.search(pattern)
     if braces is None:
         yield pattern
@@ -173,23 +191,24 @@ def _expanded(pattern: str) -> Iterator[str]:
 
 def _scan(pattern: str) -> ShardSamples:
     shards = tuple(_shards(pattern))
-    entries, text, keys, labels = bytearray(), bytearray(), array("q"), array("q")
+    entries, masks, text, keys, labels = bytearray(), bytearray(), bytearray(), array("q"), array("q")
     classes: dict[str, int] = {}
     for number, shard in enumerate(track(shards, "scanning shards", len(shards))):
-        for key, picture, label in _samples(shard):
-            entries += _PACKED.pack(picture.offset, len(text), number, picture.length)
+        for key, picture, mask, label in _samples(shard):
+            entries += _PACKED_ENTRY.pack(picture.offset, len(text), number, picture.length)
+            masks += _PACKED_MASK.pack(mask.offset, mask.length) if mask else bytes(_PACKED_MASK.size)
             text += picture.name.encode() + b"\0"
             keys.append(hash(key))
             labels.append(-1 if label is None else classes.setdefault(label, len(classes)))
     if not entries:
         raise DataError(f"no picture in {pattern}; a sample is key.jpg (or .png, ...) with its label in key.cls")
-    samples = ShardSamples(shards, np.frombuffer(entries, _ENTRY), bytes(text), None, ())
-    _require_different(samples, np.frombuffer(keys, np.int64))
+    samples = ShardSamples(shards, np.frombuffer(entries, _ENTRY), bytes(text), np.frombuffer(masks, _MASK))
+    _check_names(samples, np.frombuffer(keys, np.int64))
     return _labelled(samples, np.frombuffer(labels, np.int64), list(classes))
 
 
-def _samples(shard: Path) -> Iterator[tuple[str, Member, str | None]]:
-    """Go through a shard's samples: key, picture, and label or None."""
+def _samples(shard: Path) -> Iterator[tuple[str, Member, Member | None, str | None]]:
+    """Yield key, picture, mask and label of each sample of a shard."""
     without = 0
     try:
         with shard.open("rb") as file:
@@ -204,81 +223,82 @@ def _samples(shard: Path) -> Iterator[tuple[str, Member, str | None]]:
                     raise DataError(f"sample {key!r} of {shard} has {len(pictures)} pictures; keep one")
                 without += not pictures
                 for picture in pictures:
-                    _require_usable(picture, shard)
-                    yield key, picture, _label(file, files, f"{key!r} of {shard}")
+                    mask = files.get("mask.png")
+                    for file_of_sample in filter(None, (picture, mask)):
+                        _check(file_of_sample, shard)
+                    yield key, picture, mask, _label(file, files, f"{key!r} of {shard}")
     except OSError as error:
-        raise DataError(f"cannot read {shard}: {error.strerror or error}; put it back or mend it") from error
+        raise DataError(f"cannot read {shard}: {error.strerror or error}; check the file") from error
     if without:
-        logger.warning("%d samples of %s have no picture and are left out", without, shard)
+        logger.warning("%d samples of %s have no picture and are skipped", without, shard)
 
 
 def _key_and_field(name: str) -> tuple[str, str]:
-    """Part a name at the first dot behind its folder; the key is "" for hidden files and for those without a dot."""
+    # The key is "" for hidden files and for names without a dot.
     folder, slash, file = name.rpartition("/")
     stem, dot, field = file.partition(".")
     return (f"{folder}{slash}{stem}", field.lower()) if stem and dot else ("", "")
 
 
-def _require_usable(picture: Member, shard: Path) -> None:
-    path = PureWindowsPath(picture.name)  # knows both kinds of slashes
-    if path.anchor or ".." in path.parts or not picture.name.isprintable():
-        raise DataError(f"{shard} holds {picture.name!a}, which leads out of its folder or is no text; rename it")
-    if picture.length > _LARGEST_PICTURE:
-        raise DataError(f"{picture.name} in {shard} has {picture.length:,} bytes, which no picture has; remove it")
+def _check(member: Member, shard: Path) -> None:
+    path = PureWindowsPath(member.name)  # splits at both kinds of slashes
+    if path.anchor or ".." in path.parts or not member.name.isprintable():
+        raise DataError(f"{shard} holds {member.name!a}, which leads out of its folder or is not text; rename it")
+    if member.length > _MAX_PICTURE:
+        raise DataError(f"{member.name} in {shard} has {member.length:,} bytes, more than any picture; remove it")
 
 
 def _label(file: BinaryIO, files: dict[str, Member], where: str) -> str | None:
-    """Read a sample's label as one line of text; None if it has none."""
     member = files.get("cls") or files.get("json")
     if member is None:
         return None
     try:
-        if member.length > _LARGEST_LABEL:
+        if member.length > _MAX_LABEL_FILE:
             raise ValueError(f"it has {member.length:,} bytes")
-        found: Any = read(file, member.offset, member.length).decode()
+        value: Any = read(file, member.offset, member.length).decode()
         if member is not files.get("cls"):
-            found = json.loads(found)
-            found = found.get("label") if isinstance(found, dict) else None
-            if found is None:
+            content = json.loads(value)
+            value = content.get("label") if isinstance(content, dict) else None
+            if value is None:
                 return None
-        if isinstance(found, bool) or not isinstance(found, int | str):
-            raise ValueError(f"it is {found!r:.50}")
-        label = str(found).strip()
-        if not label.isprintable() or not 0 < len(label) <= _LONGEST_LABEL:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError(f"it is {value!r:.50}")
+        label = str(value).strip()
+        if not label.isprintable() or not 0 < len(label) <= _MAX_LABEL:
             raise ValueError(f"it is {label!r:.50}")
-    except (ValueError, RecursionError) as error:  # of JSON, UTF-8 and our own
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 raise ValueErrors too
         raise DataError(f"the label of {where} cannot be used: {error}; write a number or a line of text") from error
     return label
 
 
-def _require_different(samples: ShardSamples, keys: NDArray[np.int64]) -> None:
-    order = np.argsort(keys, kind="stable")
-    for at in np.flatnonzero(keys[order][1:] == keys[order][:-1]):
-        first, second = (int(row) for row in order[at : at + 2])
+def _check_names(samples: ShardSamples, hashes: NDArray[np.int64]) -> None:
+    order = np.argsort(hashes, kind="stable")
+    for position in np.flatnonzero(hashes[order][1:] == hashes[order][:-1]):
+        first, second = (int(row) for row in order[position : position + 2])
         (key, _), (other, _) = (_key_and_field(samples.ids[row]) for row in (first, second))
         if key == other:
-            where = [samples.shards[samples.entries["shard"][row]] for row in (first, second)]
+            shards = [samples.shards[samples.entries["shard"][row]] for row in (first, second)]
             raise DataError(
-                f"two samples are named {key!r}, in {where[0]} and in {where[1]}; name them differently, such as by "
-                "a folder for each shard"
+                f"two samples are named {key!r}, in {shards[0]} and in {shards[1]}; give them different names, such as "
+                "by one folder per shard"
             )
 
 
 def _labelled(samples: ShardSamples, labels: NDArray[np.int64], classes: list[str]) -> ShardSamples:
-    """Sort the classes, numbers by value, and number the labels so."""
+    # Labels are numbered by their sorted classes.
     if not classes:
         return samples
     if (labels < 0).any():
         row = int(labels.argmin())
         raise DataError(
             f"sample {samples.ids[row]} in {samples.shards[samples.entries['shard'][row]]} has no label, others have; "
-            "give every sample a .cls or none"
+            "give all samples a .cls or none"
         )
     numbers = all(_NUMBER.fullmatch(name) for name in classes)
     order = sorted(range(len(classes)), key=lambda row: int(classes[row]) if numbers else classes[row])
-    place = np.empty(len(classes), dtype=np.int64)
-    place[order] = np.arange(len(classes))
-    return replace(samples, labels=place[labels], names=tuple(classes[row] for row in order))
+    rank = np.empty(len(classes), dtype=np.int64)
+    rank[order] = np.arange(len(classes))
+    return replace(samples, labels=rank[labels], names=tuple(classes[row] for row in order))
 
 
 DATASETS.register("wds")(Dataset(wds, argument="PATTERN"))

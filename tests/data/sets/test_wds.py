@@ -14,10 +14,14 @@ from embedcam.data.sets.wds import Names, _expanded, wds
 from embedcam.errors import DataError
 
 
-def png(level=0, size=(3, 2)):
+def encoded(image):
     buffer = io.BytesIO()
-    Image.new("RGB", size, (level, 0, 0)).save(buffer, "png")
+    image.save(buffer, "png")
     return buffer.getvalue()
+
+
+def png(level=0, size=(3, 2)):
+    return encoded(Image.new("RGB", size, (level, 0, 0)))
 
 
 @pytest.fixture
@@ -63,6 +67,47 @@ def test_shards_of_a_folder_give_the_same_database_byte_for_byte(shards_of_folde
         files.append(tmp_path / f"{len(files)}.h5")
         build_database(net, spec, clusters=3, top_k=5, pairs=3).save(files[-1])
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_shards_with_masks_have_the_same_masks_as_the_folder(shard, folder):
+    theirs = load(f"folder:{folder}@all")
+    files = []
+    for name in theirs.ids:
+        content, mask = ((folder / kind / name).read_bytes() for kind in ("images", "masks"))
+        files += [(name, content), (name.replace(".png", ".mask.png"), mask), (name.replace(".png", ".cls"), "x")]
+    ours = load(f"wds:{shard(files)}@all")
+    assert ours.has_masks and ours.ids[0] == theirs.ids[0]
+    for index in range(len(theirs)):
+        np.testing.assert_array_equal(ours.mask(index), theirs.mask(index))
+        np.testing.assert_array_equal(np.asarray(ours.image(index)), np.asarray(theirs.image(index)))
+
+
+def test_a_mask_belongs_to_its_own_picture_whatever_the_order(shard):
+    left, right = (Image.new("L", (3, 2)) for _ in range(2))
+    left.putpixel((0, 1), 1)
+    right.putpixel((2, 0), 255)
+    files = {"a.mask.png": encoded(left), "a.png": png(), "b.png": png(), "c.png": png(), "c.mask.png": encoded(right)}
+    samples = pickle.loads(pickle.dumps(wds(shard(files), "all")))
+    assert samples.mask(0).tolist() == [[False] * 3, [True, False, False]]
+    assert samples.mask(1) is None
+    assert samples.mask(2).tolist() == [[False, False, True], [False] * 3]
+    swapped = samples.subset([2, 1])
+    assert swapped.has_masks and swapped.mask(0).tolist() == samples.mask(2).tolist() and swapped.mask(1) is None
+    assert not samples.subset([1]).has_masks
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (b"no picture", "of a.png in .*a.tar is no image in a known format|of a.png in .*a.tar is not an image"),
+        (png(9, size=(2, 2)), "mask of a.png in .*a.tar is 2 x 2 pixels but its picture is 3 x 2"),
+        (png(0), "mask of a.png in .*a.tar marks no pixel as object"),
+    ],
+)
+def test_a_mask_that_cannot_be_right_is_named(shard, mask, message):
+    samples = wds(shard({"a.png": png(), "a.mask.png": mask}), "all")
+    with pytest.raises(DataError, match=message):
+        samples.mask(0)
 
 
 def test_the_gallery_of_test_images_are_the_training_images(shards_of_folder):
@@ -138,7 +183,7 @@ def test_hidden_files_and_samples_without_picture_are_left_out(shard, caplog):
     files = {"._a.png": b"of a Mac", "README": "no dot", "x/a.PNG": png(7), "b.txt": "no picture", "c.mask.png": png()}
     samples = wds(shard(files), "all")
     assert list(samples.ids) == ["x/a.PNG"] and samples.image(0).getpixel((0, 0)) == (7, 0, 0)
-    assert "2 samples of" in caplog.text and "a.tar have no picture and are left out" in caplog.text
+    assert "2 samples of" in caplog.text and "a.tar have no picture and are skipped" in caplog.text
 
 
 def test_a_dot_in_a_folder_is_no_extension(shard):
@@ -169,7 +214,7 @@ def test_a_dot_in_a_folder_is_no_extension(shard):
         ([("../a.png", png())], "leads out of its folder"),
         ([("/etc/a.png", png())], "leads out of its folder"),
         ([("C:\\a.png", png())], "leads out of its folder"),
-        ([("a\nb.png", png())], "or is no text"),
+        ([("a\nb.png", png())], "or is not text"),
     ],
 )
 def test_what_cannot_be_used_is_one_clear_error(shard, files, message):
@@ -187,7 +232,7 @@ def test_equal_names_in_two_shards_are_named_with_both(shard):
 def test_missing_shards_are_named(shard, tmp_path):
     shard({"a.png": png()}, "0.tar")
     for pattern, message in [
-        (f"{tmp_path}/none.tar", "no shard matches wds:.*none.tar: .*none.tar does not exist; name the tar files"),
+        (f"{tmp_path}/none.tar", "no shard matches wds:.*none.tar: .*none.tar does not exist; name existing tar files"),
         (f"{tmp_path}/{{0..99999999999}}.tar", "1.tar does not exist"),
         (str(tmp_path), "is a folder"),
     ]:
