@@ -1,4 +1,4 @@
-"""The checks of `evaluate`: faithfulness and randomisation of the default and of the published method."""
+"""The checks of `evaluate`, faithfulness and randomisation, of a weight database."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ..nets.network import Network
 from .faithfulness import Explain, faithfulness
 from .randomisation import of_database, randomisation
 
-# Each image is embedded some 60 times, or explained some 20 times: so many say enough, spread over the data set.
+# Each image is embedded about 60 times, or explained about 20 times; more images would change little.
 _IMAGES = 64
 
 
 def check_faithfulness(
     net: Network, db: WeightDatabase, test: Samples, *, batch_size: int = 16, strict: bool = False, workers: int = 2
 ) -> dict[str, Any]:
-    """Hide and show what the default's and the published method's maps point at.
+    """Measure deletion and insertion with the default's and the published method's maps.
 
     Args:
         net: The network.
         db: Its database.
         test: Images; at most 64 of them, evenly spread, are used.
-        batch_size: Images a batch.
+        batch_size: Images per batch.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
         workers: Threads that read images ahead.
 
@@ -49,13 +49,13 @@ def check_faithfulness(
 def check_randomisation(
     net: Network, db: WeightDatabase, test: Samples, *, batch_size: int = 16, strict: bool = False, workers: int = 2
 ) -> dict[str, Any]:
-    """Explain with networks whose layers are re-initialised one by one, from the last to the first.
+    """Compare the maps with those of networks whose layers are re-initialised, from the last to the first.
 
     Args:
         net: The network.
         db: Its database.
         test: Images; at most 64 of them, evenly spread, are used.
-        batch_size: Images a batch.
+        batch_size: Images per batch.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
         workers: Threads that read images ahead.
 

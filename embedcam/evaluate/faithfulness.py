@@ -1,4 +1,4 @@
-"""Faithfulness: does hiding what a heat map points at change the embedding, and does showing only that keep it?"""
+"""Faithfulness: how the embedding changes as the strongest pixels of a heat map are hidden, or only they are shown."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..nets.network import Network
 
 Explain = Callable[[Tensor], Explanation]
 RANDOM = "random order"
-# Shares of the image's side. Blurred by 1/8, butterflies at 224 pixels are as near to themselves as to any other image
-# (mean cosine 0.00; 0.37 if blurred by 1/64). Noise of 1/16 has spots as wide as the cells of a 7 x 7 map: a baseline
-# of single pixels would break every texture, and lose for that alone.
+# Standard deviations as shares of the image's side. Blurred by 1/8, butterflies at 224 pixels are no more similar to
+# themselves than to other images (mean cosine 0.00; 0.37 if blurred by 1/64). Noise of 1/16 has spots as wide as the
+# cells of a 7 x 7 map: a baseline of single pixels would destroy every texture, and be worse for that reason alone.
 _BLUR, _SPOT = 1 / 8, 1 / 16
-# Rounding leaves equal heats some last digits apart, and not at random: these levels make them equal again.
+# Rounding to these levels makes heat equal again that differs, not at random, only in the last digits.
 _LEVELS = 2**16 - 1
 
 
@@ -36,34 +36,34 @@ def faithfulness(
     steps: int = 10,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Hide the strongest pixels (deletion) or show only them (insertion), step by step, and embed what is left.
+    """Hide the strongest pixels (deletion) or show only them (insertion), step by step, and embed the altered images.
 
-    Hidden pixels are replaced by those of a strongly blurred version of the image: a flat fill would draw edges of its
-    own, which the network sees. Equally strong pixels, such as all of a flat map, go in the order of a seeded, smooth
-    noise that favours no side; the row "random order" goes by that noise alone, and is what a map has to beat.
+    Hidden pixels are replaced by those of a strongly blurred version of the image, since a uniform fill would add edges
+    that the network sees. Equally strong pixels, such as all of a flat map, are ordered by smooth seeded noise, and so
+    are all pixels of the baseline, the row "random order".
 
-    Each batch takes 2 forward passes and 2 (steps - 1) more a row. All altered images' embeddings are kept to the end
-    (8 (steps + 1) D bytes an image and row), since ranks need the embeddings of all images.
+    Each batch takes 2 forward passes and 2 (steps - 1) more per row. The embeddings of all altered images are kept to
+    the end (8 (steps + 1) D bytes per image and row), since ranks need the embeddings of all images.
 
     Args:
-        net: The network; run in evaluation mode and put back.
-        methods: Name -> from images (B, 3, H, W) to an explanation with heat maps (B, H, W).
-        batches: Indices (B,), which choose the noise, and normalised images (B, 3, H, W).
-        gallery: (M, D) embeddings of other images among which an image is looked for; all explained images if None.
-        steps: In how many equal steps all pixels are hidden or shown, at least 1.
+        net: The network; run in evaluation mode, which is restored.
+        methods: By name, functions from images (B, 3, H, W) to an explanation with heat maps (B, H, W).
+        batches: Indices (B,), which seed the noise, and normalised images (B, 3, H, W).
+        gallery: (M, D) embeddings of other images among which an image is ranked; all explained images if None.
+        steps: Number of equal steps in which all pixels are hidden or shown, at least 1.
         seed: Of the noise.
 
     Returns:
-        Fit for JSON: `share` (steps + 1) of the pixels hidden or shown, `images`, `candidates` (how many embeddings are
-        ranked, the image's own included), `metric`, and `rows`, one a method, "random order" last. A row has the
-        `method`, and for `deletion` (lower areas are better) and `insertion` (higher ones are):
+        A dictionary that JSON can hold: `share` (steps + 1) of the pixels hidden or shown, `images`, `candidates` (how
+        many embeddings are ranked, including the image's own), `metric`, and `rows`, one per method, "random order"
+        last. A row has the `method`, and for `deletion` (lower areas are better) and `insertion` (higher areas are):
 
         - `similarity` (steps + 1): to the whole image's embedding, averaged over images: the cosine; for Euclidean
           networks 1 - distance / mean distance between images. 1 is the image itself.
-        - `rank` (steps + 1): place of the whole image's embedding among the candidates, the nearest first, averaged.
-          1 is best, also where candidates are equally near; here the lower area is the better one for insertion.
-        - `similarity_area`, `rank_area`: below these curves, by the trapezoid rule over [0, 1]; with
-          `similarity_error`, the standard error over images of the former (None for one image).
+        - `rank` (steps + 1): rank of the whole image's embedding among the candidates, the nearest first, averaged.
+          1 is best, also if candidates are equally near; here the lower area is better for insertion.
+        - `similarity_area`, `rank_area`: under these curves, by the trapezoid rule over [0, 1]; `similarity_error` is
+          the standard error over images of the former (None for one image).
 
     Raises:
         DataError: If there is no image, or no other to rank it among, or a heat map or the gallery does not fit.
@@ -87,29 +87,29 @@ def faithfulness(
         noise = np.stack([_noise(size, seed, index) for index in indices.tolist()])
         for name in kept:
             heatmaps = np.zeros_like(noise) if name == RANDOM else methods[name](images).heatmaps
-            place = torch.from_numpy(_places(heatmaps, noise)).to(net.device)[:, None]
+            order = torch.from_numpy(_order(heatmaps, noise)).to(net.device)[:, None]
             for altered, start, end, first, last in (
                 (kept[name][0], images, blurred, whole, hidden),
                 (kept[name][1], blurred, images, hidden, whole),
             ):
                 counts = [round(step * size[0] * size[1] / steps) for step in range(1, steps)]
-                between = [_embed(net, torch.where(place < count, end, start)) for count in counts]
+                between = [_embed(net, torch.where(order < count, end, start)) for count in counts]
                 altered.append(np.stack([first, *between, last], axis=1))
     if not own:
         raise DataError("no image was given to score faithfulness; give at least one batch")
     anchors = np.concatenate(own)
-    known = anchors if gallery is None else _checked(gallery, anchors.shape[1])
-    others = len(known) - (gallery is None)
+    candidates = anchors if gallery is None else _checked(gallery, anchors.shape[1])
+    others = len(candidates) - (gallery is None)
     if others < 1:
         raise DataError("the rank of an image needs another image; give at least two, or a gallery")
-    # The distance of an image to itself is 0, so that it adds nothing to the mean.
-    scale = sum(float(cdist(anchor[None], known).sum()) for anchor in anchors) / (len(anchors) * others)
+    # The distance of an image to itself is 0 and adds nothing to the sum.
+    scale = sum(float(cdist(anchor[None], candidates).sum()) for anchor in anchors) / (len(anchors) * others)
     rows = [
         {
             "method": name,
             **{
-                kind: _curves(anchors, np.concatenate(seen), known, net.metric, scale)
-                for kind, seen in zip(("deletion", "insertion"), altered, strict=True)
+                kind: _curves(anchors, np.concatenate(embeddings), candidates, net.metric, scale)
+                for kind, embeddings in zip(("deletion", "insertion"), altered, strict=True)
             },
         }
         for name, altered in kept.items()
@@ -130,7 +130,7 @@ def _embed(net: Network, images: Tensor) -> NDArray[np.float32]:
         embeddings: NDArray[np.float32] = net(images).float().cpu().numpy()
     if not np.isfinite(embeddings).all():
         raise NetworkError(
-            "the embedding of an image is not finite (NaN or infinity); look at its pixels, or use float32"
+            "the embedding of an image is not finite (NaN or infinity); check its pixels, or use float32"
         )
     return embeddings
 
@@ -144,7 +144,7 @@ def _checked(gallery: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
 
 
 def _blur(images: Tensor) -> Tensor:
-    """Blur by a Gaussian, whose weights add up to 1 at the border too; separable, so two matrix products."""
+    # A separable Gaussian, whose weights sum to 1 at the border too, as two matrix products.
     rows, columns = (_gaussian(int(side)).to(images) for side in images.shape[2:])
     return rows @ images @ columns.T
 
@@ -156,36 +156,40 @@ def _gaussian(side: int) -> Tensor:
 
 
 def _noise(size: tuple[int, int], seed: int, index: int) -> NDArray[np.float64]:
-    """Draw smooth noise (H, W) for an image; it wraps around, so that no place is smoother than another."""
+    # It wraps around, so that it is equally smooth everywhere.
     white = np.random.default_rng((seed, index)).standard_normal(size)
     smooth: NDArray[np.float64] = gaussian_filter(white, [_SPOT * side for side in size], mode="wrap")
     return smooth
 
 
-def _places(heatmaps: NDArray[Any], noise: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Give every pixel's place, from 0, when the strongest comes first; of equals, the one with more noise."""
+def _order(heatmaps: NDArray[Any], noise: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Number the pixels of each map from 0, the strongest first; of equals, the one with more noise."""
     if heatmaps.shape != noise.shape:
         raise DataError(f"heat maps must have the images' shape {noise.shape}, got {heatmaps.shape}")
-    places = np.empty(noise.shape, dtype=np.int64)
-    for mine, heat, wild in zip(places, np.rint(heatmaps * _LEVELS), noise, strict=True):
-        mine.flat[np.lexsort((-wild.ravel(), -heat.ravel()))] = np.arange(mine.size)
-    return places
+    order = np.empty(noise.shape, dtype=np.int64)
+    for numbers, heat, of_image in zip(order, np.rint(heatmaps * _LEVELS), noise, strict=True):
+        numbers.flat[np.lexsort((-of_image.ravel(), -heat.ravel()))] = np.arange(numbers.size)
+    return order
 
 
 def _curves(
-    anchors: NDArray[np.float32], altered: NDArray[np.float32], known: NDArray[np.float32], metric: str, scale: float
+    anchors: NDArray[np.float32],
+    altered: NDArray[np.float32],
+    candidates: NDArray[np.float32],
+    metric: str,
+    scale: float,
 ) -> dict[str, Any]:
-    """From the embeddings (N, D) of images and (N, S, D) of what was left of them to curves and areas."""
+    """Compute curves and areas from the embeddings of images (N, D) and of the altered images (N, steps + 1, D)."""
     similarity, rank = np.empty(altered.shape[:2]), np.empty(altered.shape[:2])
-    for i, (anchor, seen) in enumerate(zip(anchors.astype(np.float64), altered.astype(np.float64), strict=True)):
-        away = cdist(seen, anchor[None])[:, 0]
-        # Also of a cosine network: on the unit sphere both distances give one order.
-        rank[i] = 1 + np.count_nonzero(cdist(seen, known) < away[:, None], axis=1)
+    for i, (anchor, steps) in enumerate(zip(anchors.astype(np.float64), altered.astype(np.float64), strict=True)):
+        distance = cdist(steps, anchor[None])[:, 0]
+        # For a cosine network too: on the unit sphere both distances give the same order.
+        rank[i] = 1 + np.count_nonzero(cdist(steps, candidates) < distance[:, None], axis=1)
         if metric == "cosine":
-            lengths = np.linalg.norm(seen, axis=1) * np.linalg.norm(anchor)
-            similarity[i] = seen @ anchor / np.maximum(lengths, np.finfo(float).tiny)
+            lengths = np.linalg.norm(steps, axis=1) * np.linalg.norm(anchor)
+            similarity[i] = steps @ anchor / np.maximum(lengths, np.finfo(float).tiny)
         else:
-            similarity[i] = 1 - away / (scale or 1.0)
+            similarity[i] = 1 - distance / (scale or 1.0)
     areas = (similarity[:, 1:] + similarity[:, :-1]).mean(axis=1) / 2
     mean_rank = rank.mean(axis=0)
     return {

@@ -1,4 +1,4 @@
-"""Randomisation check: maps of a network that knows nothing must not look like those of the trained one."""
+"""Randomisation check: maps of a network with random layers must differ from those of the trained network."""
 
 from __future__ import annotations
 
@@ -31,25 +31,26 @@ def randomisation(
 ) -> dict[str, Any]:
     """Re-initialise a copy of the network layer by layer, from the output to the input, and compare the maps.
 
-    The first stage is the last layer alone; the others share the layers before it evenly. A map is compared with the
-    original network's map of the same image by Spearman's rank correlation over pixels. All images and the ranks of
-    their maps are kept in memory; some dozens to hundreds of images suffice.
+    The first stage is the last layer; the other stages divide the layers before it evenly. Maps are compared with the
+    original network's maps of the same images by Spearman's rank correlation over pixels. All images and the ranks of
+    their maps are kept in memory; dozens to hundreds of images suffice.
 
     Args:
-        net: The network; it is left as it is.
+        net: The network; it is not changed.
         explain_with: From the network, or a re-initialised copy, to a method that explains images (B, 3, H, W); for a
             weight database use `of_database`.
         batches: Indices, which are not used, and normalised images (B, 3, H, W), all of one size.
-        stages: Into how many parts the layers are divided, at least 2; fewer where there are fewer layers.
+        stages: Number of parts into which the layers are divided, at least 2; fewer if there are fewer layers.
         seed: Of the new parameters.
 
     Returns:
-        Fit for JSON: `images` compared, `left_out` (images whose original map is flat), `between_images` and `rows`,
-        the first for the copy before anything is random. A row has `layer` (the foremost that is random by now; None
-        at first), `layers` (how many are), `spearman` and `spearman_abs` (mean over images of the correlation and of
-        its absolute value; 0 for a flat map) and `flat` (share of images with a flat map now). `between_images` gives
-        the reader a scale: `spearman` and `spearman_abs` between original maps of different images, which is what a
-        common bias, such as one to the centre, is worth (None for one image).
+        A dictionary that JSON can hold: `images` compared, `left_out` (images whose original map is flat),
+        `between_images` and `rows`, the first for the copy before any layer is random. A row has `layer` (the first
+        random layer in the order of the forward pass; None in the first row), `layers` (the number of random layers),
+        `spearman` and `spearman_abs` (mean over images of the correlation and of its absolute value; 0 for a flat map)
+        and `flat` (share of images with a flat map). `between_images` has `spearman` and `spearman_abs` between the
+        original maps of different images, the correlation that a common bias, such as one to the centre, explains
+        (None for one image).
 
     Raises:
         DataError: If there is no image, or all original maps are flat.
@@ -66,12 +67,12 @@ def randomisation(
     originals = _ranks(explain_with(net), images)
     used = originals.any(axis=1)
     if not used.any():
-        raise DataError("all maps of the network itself are flat; there is nothing to compare, use other images")
+        raise DataError("all maps of the trained network are flat; there is nothing to compare, use other images")
     originals = originals[used]
     copied = copy.deepcopy(net)
     rows: list[dict[str, Any]] = []
     done = 0
-    # The caller's random numbers go on as if nothing had been drawn.
+    # The caller's random number generator is restored.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for part in [[], *_parts(_in_order(copied), stages)]:
@@ -92,13 +93,12 @@ def randomisation(
 
 
 def of_database(net: Network, db: WeightDatabase) -> WeightDatabase:
-    """Say that a weight database belongs to a re-initialised copy of its network, so that `Explainer` takes it.
+    """Assign a weight database to a re-initialised copy of its network, so that `Explainer` accepts it.
 
-    Clusters, weights and geometry stay those of the trained network: the check asks whether the maps come from what
-    the network's layers have learned.
+    Clusters, weights and geometry stay those of the trained network, so that only the layers differ.
 
     Args:
-        net: The copy, of the same build.
+        net: The copy, of the same architecture.
         db: Made for the original network.
 
     Returns:
@@ -108,9 +108,9 @@ def of_database(net: Network, db: WeightDatabase) -> WeightDatabase:
 
 
 def _in_order(net: Network) -> list[tuple[str, nn.Module]]:
-    """List the layers that have parameters of their own in the order in which they first run.
+    """List the layers with parameters of their own in the order in which they first run.
 
-    One that is never called, but whose parameters are used, runs with the module around it.
+    A layer that is never called, but whose parameters are used, counts as run with the module that contains it.
     """
     called: list[nn.Module] = []
     handles = [m.register_forward_pre_hook(lambda module, _: called.append(module)) for m in net.modules()]
@@ -120,20 +120,20 @@ def _in_order(net: Network) -> list[tuple[str, nn.Module]]:
     finally:
         for handle in handles:
             handle.remove()
-    first = {module: place for place, module in reversed(list(enumerate(called)))}
+    first_call = {module: position for position, module in reversed(list(enumerate(called)))}
     modules = dict(net.named_modules())
 
-    def place(name: str) -> int:
-        while modules[name] not in first:
+    def position(name: str) -> int:
+        while modules[name] not in first_call:
             name = name.rpartition(".")[0]
-        return first[modules[name]]
+        return first_call[modules[name]]
 
     named = [
         (name, module) for name, module in modules.items() if next(module.parameters(recurse=False), None) is not None
     ]
     if not named:
         raise NetworkError(f"{net.architecture} has no layer with parameters; there is nothing to re-initialise")
-    return sorted(named, key=lambda item: place(item[0]))
+    return sorted(named, key=lambda item: position(item[0]))
 
 
 def _parts(order: list[tuple[str, nn.Module]], stages: int) -> list[list[tuple[str, nn.Module]]]:
@@ -143,14 +143,14 @@ def _parts(order: list[tuple[str, nn.Module]], stages: int) -> list[list[tuple[s
 
 @torch.no_grad()
 def _reinitialise(layer: nn.Module) -> None:
-    """Draw a layer's parameters anew, on the CPU: the same whatever the device."""
+    # On the CPU, so that the parameters do not depend on the device.
     device = next(layer.parameters(recurse=False)).device
     layer.to("cpu")
     reset = getattr(layer, "reset_parameters", None)
     if callable(reset):
-        reset()  # of a batch norm, the running statistics too
+        reset()  # a batch norm's running statistics too
     else:
-        # Tokens, scales and the like: no telling how they were drawn, but shuffled they keep their size.
+        # How tokens, scales and the like were initialised is not known; shuffling keeps their distribution.
         for parameter in layer.parameters(recurse=False):
             shuffled = parameter.flatten()[torch.randperm(parameter.numel())]
             parameter.copy_(shuffled.view_as(parameter))
@@ -158,14 +158,13 @@ def _reinitialise(layer: nn.Module) -> None:
 
 
 def _ranks(explain: Explain, images: list[Tensor]) -> NDArray[np.float32]:
-    """Rank every map's pixels, equals sharing their mean rank: (N, H W) around 0, all 0 for a flat map."""
+    """Rank the pixels of every map, ties by their mean rank: (N, H W) centred at 0, all 0 for a flat map."""
     maps = (explain(batch).heatmaps.reshape(len(batch), -1) for batch in images)
-    # Multiples of 1/2, which float32 holds exactly up to 8 million pixels.
+    # Multiples of 1/2, which are exact in float32 up to 8 million pixels.
     return np.concatenate([(rankdata(m, axis=1) - (m.shape[1] + 1) / 2).astype(np.float32) for m in maps])
 
 
 def _spearman(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Correlate ranks row by row; 0 where either is flat."""
     a, b = first.astype(np.float64), second.astype(np.float64)
     both, one, other = (np.einsum("np,np->n", x, y) for x, y in ((a, b), (a, a), (b, b)))
     correlation: NDArray[np.float64] = both / np.maximum(np.sqrt(one * other), np.finfo(float).tiny)
@@ -173,7 +172,6 @@ def _spearman(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArra
 
 
 def _between(ranks: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Correlate the maps of all pairs of different images."""
     unit = ranks / np.linalg.norm(ranks, axis=1, keepdims=True)
     pairs: NDArray[np.float64] = (unit @ unit.T)[np.triu_indices(len(unit), 1)].astype(float)
     return pairs

@@ -1,4 +1,4 @@
-"""The table: methods as rows, scores as columns, on one data set with one network."""
+"""The table of `evaluate`: methods as rows, scores as columns, for one network and one data set."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from ..database.weight_database import WeightDatabase
 from ..errors import DataError, EmbedcamError
 from ..explain import Explainer
 from ..nets.network import Network
+from ..show.report import RETRIEVAL
 from ..utils.distributed import Group
 from .compare import Gallery, of_explainer, of_gallery, published, transfers, with_backprop
-from .method import Method
+from .method import Method, score_columns
 from .passes import Passes
 from .retrieval import retrieval
 from .scores import SCORES
@@ -47,39 +48,40 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score heat maps against masks, and embeddings against labels.
 
-    Without `compare`, memory grows by 4 D bytes for each image and each gallery image, another 4 D for those that are
-    searched, and some 170 bytes a method for each image that has a mask; not by anything of the size of an image or of
-    its maps. With it, 4 K bytes of every gallery image are kept too.
+    Memory grows by 4 D bytes per image and per gallery image, another 4 D per image that is searched, and about 190
+    bytes per method and image with a mask; with `compare`, also by 4 K bytes per gallery image.
 
     Args:
         net: The network.
-        database: Made for it.
-        test: The images to explain; those with masks are scored for localisation.
-        gallery: Labelled images among which neighbours are looked for: the training images. None, or images of other
-            classes: neighbours are looked for among the test images themselves.
+        database: Built for this network.
+        test: The images to explain; heat maps are scored on those with masks.
+        gallery: Labelled images that are searched for neighbours: the training images. If None, or if it lacks a class
+            of the test images, the test images themselves are searched.
         compare: Also score all other transfers, and explanations that need labels and a backward pass.
-        brief: Of those, only score per-image Grad-CAM from triplets, the maps that transfers imitate.
-        explain_size: Side in pixels to explain at; the database's own if None. The published method is always scored
-            at the network's own size, and neighbours are always looked for there.
+        brief: With `compare`, only add per-image Grad-CAM from triplets, whose maps transfers approximate.
+        explain_size: Side in pixels to explain at; the database's own if None. The published method and the retrieval
+            always use the network's own size.
         extra: Further methods to score, at the same size.
-        batch_size: Images a batch.
+        batch_size: Images per batch.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
         workers: Threads that read images ahead.
-        work: Folder for what is finished, which stays; a temporary one if None.
-        resume: Go on with what an interrupted run left in `work`.
+        work: Folder for finished parts, which are kept; a temporary one if None.
+        resume: Continue an interrupted run from `work`.
 
     Returns:
-        {"schema": 1, "rows": [one a method], "recall_at_1": ..., "map_at_r": ..., "nmi": ..., "images": ...,
-        "masks": ..., "skipped": ...}; scores that need labels are null without them.
+        {"schema": 1, "rows": [one per method, see `Method.row`], "recall_at_1": ..., "map_at_r": ..., "nmi": ...,
+        "images": ..., "masks": ..., "skipped": ...}; scores that need labels are null without them.
 
     Raises:
         DataError: If an image or mask cannot be used.
-        DatabaseError: If the database was made for another network, or `work` holds another run's work.
+        DatabaseError: If the database was made for another network, or `work` belongs to another run.
         OutputError: If `work` cannot be written.
+        EmbedcamError: If the columns of two scores have the same key.
     """
+    score_columns()  # raises now, not after the long pass
     explainer = Explainer(net, database, explain_size=explain_size)
     net, default = explainer.net, of_explainer(explainer)  # at the database's layer
-    passes, wanted = Passes(net, batch_size, strict, workers), compare and not brief
+    passes, complete = Passes(net, batch_size, strict, workers), compare and not brief
     methods, natives = [default, *extra], [published(net, database)]
     own, best = net.preprocess, explainer.preprocess
     about = {
@@ -99,19 +101,19 @@ def evaluate(
         def shards(step: str, images: int) -> Shards:
             return Shards(folder / step, images, about, Group(), resume=resume)
 
-        known = None
-        if gallery is not None and _comparable(test, gallery):
-            known = Gallery(gallery, passes.embed(gallery, shards("gallery", len(gallery)), pooled=wanted))
-        imitated = None
+        searched = None
+        if gallery is not None and _has_classes_of(test, gallery):
+            searched = Gallery(gallery, passes.embed(gallery, shards("gallery", len(gallery)), pooled=complete))
+        reference = None
         if compare:
-            if known is None or test.labels is None:
+            if searched is None or test.labels is None:
                 raise DataError("--compare needs labels, and training images of the test images' classes; leave it out")
-            imitated, *others = with_backprop(net, database, known, test.labels)
+            reference, *others = with_backprop(net, database, searched, test.labels)
             if brief:
-                methods.append(imitated)
+                methods.append(reference)
             else:
-                methods += [*transfers(net, database), *of_gallery(net, database, known), imitated, *others]
-        run, everything = partial(passes.run, test, reference=imitated), np.arange(len(test))
+                methods += [*transfers(net, database), *of_gallery(net, database, searched), reference, *others]
+        run, everything = partial(passes.run, test, reference=reference), np.arange(len(test))
         first, what = ([*natives, *methods], "") if best == own else (natives, " at the network's size")
         native = shards("own-size", len(test))
         read, embeddings, masks = run(everything, first, own, native, what=f"explaining{what}")
@@ -122,7 +124,7 @@ def evaluate(
     return {
         "schema": 1,
         "rows": rows,
-        **_retrieval(embeddings, None if test.labels is None else test.labels[read], known),
+        **_retrieval(embeddings, None if test.labels is None else test.labels[read], searched),
         "explain_size": list(best.input_size),
         "images": len(read),
         "masks": masks,
@@ -131,7 +133,6 @@ def evaluate(
 
 
 def _fingerprint(database: WeightDatabase) -> str:
-    """Tell databases apart by all that is in them."""
     digest = hashlib.sha256(repr(database.facts()).encode())
     for name, array in arrays(database).items():
         digest.update(name.encode())
@@ -139,24 +140,22 @@ def _fingerprint(database: WeightDatabase) -> str:
     return digest.hexdigest()
 
 
-def _comparable(test: Samples, gallery: Samples) -> bool:
-    """Tell whether every test image's label is one of the gallery's."""
+def _has_classes_of(test: Samples, gallery: Samples) -> bool:
     return test.labels is not None and gallery.labels is not None and bool(np.isin(test.labels, gallery.labels).all())
 
 
 def _retrieval(
     embeddings: NDArray[np.float32], labels: NDArray[np.int64] | None, gallery: Gallery | None
 ) -> dict[str, float | None]:
-    unknown: dict[str, float | None] = dict.fromkeys(("recall_at_1", "map_at_r", "nmi"))
     if labels is None or (gallery is None and len(labels) < 2):
-        return unknown
+        return dict.fromkeys(column.key for column in RETRIEVAL)
     if gallery is None:
-        return {**unknown, **retrieval(embeddings, labels)}
-    return {**unknown, **retrieval(embeddings, labels, gallery.seen.embeddings, gallery.labels)}
+        return {**retrieval(embeddings, labels)}
+    return {**retrieval(embeddings, labels, gallery.seen.embeddings, gallery.labels)}
 
 
 def default_row(result: dict[str, Any]) -> dict[str, Any]:
-    """Find the row of what `Explainer` does by default.
+    """Return the row of `Explainer` with default options.
 
     Args:
         result: Of `evaluate`.

@@ -1,4 +1,4 @@
-"""Grad-CAM and Grad-CAM++, with gradients that start at the feature layer."""
+"""Grad-CAM and its relatives, with gradients that end at the feature layer."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from .weighting import WEIGHTINGS
 
 
 class GradCAM:
-    """Explain any network by backpropagation, from the output down to the feature layer and no further.
+    """Explain any network by backpropagation from the output to the feature layer.
 
     Args:
-        model: A classifier, a `Network`, or any module whose output a target understands; if `torch.compile`
-            compiled it, it is run as plain Python here, and stays compiled for others.
-        layer: Dotted name of the feature layer, or several names, explained in one pass; the network's own
-            layer, or the last spatial one, if None.
+        model: A classifier, a `Network`, or any module whose output suits the target. A module compiled by
+            `torch.compile` is run uncompiled.
+        layer: Dotted name of the feature layer, or several names, which are explained in one pass. If None, the
+            network's own layer, or the last spatial one.
         method: Name of a channel weighting: "gradcam", "gradcam++" (as the package grad-cam computes it),
             "gradcam++-exact" (the paper's equation), "gradcam++-elementwise" (as pytorch-gradcam computes it), or any
             other of `WEIGHTINGS`.
-        placement: "receptive-field" puts every cell where the network looked; "stretch" is the plain bilinear
-            resize, and gives what the package grad-cam gives.
-        reshape: From the layer's output to feature maps (B, K, h, w), where `layers.as_maps` cannot know:
-            channels last, or tokens in an unusual order. Their cells are taken to tile the image evenly.
+        placement: "receptive-field" puts every cell at the centre of its receptive field; "stretch" is a bilinear
+            resize, as in the package grad-cam.
+        reshape: From the layer's output to feature maps (B, K, h, w), for outputs that `layers.as_maps` does not know,
+            such as tokens in an unusual order. The cells are assumed to tile the image evenly.
 
     Raises:
         LayerError: If there is no such layer.
@@ -73,46 +73,45 @@ class GradCAM:
     def __call__(self, images: Tensor, target: Target | None = None) -> Any:
         """Explain images.
 
-        The model is run in evaluation mode and put back; its parameters and their `.grad` are not touched.
+        The model is run in evaluation mode, and its mode is restored. Its parameters and their `.grad` do not change.
 
         Args:
             images: (B, 3, H, W), normalised; moved to the model's device.
-            target: What to explain, one scalar an image: `ClassScore()` for a classifier's best class, or any
-                other of this room.
+            target: What to explain, one scalar per image: `ClassScore()` for a classifier's best class, or another
+                target of `embedcam.gradient`.
 
         Returns:
             An `Explanation`: heat maps (B, H, W) in [0, 1], the maps before normalising, and a `Network`'s
             embeddings. For a sequence of layers, a dictionary of explanations by layer name. For a
-            `SegmentationScore` of a sequence of classes, in the place of each a dictionary of them by class.
+            `SegmentationScore` of a sequence of classes, each explanation is a dictionary of explanations by class.
 
         Raises:
-            DataError: If `images` are not such.
-            TargetError: If there is no target, or it is not one scalar an image.
-            LayerError: If a layer does not run, has no spatial output, or the target does not depend on it.
+            DataError: If `images` is no image batch.
+            TargetError: If there is no target, or it does not give one scalar per image.
+            LayerError: If a layer does not run, has no spatial output, or does not affect the target.
         """
         if target is None:
-            listed = ", ".join(known.__name__ for known in TARGETS)
+            names = ", ".join(each.__name__ for each in TARGETS)
             raise TargetError(
-                f"what is to be explained? give a target, one of {listed}; ClassScore() is a classifier's best "
-                "class, an embedding has none"
+                f"no target was given; use one of {names}, such as ClassScore() for a classifier's best class"
             )
         images = layers.as_images(self.model, images)
         size = (int(images.shape[2]), int(images.shape[3]))
-        # `no_grad` keeps the layers before ours out of the graph; in inference mode there could be no graph.
+        # `no_grad` keeps the layers before the feature layer out of the graph; inference mode allows no graph at all.
         with torch.inference_mode(False), torch.no_grad(), layers.evaluating(self.model, self._all_modules):
             output, leaves, gradients = self._differentiate(images, target)
-            # Weighing and placing are matrix products, which autocast would round to half precision.
+            # These are matrix products, which autocast would compute in half precision.
             with torch.autocast(images.device.type, enabled=False):
                 maps = {
                     name: [self._map(name, leaf, each[index], size) for each in gradients]
                     for index, (name, leaf) in enumerate(zip(self.layers, leaves, strict=True))
                 }
         classes = target.classes if isinstance(target, SegmentationScore) else None
-        found = {name: self._explanations(of_layer, output, classes) for name, of_layer in maps.items()}
-        return found[self.layers[0]] if self._single else found
+        explanations = {name: self._explanations(of_layer, output, classes) for name, of_layer in maps.items()}
+        return explanations[self.layers[0]] if self._single else explanations
 
     def _differentiate(self, images: Tensor, target: Target) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, ...]]]:
-        """Run the model; give its output, each layer's, and for each class the gradients at each layer."""
+        """Run the model; return its output, each layer's output, and for each class the gradients at each layer."""
         read = target.layer if isinstance(target, SegmentationScore) else None
         captured = dict(self._modules)
         if read is not None:
@@ -137,16 +136,16 @@ class GradCAM:
 
     @staticmethod
     def _check(scores: object, count: int, axes: int) -> None:
-        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         if not isinstance(scores, Tensor) or scores.ndim != axes or len(scores) != count:
             raise TargetError(
-                f"a target must give one scalar an image ({count},), got {found}; sum or pick what is to be explained"
+                f"a target must give one scalar per image ({count},), got {given}; sum or select what is explained"
             )
         if not scores.requires_grad:
             raise TargetError("the target has no gradient; compute it from the network's output, not detached")
 
     def _map(self, name: str, output: Tensor, gradient: Tensor, size: tuple[int, int]) -> Tensor:
-        """Make the map (B, H, W) of a layer, before normalising."""
+        """Compute the map (B, H, W) of a layer, before normalising."""
         maps, gradients = (self._as_maps(name, tensor, size).float() for tensor in (output, gradient))
         combined: Tensor = combine(maps, self._weighting(maps, gradients))
         on_grid = output.ndim == 4 and self.reshape is None and not self._channels_last[name]
@@ -174,7 +173,7 @@ class GradCAM:
         return self._geometries[name, size]
 
     def _explanations(self, maps: list[Tensor], output: Tensor, classes: int | Sequence[int] | None) -> Any:
-        """Normalise the maps of a layer, one a class."""
+        """Normalise the maps of a layer, one per class."""
         of_network: dict[str, Any] = {}
         if isinstance(self.model, Network):
             of_network["embeddings"] = output.detach().float().cpu().numpy()
@@ -186,10 +185,10 @@ class GradCAM:
 
 
 def _fade(heatmaps: NDArray[np.float32], raw: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Fade maps of next to no range as grad-cam does, for parity with it.
+    """Scale maps of very small range as grad-cam does, for parity.
 
-    It divides by (range + 1e-7) twice, before and after resizing. Together that is a division by
-    range + 1e-7 (range + 1e-7), which only shows where the range is below 1e-8.
+    grad-cam divides by (range + 1e-7) twice, before and after resizing. Together that is a division by
+    range + 1e-7 (range + 1e-7), which matters only if the range is below 1e-8.
     """
     span = np.ptp(raw, axis=(1, 2), keepdims=True).astype(np.float64)
     faded: NDArray[np.float32] = heatmaps * (span / (span + 1e-7 * (span + 1e-7))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is explained: small callables that turn a network's output into one scalar an image."""
+"""Targets: callables that turn a network's output into the scalar per image that is explained."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class ClassScore:
     """The score of a class, before the softmax.
 
     Attributes:
-        index: The class of all images, one class an image (B,), or None for each image's best class.
+        index: One class for all images, one per image (B,), or None for each image's best class.
     """
 
     index: int | Sequence[int] | Tensor | None = None
 
     def __call__(self, output: Tensor) -> Tensor:
-        """Pick the scores.
+        """Select the scores.
 
         Args:
             output: Logits (B, classes).
@@ -38,16 +38,16 @@ class ClassScore:
             (B,).
 
         Raises:
-            TargetError: If the output is something else, or the class does not exist.
+            TargetError: If the output has another shape, or the class does not exist.
         """
         if not isinstance(output, Tensor) or output.ndim != 2:
-            raise TargetError(f"ClassScore needs logits (B, classes), got {_found(output)}; choose another target")
+            raise TargetError(f"ClassScore needs logits (B, classes), got {_describe(output)}; choose another target")
         if self.index is None:
             return output.max(dim=1).values
         index = torch.as_tensor(self.index, device=output.device)
         if index.ndim > 1 or (index.ndim == 1 and len(index) != len(output)):
             raise TargetError(
-                f"ClassScore has {index.numel()} classes for {len(output)} images; give one, or one an image"
+                f"ClassScore has {index.numel()} classes for {len(output)} images; give one, or one per image"
             )
         _require_classes(index, output.shape[1])
         return output.gather(1, index.expand(len(output))[:, None])[:, 0]
@@ -58,11 +58,11 @@ class SegmentationScore:
     """The scores of a class summed over an image or a part of it, as in MATLAB's `gradCAM` and Seg-Grad-CAM.
 
     Attributes:
-        classes: A class; several, for one map each; or None for each image's class of the largest sum.
+        classes: A class; several, with one map per class; or None for the class with the largest sum in each image.
         reduction_layer: What is summed. None: the softmax of the model's output; "logits": the model's output
-            as it is; otherwise the output, as it is, of the layer of that name.
-        region: Which pixels are summed. None: all; a mask (H, W) or (B, H, W), brought to the size of the
-            scores by nearest neighbour; a pixel (y, x) of the scores; "predicted": where the class is best.
+            unchanged; otherwise the output of the layer with that name.
+        region: Which pixels are summed. None: all; a mask (H, W) or (B, H, W), resized to the scores by nearest
+            neighbour; a pixel (y, x) of the scores; "predicted": the pixels where the class has the largest score.
 
     Source:
         Vinogradova et al. 2020, Towards Interpretable Semantic Segmentation via Gradient-Weighted Class
@@ -75,7 +75,7 @@ class SegmentationScore:
 
     @property
     def layer(self) -> str | None:
-        """Name of the layer whose output is to be given; None for the model's output."""
+        """Name of the layer whose output the target takes; None for the model's output."""
         return None if self.reduction_layer == "logits" else self.reduction_layer
 
     def __call__(self, output: Tensor | Mapping[str, Tensor]) -> Tensor:
@@ -88,12 +88,12 @@ class SegmentationScore:
             (B,), or (B, n) for a sequence of n classes.
 
         Raises:
-            TargetError: If the output is something else, or a class or the region does not exist.
+            TargetError: If the output has another shape, or a class or the region does not exist.
         """
         scores = output.get("out") if isinstance(output, Mapping) else output
         if not isinstance(scores, Tensor) or scores.ndim != 4:
             raise TargetError(
-                f"SegmentationScore needs scores (B, classes, H, W), got {_found(output)}; "
+                f"SegmentationScore needs scores (B, classes, H, W), got {_describe(output)}; "
                 "choose another reduction_layer or target"
             )
         if self.reduction_layer is None:
@@ -106,7 +106,7 @@ class SegmentationScore:
         return sums[:, classes]
 
     def _cut(self, scores: Tensor) -> Tensor:
-        """Leave the region's scores, all others zero."""
+        """Set the scores outside the region to zero."""
         if self.region is None:
             return scores
         if isinstance(self.region, str):
@@ -119,14 +119,14 @@ class SegmentationScore:
             y, x = self.region
             if not (0 <= y < height and 0 <= x < width):
                 raise TargetError(
-                    f"pixel {self.region} is outside the scores, {height} x {width}; give (y, x) in it, or a mask"
+                    f"pixel {self.region} is outside the scores, {height} x {width}; give (y, x) inside, or a mask"
                 )
             return scores[:, :, y : y + 1, x : x + 1]
         mask = torch.as_tensor(self.region, device=scores.device)
         if mask.ndim not in (2, 3) or (mask.ndim == 3 and len(mask) not in (1, len(scores))):
             raise TargetError(
                 f"the region of {len(scores)} images must be a mask (H, W) or (B, H, W), "
-                f"got {tuple(mask.shape)}; give one mask, or one an image"
+                f"got {tuple(mask.shape)}; give one mask, or one per image"
             )
         mask = mask.reshape(-1, 1, *mask.shape[-2:]).to(scores.dtype)
         return scores * functional.interpolate(mask, (height, width), mode="nearest-exact")
@@ -134,7 +134,7 @@ class SegmentationScore:
 
 @dataclass(frozen=True)
 class Similarity:
-    """How near an embedding is to a reference: their dot product.
+    """The dot product of an embedding with a reference.
 
     Attributes:
         reference: (D,) or (B, D), from another image.
@@ -143,7 +143,7 @@ class Similarity:
     reference: Tensor
 
     def __call__(self, output: Tensor) -> Tensor:
-        """Compare.
+        """Compute the dot products.
 
         Args:
             output: Embeddings (B, D).
@@ -157,23 +157,23 @@ class Similarity:
         reference = _reference("Similarity", output, self.reference)
         lengths = torch.linalg.vector_norm(output.detach(), dim=1)
         if bool(torch.isclose(lengths, torch.ones_like(lengths), atol=1e-2).all()):
-            # Rounding differs with the batch: by 1e-7 in float32, by more in half precision.
+            # Rounding depends on the batch: 1e-7 in float32, more in half precision.
             rounding = max(1e-6, torch.finfo(output.dtype).eps * float(reference.abs().max()))
             own = (output.detach() - reference).abs().amax(dim=1) <= rounding
             if bool(own.any()):
                 raise TargetError(
-                    "Similarity to the image itself has no gradient: its cosine is 1, the largest there is, "
-                    "whatever the image shows; give the embedding of another image"
+                    "Similarity of an image to itself has no gradient, since its cosine is always 1; give the "
+                    "embedding of another image"
                 )
         return (output * reference).sum(dim=1)
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """How near an embedding is to a class's proxy.
+    """The dot product of an embedding with the proxy of a class.
 
     Attributes:
-        vector: (D,) or (B, D), for example the mean embedding of a class.
+        vector: (D,) or (B, D); in EmbeddingCAM the mean of the class's normalised embeddings, normalised.
 
     Source:
         EmbeddingCAM (arXiv 2402.00909).
@@ -182,7 +182,7 @@ class Proxy:
     vector: Tensor
 
     def __call__(self, output: Tensor) -> Tensor:
-        """Compare.
+        """Compute the dot products.
 
         Args:
             output: Embeddings (B, D).
@@ -198,16 +198,15 @@ class Proxy:
 
 @dataclass(frozen=True)
 class TripletMargin:
-    """How much nearer an embedding is to its positive than to its negative.
+    """The margin of a triplet: z·p - z·n (cosine) or |z - n|² - |z - p|² (Euclidean).
 
-    That is z·p - z·n (cosine) or |z - n|² - |z - p|² (Euclidean), not cut off at a hinge: an easy triplet's
-    hinged loss has no gradient at all, and a loss's own sign shows what makes the triplet worse.
+    It is not the hinge loss, which has no gradient for an easy triplet, and the opposite sign.
 
     Attributes:
         positive: (D,) or (B, D).
         negative: (D,) or (B, D).
-        hinge: Explain the literal loss max(0, margin - that) instead.
-        margin: Of that loss.
+        hinge: Explain the loss max(0, `margin` - triplet margin) instead.
+        margin: Of the loss.
         metric: "cosine" or "euclidean".
     """
 
@@ -222,7 +221,7 @@ class TripletMargin:
             raise TargetError(f"unknown metric {self.metric!r}; use one of {', '.join(METRICS)}")
 
     def __call__(self, output: Tensor) -> Tensor:
-        """Measure.
+        """Compute the margins.
 
         Args:
             output: Embeddings (B, D).
@@ -236,18 +235,18 @@ class TripletMargin:
         positive = _reference("TripletMargin", output, self.positive)
         negative = _reference("TripletMargin", output, self.negative)
         if self.metric == "cosine":
-            nearer = (output * (positive - negative)).sum(dim=1)
+            margin = (output * (positive - negative)).sum(dim=1)
         else:
-            nearer = (output - negative).square().sum(dim=1) - (output - positive).square().sum(dim=1)
-        return (self.margin - nearer).clamp(min=0) if self.hinge else nearer
+            margin = (output - negative).square().sum(dim=1) - (output - positive).square().sum(dim=1)
+        return (self.margin - margin).clamp(min=0) if self.hinge else margin
 
 
 @dataclass(frozen=True)
 class Scalar:
-    """Anything else, such as the value of a regression.
+    """Any other scalar, such as the value of a regression.
 
     Attributes:
-        function: From the network's output to one scalar an image (B,).
+        function: From the network's output to one scalar per image (B,).
     """
 
     function: Callable[[Any], Tensor]
@@ -256,7 +255,7 @@ class Scalar:
         """Apply the function.
 
         Args:
-            output: What the network puts out.
+            output: Of the network.
 
         Returns:
             (B,).
@@ -268,7 +267,7 @@ TARGETS = (ClassScore, SegmentationScore, TripletMargin, Similarity, Proxy, Scal
 
 
 def _reference(name: str, output: object, reference: Tensor) -> Tensor:
-    """Bring a reference to the embeddings' device and type, after checking that they can be compared."""
+    """Check a reference's shape, and move it to the embeddings' device and type."""
     shape = tuple(reference.shape)
     if (
         not isinstance(output, Tensor)
@@ -277,9 +276,9 @@ def _reference(name: str, output: object, reference: Tensor) -> Tensor:
     ):
         raise TargetError(
             f"{name} needs embeddings (B, D) and a reference (D,) or (B, D), "
-            f"got {_found(output)} and {shape}; take both from the same network"
+            f"got {_describe(output)} and {shape}; take both from the same network"
         )
-    # A copy: what was made in inference mode cannot take part in a graph.
+    # A copy, since a tensor made in inference mode cannot be part of a graph.
     return reference.detach().clone().to(output)
 
 
@@ -288,5 +287,5 @@ def _require_classes(classes: Tensor, count: int) -> None:
         raise TargetError(f"class {classes.tolist()} does not exist; the network has {count} classes, counted from 0")
 
 
-def _found(output: object) -> str:
+def _describe(output: object) -> str:
     return str(tuple(output.shape)) if isinstance(output, Tensor) else type(output).__name__

@@ -1,4 +1,4 @@
-"""Curves as PNG files: training over the epochs, faithfulness, and the randomisation check."""
+"""Plots as PNG files: training, faithfulness, and the randomisation check."""
 
 from __future__ import annotations
 
@@ -9,19 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import EmbedcamError, MissingDependencyError
 from ..utils.files import write_bytes
+from .report import RETRIEVAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; markers help in print.
-_SCORES = (
-    ("recall_at_1", "Recall@1", "#0072b2", "o"),
-    ("map_at_r", "MAP@R", "#d55e00", "s"),
-    ("nmi", "NMI", "#009e73", "^"),
-)
-_LOSS_COLOR = _GREY = "#5b626b"
-_METHODS = (
+_GREY = "#5b626b"
+# Colours of Okabe and Ito, which colour-blind readers can distinguish, and markers for print.
+_STYLES = (
     ("#0072b2", "o"),
     ("#d55e00", "s"),
     ("#009e73", "^"),
@@ -33,12 +29,12 @@ _KINDS = {"deletion": "hidden", "insertion": "shown"}
 
 
 def training_curve(history: Sequence[Mapping[str, float | None]], path: str | Path) -> None:
-    """Draw the loss (left axis) and the retrieval scores (right axis) over the epochs into a PNG file.
+    """Plot the loss (left axis) and the retrieval scores (right axis) over the epochs.
 
     Args:
-        history: One row an epoch, with "epoch" and any of "loss", "recall_at_1", "map_at_r" and "nmi" (in
-            [0, 1]); what is missing or None leaves no point. Epoch 0, before training, has no loss.
-        path: Where the PNG belongs.
+        history: One row per epoch, with "epoch", and any of "loss" and the scores of `RETRIEVAL`; a missing value or
+            None leaves no point. Epoch 0, before training, has no loss.
+        path: The PNG file.
 
     Raises:
         EmbedcamError: If the history is empty.
@@ -56,18 +52,18 @@ def training_curve(history: Sequence[Mapping[str, float | None]], path: str | Pa
     lines = []
     epochs, losses = _points(history, "loss")
     if epochs:
-        lines += loss_axis.plot(epochs, losses, color=_LOSS_COLOR, linestyle="--", marker=".", label="loss")
+        lines += loss_axis.plot(epochs, losses, color=_GREY, linestyle="--", marker=".", label="loss")
         loss_axis.set_ylim(bottom=min(0.0, *losses))
-        loss_axis.set_ylabel("loss (dashed)", color=_LOSS_COLOR)
-        loss_axis.tick_params(axis="y", colors=_LOSS_COLOR)
+        loss_axis.set_ylabel("loss (dashed)", color=_GREY)
+        loss_axis.tick_params(axis="y", colors=_GREY)
         loss_axis.yaxis.set_label_position("left")
         loss_axis.yaxis.tick_left()
     else:
         loss_axis.set_yticks([])
-    for key, name, color, marker in _SCORES:
-        epochs, values = _points(history, key)
+    for column, (color, marker) in zip(RETRIEVAL, _STYLES, strict=False):
+        epochs, values = _points(history, column.key)
         if epochs:
-            label = f"{name} {values[-1]:.3f}"
+            label = f"{column.heading} {values[-1]:.3f}"
             lines += score_axis.plot(epochs, values, color=color, marker=marker, markersize=4, label=label)
     score_axis.set_xlim(min(all_epochs) - 0.5, max(all_epochs) + 0.5)
     score_axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -84,7 +80,7 @@ def training_curve(history: Sequence[Mapping[str, float | None]], path: str | Pa
 
 
 def _points(history: Sequence[Mapping[str, float | None]], key: str) -> tuple[list[float], list[float]]:
-    """The epochs that have a value, and the values."""
+    """Select the epochs that have a value, and the values."""
     epochs: list[float] = []
     values: list[float] = []
     for row in history:
@@ -96,11 +92,11 @@ def _points(history: Sequence[Mapping[str, float | None]], key: str) -> tuple[li
 
 
 def draw_faithfulness(result: Mapping[str, Any], path: str | Path) -> None:
-    """Draw deletion (left) and insertion (right), similarity above the rank, into a PNG file.
+    """Plot deletion (left) and insertion (right), the similarity above the rank.
 
     Args:
-        result: What `evaluate.faithfulness` returns; its last row, the baseline, is drawn dashed and grey.
-        path: Where the PNG belongs.
+        result: Of `evaluate.faithfulness`; the last row, the baseline, is dashed and grey.
+        path: The PNG file.
 
     Raises:
         MissingDependencyError: If matplotlib is not installed.
@@ -111,7 +107,7 @@ def draw_faithfulness(result: Mapping[str, Any], path: str | Path) -> None:
     lines = []
     for number, row in enumerate(result["rows"]):
         baseline = number == len(result["rows"]) - 1
-        color, marker = (_GREY, "") if baseline else _METHODS[number % len(_METHODS)]
+        color, marker = (_GREY, "") if baseline else _STYLES[number % len(_STYLES)]
         areas = ", ".join(f"{kind} {row[kind]['similarity_area']:.3f}" for kind in _KINDS)
         for column, kind in zip(axes.T, _KINDS, strict=True):
             for axis, key in zip(column, ("similarity", "rank"), strict=True):
@@ -133,11 +129,11 @@ def draw_faithfulness(result: Mapping[str, Any], path: str | Path) -> None:
 
 
 def draw_randomisation(result: Mapping[str, Any], path: str | Path) -> None:
-    """Draw how much maps still resemble the originals as layer after layer is re-initialised, into a PNG file.
+    """Plot the correlation of the maps with the original ones as more and more layers are re-initialised.
 
     Args:
-        result: What `evaluate.randomisation` returns.
-        path: Where the PNG belongs.
+        result: Of `evaluate.randomisation`.
+        path: The PNG file.
 
     Raises:
         MissingDependencyError: If matplotlib is not installed.
@@ -146,7 +142,7 @@ def draw_randomisation(result: Mapping[str, Any], path: str | Path) -> None:
     figure = _figure(8, 5)
     axis = figure.add_subplot()
     rows = result["rows"]
-    (color, marker), (other, _) = _METHODS[:2]
+    (color, marker), (other, _) = _STYLES[:2]
     signed, sizes = ([row[key] for row in rows] for key in ("spearman", "spearman_abs"))
     lines = axis.plot(signed, color=color, marker=marker, markersize=4, label="Spearman's correlation")
     lines += axis.plot(sizes, color=other, linestyle="--", label="its absolute value")
@@ -166,7 +162,7 @@ def draw_randomisation(result: Mapping[str, Any], path: str | Path) -> None:
 
 def _figure(width: float, height: float) -> Figure:
     try:
-        # The object-oriented interface: pyplot would choose a backend and keep state for the whole process.
+        # Not pyplot, which chooses a backend and keeps state for the whole process.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""One HTML file that shows a weight database, explained test images and the scores; it opens offline."""
+"""A report on a weight database, explained test images and scores, as one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import MissingDependencyError
 from ..utils.files import write_bytes
 from .checks import check_picture
 
-# Twice the size at which the page shows them, so that they are sharp on dense screens.
+# Pixels of the longer side, twice the size on the page, for high-density screens.
 _THUMBNAIL_SIDE, _PICTURE_SIDE = 192, 448
 _TOP_LABELS, _TOP_CHANNELS = 4, 6
 
@@ -75,13 +75,13 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class ClusterCard:
-    """What the report shows of one cluster.
+    """A cluster in the report.
 
     Attributes:
-        number: Its index in the weight database.
-        size: Its training images.
-        labels: (name, count) of its training images' labels, in any order; empty without labels.
-        thumbnails: Its training images nearest to the centroid, nearest first.
+        number: Index in the weight database.
+        size: Number of training images.
+        labels: (name, count) of the training images' labels, in any order; empty without labels.
+        thumbnails: Training images nearest to the centroid, the nearest first.
         channels: (channel index, weight), in any order.
     """
 
@@ -94,19 +94,19 @@ class ClusterCard:
 
 @dataclass(frozen=True)
 class ExampleCard:
-    """What the report shows of one explained test image.
+    """An explained test image in the report.
 
     Attributes:
         name: The image's id.
         image: uint8 (H, W, 3) RGB.
-        overlay: uint8 (H, W, 3) RGB, its heat map laid over it.
-        cluster: The cluster it fell into.
-        distance: From its embedding to that cluster's centroid.
-        typicality: How usual that distance is for the cluster, in [0, 1]; None where unknown.
-        mask: (H, W) bool, True on the object; None where it has none.
-        label: Its label; None where unknown.
-        cluster_label: The commonest label of the cluster; None where unknown.
-        notes: Warnings of its explanation.
+        overlay: uint8 (H, W, 3) RGB, the image with its heat map.
+        cluster: Index of the nearest cluster.
+        distance: From the embedding to that cluster's centroid.
+        typicality: How usual that distance is for the cluster, in [0, 1]; None if unknown.
+        mask: (H, W) bool, True on the object; None if there is none.
+        label: Of the image; None if unknown.
+        cluster_label: The most frequent label of the cluster; None if unknown.
+        notes: Warnings of the explanation.
     """
 
     name: str
@@ -122,19 +122,19 @@ class ExampleCard:
 
     @property
     def differs(self) -> bool:
-        """Whether the cluster's commonest label is known to be another than the image's."""
+        """Whether both labels are known and the image's is not the cluster's most frequent one."""
         return None not in (self.label, self.cluster_label) and self.label != self.cluster_label
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything on the page.
+    """The content of the page.
 
     Attributes:
-        title: Its heading.
-        facts: (name, value), what was trained and built, from what.
-        clusters: In any order; shown largest first.
-        examples: Explained test images, in the order shown.
+        title: Heading.
+        facts: (name, value) of the network, the data and the database.
+        clusters: In any order; shown with the largest first.
+        examples: Explained test images, shown in this order.
         scores: One row per method, with "method", "default", "backprop" and any of the scores.
         columns: Of the scores; one without any value is left out.
         retrieval: Any of the scores of `RETRIEVAL`.
@@ -150,11 +150,11 @@ class Report:
 
 
 def write_report(report: Report, path: str | Path) -> None:
-    """Write a report as one HTML file: images and style inside, no script, nothing fetched.
+    """Write a report as one HTML file, with images and style inside and without scripts.
 
     Args:
-        report: What to show. Its texts may come from strangers: all are escaped.
-        path: Where the file belongs.
+        report: What to show. All texts are escaped, so they may come from untrusted files.
+        path: The file.
 
     Raises:
         DataError: If a picture is not uint8 (H, W, 3).
@@ -182,12 +182,12 @@ def write_report(report: Report, path: str | Path) -> None:
         differing=sum(example.differs for example in report.examples),
         numbers={cluster.number for cluster in report.clusters},
     )
-    # File names that are not UTF-8 reach Python as lone surrogates, which cannot be encoded.
+    # File names that are not UTF-8 hold lone surrogates in Python, which cannot be encoded.
     write_bytes(path, page.encode("utf-8", errors="replace"))
 
 
 def _ranked(cluster: ClusterCard) -> dict[str, Any]:
-    """A cluster's strongest labels and channels, with the length of each bar in percent."""
+    """Sort a cluster's labels and channels, and compute the length of each bar in percent."""
     labels = sorted(cluster.labels, key=lambda item: -item[1])
     channels = sorted(cluster.channels, key=lambda item: -item[1])[:_TOP_CHANNELS]
     strongest = max((weight for _, weight in channels), default=0.0)
@@ -211,7 +211,6 @@ def _best(report: Report) -> dict[str, float]:
 
 
 def _number(value: float | None, decimals: int = 3) -> str:
-    """A number for people; a dash for what is missing or not finite."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.{decimals}f}"
 
 
@@ -224,7 +223,7 @@ def _picture(image: NDArray[Any]) -> str:
 
 
 def _data_uri(image: NDArray[Any], longest_side: int) -> str:
-    """A picture or a mask as a data URI, no larger than the page needs."""
+    """Encode a picture or a mask as a data URI, no larger than the page needs."""
     if image.dtype == np.bool_ and image.ndim == 2 and image.size:
         picture = Image.fromarray(image.astype(np.uint8) * 255)
         picture.thumbnail((longest_side, longest_side), Image.Resampling.NEAREST)
@@ -232,9 +231,9 @@ def _data_uri(image: NDArray[Any], longest_side: int) -> str:
     check_picture(image)
     picture = Image.fromarray(image)
     picture.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
-    if picture.getcolors(256):  # drawings are smaller and sharper as PNG, photographs far smaller as JPEG
+    if picture.getcolors(256):  # drawings are smaller and sharper as PNG, photographs much smaller as JPEG
         return _encode(picture, "png", optimize=True)
-    # Full colour resolution: halved, it would smear the edges of a heat map.
+    # Chroma subsampling would blur the edges of a heat map.
     return _encode(picture, "jpeg", quality=85, subsampling=0)
 
 

@@ -68,7 +68,7 @@ def test_transformers_are_explained_with_the_same_reshape_transform():
     ("options", "says"),
     [
         ({"targets": [ours.ClassifierOutputTarget(1)]}, "1 targets for 2 images"),
-        ({"targets": [lambda output: output[:2]] * 2}, "one scalar an image"),
+        ({"targets": [lambda output: output[:2]] * 2}, "one scalar per image"),
         ({"aug_smooth": True}, "aug_smooth"),
         ({"eigen_smooth": True}, "eigen_smooth"),
     ],

@@ -11,7 +11,7 @@ from torch import nn
 from embedcam import wrap
 from embedcam.data.preprocess import Preprocess
 from embedcam.errors import DataError, NetworkError
-from embedcam.evaluate.faithfulness import RANDOM, _blur, _noise, _places, faithfulness
+from embedcam.evaluate.faithfulness import RANDOM, _blur, _noise, _order, faithfulness
 from embedcam.explain.explanation import Explanation
 
 SIDE, STEPS = 16, 64  # so that a step is four pixels
@@ -155,7 +155,7 @@ def test_result_depends_on_the_seed_and_not_on_the_batches(images):
 
 def test_equally_strong_pixels_favour_no_side():
     noise = np.stack([_noise((24, 24), 0, index) for index in range(400)])
-    places = _places(np.full((400, 24, 24), 0.3, np.float32), noise).mean(axis=0)
+    places = _order(np.full((400, 24, 24), 0.3, np.float32), noise).mean(axis=0)
     middle = (24 * 24 - 1) / 2
     assert places.mean() == pytest.approx(middle)
     for side in (places[:6], places[-6:], places[:, :6], places[:, -6:], places[6:18, 6:18]):
@@ -169,7 +169,7 @@ def test_equally_strong_pixels_favour_no_side():
 def test_strongest_come_first_and_rounding_does_not_part_equals():
     heatmaps = np.array([[[0.5, 0.5 + 1e-7], [0.9, 0.1]]], np.float32)
     noise = np.array([[[1.0, 0.0], [0.0, 9.0]]])
-    assert _places(heatmaps, noise).tolist() == [[[1, 2], [0, 3]]]
+    assert _order(heatmaps, noise).tolist() == [[[1, 2], [0, 3]]]
 
 
 def test_blur_keeps_a_flat_image_and_is_the_same_from_all_sides():

@@ -187,7 +187,7 @@ def test_what_cannot_be_checked_is_refused(net, batches):
         randomisation(net, flat, [])
     with pytest.raises(DataError, match="stages must be at least 2"):
         randomisation(net, flat, batches, stages=1)
-    with pytest.raises(DataError, match="all maps of the network itself are flat"):
+    with pytest.raises(DataError, match="all maps of the trained network are flat"):
         randomisation(net, flat, batches)
     bare = wrap(nn.Sequential(nn.AvgPool2d(8), nn.Flatten()), "0", preprocess=Preprocess((32, 32)))
     with pytest.raises(NetworkError, match="no layer with parameters"):

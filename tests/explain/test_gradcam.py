@@ -357,7 +357,7 @@ def test_no_target_is_an_error_that_lists_the_targets(net):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda output: output, r"one scalar an image \(2,\), got \(2, 4\)"),
+        (lambda output: output, r"one scalar per image \(2,\), got \(2, 4\)"),
         (lambda output: output.sum(), r"got \(\)"),
         (lambda output: output[:1, 0], r"got \(1,\)"),
         (lambda output: 1.0, "got float"),

@@ -44,7 +44,7 @@ def test_class_score_refuses_classes_that_do_not_exist(index):
 
 
 def test_class_score_refuses_one_class_too_many():
-    with pytest.raises(TargetError, match="3 classes for 2 images; give one, or one an image"):
+    with pytest.raises(TargetError, match="3 classes for 2 images; give one, or one per image"):
         ClassScore([0, 1, 2])(LOGITS)
 
 
@@ -68,7 +68,7 @@ def test_similarity_and_proxy_are_dot_products():
 def test_similarity_to_the_image_itself_is_an_error_that_says_why(dtype):
     z = unit().to(dtype)
     z = functional.normalize(z)
-    with pytest.raises(TargetError, match="cosine is 1, the largest there is, whatever the image shows"):
+    with pytest.raises(TargetError, match="cosine is always 1; give the embedding of another image"):
         Similarity(z)(z)
     with pytest.raises(TargetError, match="image itself"):
         Similarity(z[1])(z)
