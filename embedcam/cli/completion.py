@@ -13,6 +13,7 @@ _REGISTRIES = {
     "datasets": "data.catalog:DATASETS",
     "networks": "nets.catalog:NETWORKS",
     "weightings": "explain.weighting:WEIGHTINGS",
+    "scores": "evaluate.scores:SCORES",
 }
 
 
@@ -20,7 +21,7 @@ def registry(name: str) -> Registry[Any]:
     """Find a registry by the name that entry points and help texts use.
 
     Args:
-        name: "datasets", "networks" or "weightings".
+        name: "datasets", "networks", "weightings" or "scores".
 
     Returns:
         The registry.

@@ -262,7 +262,8 @@ def evaluate(
     compare: Annotated[
         bool,
         typer.Option(
-            "--compare", help="Also score all other transfers, and methods that compute gradients for each image."
+            "--compare",
+            help="Also score all other transfers, and methods with gradients per image: {weightings}, EmbeddingCAM.",
         ),
     ] = False,
     faithfulness: Annotated[
@@ -280,7 +281,7 @@ def evaluate(
     ] = Path("runs/evaluate"),
     explain_size: ExplainSizeOption = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="File to write the scores to.", metavar="FILE")
+        Path | None, typer.Option("--json", help="File to write the scores to: {scores}, retrieval.", metavar="FILE")
     ] = None,
     batch_size: BatchSizeOption = 16,
     resume: ResumeOption = False,
