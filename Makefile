@@ -21,7 +21,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest -rs -n 2
 
 # The tests that depend on the device, on the GPU; an error without one.
 test-gpu: install

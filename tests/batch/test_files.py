@@ -162,7 +162,7 @@ def test_concurrent_batches_write_the_same_files(explainer, pictures, tmp_path):
         """Lets no batch end before another has begun, but for the last: there are seven."""
 
         preprocess, labels_of, exemplar = explainer.preprocess, explainer.labels_of, explainer.exemplar
-        lock, meeting, left = threading.Lock(), threading.Barrier(2, timeout=30), 6
+        lock, meeting, left = threading.Lock(), threading.Barrier(2, timeout=600), 6
 
         def __call__(self, images):
             if threading.current_thread().name.startswith("embedcam-explain"):

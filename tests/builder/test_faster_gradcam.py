@@ -198,9 +198,8 @@ def test_files_that_cannot_be_used_are_named(made, files, folder, name, content,
         import_faster_gradcam(files, made[0], f"folder:{folder}")
 
 
+@pytest.mark.parametrize("made", ["cosine"], indirect=True)
 def test_a_centroid_without_direction_is_refused(made, files, folder):
-    if made[0].metric != "cosine":
-        pytest.skip("a Euclidean one is a place like any other")
     (files / "centroids.csv").write_text(table(CLUSTERS, 8, 0.0))
     with pytest.raises(DatabaseError, match="no direction"):
         import_faster_gradcam(files, made[0], f"folder:{folder}")

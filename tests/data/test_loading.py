@@ -134,7 +134,7 @@ def test_threads_work_while_the_next_item_is_made():
 
     def items():
         yield done.set
-        assert done.wait(timeout=30)  # nobody has asked for the first result yet
+        assert done.wait(timeout=600)  # nobody has asked for the first result yet
         yield int
 
     assert list(in_order(lambda item: item(), items(), 1, 2, "work")) == [None, 0]

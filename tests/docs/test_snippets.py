@@ -15,9 +15,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,24 +155,19 @@ def commands(code: str) -> list[str]:
 
 
 def serve(command: str) -> subprocess.Popen:
-    """Start a server as it is written, and wait until it answers."""
-    server = subprocess.Popen(command, shell=True, start_new_session=True)
-    for _ in range(600):
-        time.sleep(0.1)
-        assert server.poll() is None, command
-        try:
-            urllib.request.urlopen(SERVING, timeout=5).close()
-        except urllib.error.HTTPError:  # it wants a token
+    """Start a server as it is written, and wait until it says that it answers."""
+    server = subprocess.Popen(command, shell=True, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    said = []
+    for line in server.stderr:
+        said.append(line)
+        if line.startswith(f"serving at {SERVING}"):
             return server
-        except OSError:
-            continue
-        return server
-    raise AssertionError(f"{command} does not answer")
+    raise AssertionError(f"{command} does not answer:\n{''.join(said)}")
 
 
 def stop(server: subprocess.Popen) -> None:
     os.killpg(server.pid, signal.SIGINT)
-    server.wait(30)
+    server.communicate()
 
 
 def run(command: str, where: str) -> None:

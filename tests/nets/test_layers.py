@@ -351,7 +351,7 @@ def test_a_layer_that_the_result_ignores_is_no_finer_layer():
 def test_passes_of_two_threads_through_one_network_do_not_mix():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     images = [torch.full((1, 3, 8, 8), float(value)) for value in range(2)]
-    meet = threading.Barrier(2, timeout=30)
+    meet = threading.Barrier(2, timeout=600)
 
     def passing(image):
         with torch.no_grad(), layers.capture({"0": net[0]}) as grabbed:

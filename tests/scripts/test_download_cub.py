@@ -1,5 +1,6 @@
 import hashlib
 import io
+import socket
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -172,11 +173,11 @@ def test_archive_that_leads_out_of_its_folder_is_refused(script, server, tmp_pat
 
 
 def test_offline_is_one_clear_line(script, archives, server, tmp_path, capsys, monkeypatch):
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as closed:
-        port = closed.server_port
-    nobody = script.Archive(f"http://127.0.0.1:{port}/x.tgz", "0" * 32, "CUB_200_2011")
-    monkeypatch.setattr(script, "ARCHIVES", (nobody,))
-    assert script.main([str(tmp_path)]) == 1
+    with socket.socket() as silent:  # has a port, and does not listen
+        silent.bind(("127.0.0.1", 0))
+        nobody = script.Archive(f"http://127.0.0.1:{silent.getsockname()[1]}/x.tgz", "0" * 32, "CUB_200_2011")
+        monkeypatch.setattr(script, "ARCHIVES", (nobody,))
+        assert script.main([str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert "check the connection" in error and error.count("\n") == 1
 
