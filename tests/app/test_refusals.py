@@ -31,7 +31,7 @@ def refused(answer, status, *words):
 @pytest.mark.parametrize("raw", [False, True])
 def test_what_is_no_picture_is_refused(client, raw, file):
     for content, word in (
-        (b"hello, I am text\n", "no image in a known format"),
+        (b"hello, I am text\n", "is not an image in a supported format"),
         (b"", "is empty (0 bytes)"),
         (file[:-40], "cannot read"),
     ):
