@@ -1,1 +1,1 @@
-"""Other tools' interfaces on embedcam's own Grad-CAM, for code that was written for them: change the import alone."""
+"""Interfaces of other Grad-CAM packages, implemented with embedcam: only the import changes."""

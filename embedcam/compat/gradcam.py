@@ -1,8 +1,8 @@
 """The interface of pytorch-gradcam: `from embedcam.compat.gradcam import GradCAM, GradCAMpp, visualize_cam`.
 
-What differs: the model is run in evaluation mode, and no gradient is left on its parameters; batches are explained too,
-each image by itself; a layer that is overwritten in place is explained as it was; a map without any heat is zero, not
-NaN; Grad-CAM++'s mask has the image's size, not always 224 x 224; "classifier_0" of a VGG is that layer, not its
+Differences: the model runs in evaluation mode and its parameters get no gradients; batches are supported, each image is
+explained by itself; the output of a layer that is overwritten in place is the one before; a map without heat is zero,
+not NaN; Grad-CAM++'s mask has the image's size, not always 224 x 224; "classifier_0" of a VGG is that layer, not its
 features.
 """
 
@@ -26,8 +26,8 @@ class GradCAM:
     """Grad-CAM of a classifier.
 
     Args:
-        arch: The classifier; or a dictionary with "arch", "layer_name" and, for `verbose`, "input_size".
-        target_layer: Its layer, as a module or by name; not with a dictionary.
+        arch: The classifier, or a dictionary with "arch", "layer_name" and, for `verbose`, "input_size".
+        target_layer: The layer, as a module or by name; unused with a dictionary.
         verbose: Print the size of the maps.
 
     Raises:
@@ -53,20 +53,20 @@ class GradCAM:
         if isinstance(name, nn.Module):
             name = name_of(self.model_arch, name)
         if not isinstance(name, str):
-            raise LayerError(f"target_layer must be a module or a name, got {name!r}; name one such as 'layer4'")
+            raise LayerError(f"target_layer must be a module or a name, got {name!r}; pass one such as 'layer4'")
         self._cam = gradient.GradCAM(self.model_arch, name, method=self._method, placement="stretch")
-        # With a dictionary, the second argument was `verbose`.
+        # With a dictionary, the second argument is `verbose`.
         if (verbose or target_layer is True) and "input_size" in given:
             print("saliency_map size :", self.saliency_map_size(*given["input_size"]))
 
     @classmethod
     def from_config(cls, arch: nn.Module, model_type: str, layer_name: str) -> GradCAM:
-        """Choose the layer by its name.
+        """Create the method from the name of a layer.
 
         Args:
             arch: The classifier.
-            model_type: "resnet" and the like; layers of any model are found, so it does not matter.
-            layer_name: As pytorch-gradcam ("layer4_bottleneck2_conv3") or as torch ("layer4.2.conv3") names it.
+            model_type: Unused: layers of any model are found.
+            layer_name: Name in pytorch-gradcam ("layer4_bottleneck2_conv3") or in torch ("layer4.2.conv3").
 
         Returns:
             The method.
@@ -77,14 +77,14 @@ class GradCAM:
         return cls(arch, layer_name)
 
     def saliency_map_size(self, height: int, width: int) -> torch.Size:
-        """Say how many cells the layer's maps have.
+        """Compute the size of the layer's feature maps.
 
         Args:
-            height: Of the image.
-            width: Of the image.
+            height: Height of the image in pixels.
+            width: Width of the image in pixels.
 
         Returns:
-            (h, w).
+            (h, w) in cells.
         """
         (name,) = self._cam.layers
         black = layers.as_input(self.model_arch, torch.zeros(1, 3, height, width))
@@ -100,14 +100,14 @@ class GradCAM:
 
         Args:
             input: (B, 3, H, W), normalised.
-            class_idx: The class; each image's best one if None.
-            retain_graph: Not needed: no graph is left.
+            class_idx: Index of the class; None for the class with the highest score of each image.
+            retain_graph: Unused: no graph is kept.
 
         Returns:
-            Masks (B, 1, H, W) in [0, 1], and the logits (B, classes), without a graph.
+            Masks (B, 1, H, W) in [0, 1] and logits (B, classes), both detached.
 
         Raises:
-            DataError: If `input` is no image batch.
+            DataError: If `input` is not an image batch.
             TargetError: If there is no such class.
         """
         target = Kept(gradient.ClassScore(class_idx))
@@ -118,13 +118,13 @@ class GradCAM:
 
 
 class GradCAMpp(GradCAM):
-    """Grad-CAM++ of a classifier, as pytorch-gradcam reads its equation 19."""
+    """Grad-CAM++ of a classifier, with equation 19 as in pytorch-gradcam."""
 
     _method = "gradcam++-elementwise"
 
 
 def visualize_cam(mask: Tensor, img: Tensor, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Add a mask in colour to its image.
+    """Overlay a mask on its image, in the colours of matplotlib's "jet" (OpenCV's differ slightly).
 
     Args:
         mask: (1, 1, H, W) in [0, 1].
@@ -132,11 +132,10 @@ def visualize_cam(mask: Tensor, img: Tensor, alpha: float = 1.0) -> tuple[Tensor
         alpha: Factor of the colours.
 
     Returns:
-        The colours (3, H, W), and their sum with the image (3, H, W), divided by its maximum. The colours are those of
-        matplotlib's "jet", a little other than OpenCV's.
+        The colours (3, H, W), and their sum with the image (3, H, W), divided by its maximum.
 
     Raises:
-        DataError: If the mask is not one map in [0, 1], or not of the image's size.
+        DataError: If the mask is not a single map in [0, 1] of the image's size.
     """
     heat = mask.detach().cpu().numpy()
     heat = heat.reshape(heat.shape[-2:]) if heat.size == heat.shape[-1] * heat.shape[-2] else heat
@@ -145,7 +144,7 @@ def visualize_cam(mask: Tensor, img: Tensor, alpha: float = 1.0) -> tuple[Tensor
         picture = picture[0]
     if tuple(picture.shape) != (3, *heat.shape):
         raise DataError(
-            f"a mask {tuple(mask.shape)} and an image {tuple(img.shape)} do not fit; give those of one image"
+            f"a mask {tuple(mask.shape)} and an image {tuple(img.shape)} do not match; pass those of one image"
         )
     colors = torch.from_numpy(colorize(heat, "jet")).permute(2, 0, 1).float() / 255 * alpha
     result = colors + picture

@@ -1,8 +1,8 @@
 """The interface of grad-cam: `from embedcam.compat.pytorch_grad_cam import GradCAM, show_cam_on_image`.
 
-Also here: `GradCAMPlusPlus` and `ClassifierOutputTarget`. What differs: no gradient is left on the parameters, a layer
-that is overwritten in place is explained as it was, each of several layers is scaled to [0, 1] at the image's size and
-not at its own (which changes thousandths), and nothing has to be released: `with` is allowed, not needed.
+`GradCAMPlusPlus` and `ClassifierOutputTarget` are provided too. Differences: parameters get no gradients; the output of
+a layer that is overwritten in place is the one before; each of several layers is scaled to [0, 1] at the image's size
+and not at its own (which changes thousandths); `with` is allowed, but nothing needs to be released.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ class ClassifierOutputTarget:
     """The score of a class.
 
     Attributes:
-        category: Its index.
+        category: Index of the class.
     """
 
     category: int
 
     def __call__(self, model_output: Tensor) -> Tensor:
-        """Pick the score.
+        """Select the score.
 
         Args:
             model_output: (classes,) of one image, or (B, classes).
 
         Returns:
-            The score, or (B,).
+            The score (), or (B,).
         """
         return model_output[..., self.category]
 
@@ -50,14 +50,14 @@ class GradCAM:
 
     Args:
         model: The network.
-        target_layers: Its layers; the maps of several are averaged.
-        reshape_transform: From a layer's output to feature maps (B, K, h, w), where that cannot be known.
+        target_layers: Layers of the network; the maps of several are averaged.
+        reshape_transform: Converts a layer's output to feature maps (B, K, h, w), if embedcam cannot.
 
     Attributes:
-        outputs: What the network last put out, without its graph.
+        outputs: The network's latest output, detached.
 
     Raises:
-        LayerError: If a layer is none of the network's.
+        LayerError: If a layer is not part of the network.
 
     Source:
         grad-cam 1.5.7 (github.com/jacobgil/pytorch-grad-cam).
@@ -86,7 +86,7 @@ class GradCAM:
 
         Args:
             input_tensor: (B, 3, H, W), normalised.
-            targets: For each image what turns its output into one scalar; each image's best class if None.
+            targets: One target per image, which maps its output to a scalar; None for the class with the highest score.
             aug_smooth: Must be false.
             eigen_smooth: Must be false.
 
@@ -94,17 +94,17 @@ class GradCAM:
             (B, H, W) in [0, 1].
 
         Raises:
-            DataError: If `input_tensor` is no image batch.
-            TargetError: If there is not one target an image, or one gives no scalar, or smoothing is asked for.
+            DataError: If `input_tensor` is not an image batch.
+            TargetError: If there is not one target per image, a target returns no scalar, or smoothing is requested.
         """
         if aug_smooth or eigen_smooth:
-            raise TargetError("aug_smooth and eigen_smooth are not offered here; leave them out, or keep grad-cam")
+            raise TargetError("aug_smooth and eigen_smooth are not supported; omit them, or use grad-cam")
 
         def scores(output: Tensor) -> Tensor:
             if targets is None:
                 return gradient.ClassScore()(output)
             if len(targets) != len(output):
-                raise TargetError(f"{len(targets)} targets for {len(output)} images; give one an image")
+                raise TargetError(f"{len(targets)} targets for {len(output)} images; pass one per image")
             return torch.stack([target(one).squeeze() for target, one in zip(targets, output, strict=True)])
 
         target = Kept(scores)
@@ -132,26 +132,26 @@ def show_cam_on_image(
     colormap: str = "jet",
     image_weight: float = 0.5,
 ) -> NDArray[np.uint8]:
-    """Lay a map over an image and make the result as bright as it can be.
+    """Overlay a heat map on an image and scale the result to full brightness.
 
     Args:
         img: (H, W, 3) in [0, 1].
         mask: (H, W) in [0, 1].
-        use_rgb: The image is RGB; BGR otherwise, and so is the result.
-        colormap: A name known to the cmap library; its "jet" is a little other than OpenCV's.
-        image_weight: Of the image, in [0, 1]; the rest is the map's.
+        use_rgb: Whether the image and the result are RGB; BGR otherwise.
+        colormap: Name of a colour map of the cmap library; its "jet" differs slightly from OpenCV's.
+        image_weight: Weight of the image in [0, 1]; the map has the rest.
 
     Returns:
         uint8 (H, W, 3).
 
     Raises:
-        DataError: If the image or the map is not what it must be.
-        EmbedcamError: If the weight leaves [0, 1] or there is no such colour map.
+        DataError: If the image or the map has another shape, or values outside [0, 1].
+        EmbedcamError: If the weight is outside [0, 1] or the colour map is unknown.
     """
     if not isinstance(colormap, str):
         raise EmbedcamError(f"colormap must be a name, got {colormap!r}; OpenCV's COLORMAP_JET is called 'jet' here")
     if not 0 <= image_weight <= 1:
-        raise EmbedcamError(f"image_weight must lie in [0, 1], got {image_weight}; 0.5 shows image and map alike")
+        raise EmbedcamError(f"image_weight must lie in [0, 1], got {image_weight}; 0.5 weights image and map equally")
     colors = colorize(mask, colormap)
     if np.shape(img) != colors.shape or not 0 <= np.min(img) <= np.max(img) <= 1:
         raise DataError(f"img must be {colors.shape} in [0, 1], got {np.shape(img)}; divide 8-bit pixels by 255")

@@ -1,4 +1,4 @@
-"""What both interfaces need: a layer's name, and the network's output beside its explanation."""
+"""Helpers of both interfaces."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from ..nets.network import Network
 
 
 def name_of(model: nn.Module, layer: nn.Module) -> str:
-    """Find the name of a layer that is given as a module.
+    """Find the name of a layer.
 
     Args:
-        model: The model; of a `Network`, its body is looked through.
-        layer: One of its layers.
+        model: The model, or a `Network`, whose body is searched.
+        layer: A layer of the model.
 
     Returns:
-        Its dotted name.
+        The layer's dotted name.
 
     Raises:
-        LayerError: If it is none of the model's.
+        LayerError: If the layer is not part of the model.
     """
     body = model.body if isinstance(model, Network) else layers.original(model)
     for name in layers.names(body):
         if body.get_submodule(name) is layer:
             return name
-    raise LayerError(f"this {type(layer).__name__} is no layer of {type(body).__name__}; give one of its own modules")
+    raise LayerError(f"this {type(layer).__name__} is not a layer of {type(body).__name__}; pass one of its modules")
 
 
 class Kept:
-    """A target that also keeps the output which it was asked about: no second forward pass is needed for that.
+    """A target that keeps the network's output, so that no second forward pass is needed.
 
     Args:
-        target: What is explained.
+        target: The wrapped target.
 
     Attributes:
-        output: What the network last put out, without its graph.
+        output: The network's latest output, detached.
     """
 
     def __init__(self, target: Callable[[Any], Tensor]) -> None:
@@ -47,13 +47,13 @@ class Kept:
         self.output: Any = None
 
     def __call__(self, output: Any) -> Tensor:
-        """Give the scores.
+        """Compute the scores.
 
         Args:
-            output: Of the network.
+            output: Output of the network.
 
         Returns:
-            (B,).
+            (B,) scores.
         """
         self.output = output.detach() if isinstance(output, Tensor) else output
         return self._target(output)

@@ -1,4 +1,4 @@
-"""Reading and preprocessing pictures ahead of the network, batch by batch, in order."""
+"""Read and preprocess pictures in threads, batch by batch and in order."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def batches(
     workers: int = 2,
     on_skip: Callable[[int, DataError], None] | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Read the pictures as image batches, in order; those that cannot be read are skipped with a warning.
+    """Read pictures as image batches, in order; unreadable ones are skipped with a warning.
 
     Args:
         samples: The data set.
-        preprocess: Turns a picture into float32 (3, H, W).
-        batch_size: Pictures a batch, at least 1; all batches but the last are full.
-        strict: Raise on a picture that cannot be read.
-        workers: Threads, at least 0; 0 decodes in the calling thread.
-        on_skip: Called with the index and the error of each picture that is skipped.
+        preprocess: Maps a picture to float32 (3, H, W).
+        batch_size: Pictures per batch, at least 1; all batches but the last are full.
+        strict: Raise on an unreadable picture instead of skipping it.
+        workers: Number of threads; 0 decodes in the calling thread.
+        on_skip: Called with the index and the error of each skipped picture.
 
     Yields:
         (indices, images): int64 (b,) into `samples`, float32 (b, 3, H, W).
 
     Raises:
-        DataError: If a picture cannot be read and `strict`, or if none at all can be read.
-        ValueError: If `batch_size` or `workers` is out of its range.
+        DataError: If a picture is unreadable and `strict` is set, or if all pictures are unreadable.
+        ValueError: If `batch_size` is below 1 or `workers` below 0.
     """
     read = read_batches(samples, preprocess, batch_size, strict=strict, workers=workers, on_skip=on_skip)
     with contextlib.closing(read):
@@ -64,26 +64,26 @@ def read_batches(
     workers: int = 2,
     on_skip: Callable[[int, DataError], None] | None = None,
 ) -> Generator[list[tuple[int, T]], None, None]:
-    """Read the pictures batch by batch, in order, and make of each whatever is needed while it is decoded.
+    """Read pictures batch by batch, in order, and apply a function to each in the threads that decode it.
 
-    Pictures are decoded a little ahead of the consumer, in threads: Pillow and numpy release the interpreter
-    lock. The memory needed does not grow with the data set, the result does not depend on the workers.
+    Pictures are decoded ahead of the consumer; Pillow and numpy release the interpreter lock. Memory does not grow
+    with the data set, and the result does not depend on `workers`.
 
     Args:
         samples: The data set.
-        prepare: Turns a picture into what is needed of it; runs in the threads.
-        batch_size: Pictures a batch, at least 1; all batches but the last are full.
+        prepare: Function that is applied to each picture.
+        batch_size: Pictures per batch, at least 1; all batches but the last are full.
         start: Index of the first picture to read.
-        strict: Raise on a picture that cannot be read.
-        workers: Threads, at least 0; 0 decodes in the calling thread.
-        on_skip: Called with the index and the error of each picture that is skipped.
+        strict: Raise on an unreadable picture instead of skipping it.
+        workers: Number of threads; 0 decodes in the calling thread.
+        on_skip: Called with the index and the error of each skipped picture.
 
     Yields:
-        (index, prepared) of each picture of a batch.
+        List of (index, result of `prepare`) of one batch.
 
     Raises:
-        DataError: If a picture cannot be read and `strict`, or if none of the whole data set can be read.
-        ValueError: If `batch_size` or `workers` is out of its range.
+        DataError: If a picture is unreadable and `strict` is set, or if all pictures are unreadable.
+        ValueError: If `batch_size` is below 1 or `workers` below 0.
     """
     if batch_size < 1 or workers < 0:
         raise ValueError(f"batch_size must be >= 1 and workers >= 0, got {batch_size} and {workers}")
@@ -96,7 +96,7 @@ def read_batches(
 
     skipped, first_error = 0, ""
     batch: list[tuple[int, T]] = []
-    # Enough ahead to decode the whole next batch while the network works on this one.
+    # The whole next batch is decoded while the network processes this one.
     todo, ahead = range(start, len(samples)), batch_size + workers
     with contextlib.closing(in_order(decode, todo, workers, ahead, "decode")) as results:
         for index, result in zip(todo, results, strict=True):
@@ -115,26 +115,26 @@ def read_batches(
     if batch:
         yield batch
     if skipped and skipped == len(samples):
-        raise UnreadableError(f"none of the {skipped} pictures could be read; the first: {first_error}")
+        raise UnreadableError(f"none of the {skipped} pictures could be read; the first error: {first_error}")
 
 
 def in_order(
     work: Callable[[S], T], items: Iterable[S], workers: int, ahead: int, name: str
 ) -> Generator[T, None, None]:
-    """Map work over items in threads, and give the results in the items' order.
+    """Apply a function to items in threads, and yield the results in the items' order.
 
-    Items are taken in the calling thread while the threads work, so that these overlap with whatever makes the items.
+    Items are generated in the calling thread while the threads work. All threads have ended when the generator is
+    closed: running calls are finished, waiting ones are cancelled.
 
     Args:
-        work: What is done with each item.
-        items: What it is done with.
-        workers: Threads, at least 0; 0 works in the calling thread.
-        ahead: Most items that are taken before the oldest result is given away.
-        name: What the threads do, for their names.
+        work: Function of one item.
+        items: The items.
+        workers: Number of threads; 0 works in the calling thread.
+        ahead: Most items that are taken before the oldest result is yielded.
+        name: Name of the threads.
 
     Yields:
-        The results. An error of `work` is raised in the place of its result. No thread is left, even if the consumer
-        stops early or is interrupted; what is under way then is finished, what waits is not begun.
+        The results; an error of `work` is raised in place of its result.
     """
     if workers == 0:
         yield from map(work, items)

@@ -1,4 +1,4 @@
-"""From a picture to the numbers that a network wants; recorded in networks and databases."""
+"""Preprocessing of pictures, recorded in networks and databases."""
 
 from __future__ import annotations
 
@@ -23,15 +23,13 @@ _FILTERS = {
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Squash a picture to the input size, scale to [0, 1] and normalise.
-
-    The whole picture is kept (no crop), so that every pixel of it can be explained.
+    """Resize a picture to the input size without cropping, scale it to [0, 1] and normalise it.
 
     Attributes:
         input_size: (height, width) in pixels.
-        mean: Of each RGB channel, in [0, 1].
-        std: Of each RGB channel.
-        interpolation: "nearest", "bilinear" or "bicubic" (Pillow's, which smooths when shrinking).
+        mean: Mean of each RGB channel, in [0, 1].
+        std: Standard deviation of each RGB channel.
+        interpolation: "nearest", "bilinear" or "bicubic" (Pillow's, with antialiasing).
     """
 
     input_size: tuple[int, int] = (224, 224)
@@ -50,10 +48,10 @@ class Preprocess:
             raise ValueError(f"interpolation must be one of {', '.join(_FILTERS)}, got {self.interpolation!r}")
 
     def __call__(self, image: Image.Image | NDArray[np.float32]) -> NDArray[np.float32]:
-        """Turn one RGB picture into the network's input.
+        """Preprocess one picture.
 
         Args:
-            image: An RGB picture of any size; or an image (3, H, W) that is already prepared, which is left as it is.
+            image: An RGB picture of any size. A preprocessed image (3, H, W) is returned unchanged.
 
         Returns:
             float32 (3, H, W), normalised.
@@ -69,12 +67,12 @@ class Preprocess:
 
     @property
     def scale_and_shift(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The numbers of normalising levels 0 to 255 by one multiply and one subtract: float32 (3,) each."""
+        """Scale and shift, float32 (3,) each, that normalise 8-bit pixels: pixel * scale - shift."""
         scale = (1.0 / (255.0 * np.asarray(self.std))).astype(np.float32)
         return scale, (np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
 
     def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Bring a mask to the input size, by nearest neighbour.
+        """Resize a mask to the input size by nearest neighbour.
 
         Args:
             mask: (H', W') bool at the picture's size.
@@ -87,13 +85,13 @@ class Preprocess:
         return np.asarray(resized).astype(bool)
 
     def restore(self, images: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Undo the normalisation, to draw on what the network saw.
+        """Undo the normalisation, for drawing.
 
         Args:
             images: float32 (B, 3, H, W), normalised.
 
         Returns:
-            uint8 (B, H, W, 3) RGB; NaN is black.
+            uint8 (B, H, W, 3) RGB; NaN becomes 0.
         """
         mean, std = (np.asarray(v, dtype=np.float32)[:, None, None] for v in (self.mean, self.std))
         with np.errstate(over="ignore", invalid="ignore"):
@@ -103,16 +101,16 @@ class Preprocess:
 
 
 def usable(preprocess: Preprocess) -> Preprocess:
-    """Make sure that a preprocessing read from a file can be carried out.
+    """Check a preprocessing that was read from a file.
 
     Args:
-        preprocess: What the file asks for.
+        preprocess: The preprocessing.
 
     Returns:
         The same.
 
     Raises:
-        ValueError: If its images are larger than `LARGEST_INPUT`, or its numbers give none.
+        ValueError: If its images exceed `LARGEST_INPUT`, or `mean` or `std` is invalid.
     """
     height, width = preprocess.input_size
     if height * width > LARGEST_INPUT:

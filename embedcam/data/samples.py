@@ -1,4 +1,4 @@
-"""What a data set is to the rest of embedcam: pictures, and what is known about them."""
+"""The interface of data sets, and its implementation for files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import DataError
 from .images import image_size, read_image, read_mask
 
 MaskReader: TypeAlias = Callable[[Path, tuple[int, int]], NDArray[np.bool_]]
-"""Turns a mask's file and its picture's (width, height) into (H, W) bool."""
+"""Maps a mask file and the (width, height) of its picture to (H, W) bool."""
 
 _read_ignore = functools.partial(read_mask, empty_ok=True)
 
@@ -26,17 +26,17 @@ class Samples(Protocol):
 
     @property
     def ids(self) -> Sequence[str]:
-        """(N,) unique names, "/"-separated and relative, fit for messages and file names."""
+        """(N,) unique "/"-separated relative paths, usable in messages and as file names."""
         ...
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
-        """(N,) int64 indices into `names`, or None where nothing is known."""
+        """(N,) int64 indices into `names`, or None for an unlabelled data set."""
         ...
 
     @property
     def names(self) -> Sequence[str]:
-        """The classes' names."""
+        """Names of the classes."""
         ...
 
     @property
@@ -47,19 +47,19 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> Image.Image:
-        """Read picture `index` as RGB; raises DataError when it cannot be read."""
+        """Read picture `index` as RGB; raises DataError if it is unreadable."""
         ...
 
     def mask(self, index: int) -> NDArray[np.bool_] | None:
-        """Read its mask (H, W), True on the object, or None; raises DataError when it is wrong."""
+        """Read mask `index`, bool (H, W), True on the object, or None; raises DataError if it is invalid."""
         ...
 
     def ignore(self, index: int) -> NDArray[np.bool_] | None:
-        """Read its ignore mask (H, W), True on pixels that no score may count, or None."""
+        """Read ignore mask `index`, bool (H, W), True on pixels left out of every score; None if there is none."""
         ...
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Samples:
-        """Keep only these pictures, in this order."""
+        """Select pictures by index, in the given order."""
         ...
 
 
@@ -68,14 +68,14 @@ class FileSamples:
     """Samples whose pictures, masks and ignore masks are files.
 
     Attributes:
-        files: (N,) the pictures.
-        ids: (N,) unique names, "/"-separated and relative.
+        files: (N,) paths of the pictures.
+        ids: (N,) unique "/"-separated relative paths.
         labels: (N,) int64 indices into `names`, or None.
-        names: The classes' names.
-        mask_files: (N,) each picture's mask or None; empty where no picture has one.
-        ignore_files: (N,) each picture's ignore mask or None; empty where no picture has one.
-        mask_reader: How a mask is read.
-        ignore_reader: How an ignore mask is read.
+        names: Names of the classes.
+        mask_files: (N,) path of each picture's mask, or None; empty if no picture has one.
+        ignore_files: (N,) path of each picture's ignore mask, or None; empty if no picture has one.
+        mask_reader: Function that reads a mask.
+        ignore_reader: Function that reads an ignore mask.
     """
 
     files: tuple[Path, ...]
@@ -96,19 +96,19 @@ class FileSamples:
         return len(self.files)
 
     def image(self, index: int) -> Image.Image:
-        """Read picture `index` as RGB; raises DataError when it cannot be read."""
+        """Read picture `index` as RGB; raises DataError if it is unreadable."""
         return read_image(self.files[index])
 
     def mask(self, index: int) -> NDArray[np.bool_] | None:
-        """Read its mask (H, W), True on the object, or None; raises DataError when it is wrong."""
+        """Read mask `index`, bool (H, W), True on the object, or None; raises DataError if it is invalid."""
         return self._read(self.mask_files, self.mask_reader, index)
 
     def ignore(self, index: int) -> NDArray[np.bool_] | None:
-        """Read its ignore mask (H, W), True on pixels that no score may count, or None."""
+        """Read ignore mask `index`, bool (H, W), True on pixels left out of every score; None if there is none."""
         return self._read(self.ignore_files, self.ignore_reader, index)
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> FileSamples:
-        """Keep only these pictures, in this order."""
+        """Select pictures by index, in the given order."""
         rows = np.asarray(indices, dtype=np.int64)
         return replace(
             self,
@@ -125,18 +125,18 @@ class FileSamples:
 
 
 def find_masks(root: Path, ids: Sequence[str]) -> tuple[Path | None, ...]:
-    """Find the mask of every picture: `root`/<id with .png for its extension>.
+    """Find the masks of pictures: `root`/<id with the extension .png>.
 
     Args:
-        root: The folder of the masks; it may be missing.
+        root: Folder of the masks; it may be missing.
         ids: (N,) "/"-separated relative paths of the pictures.
 
     Returns:
-        (N,) the mask's file, or None where there is none; empty if there is none at all.
+        (N,) path of each picture's mask, or None; empty if no picture has one.
     """
 
     @functools.cache
-    def listing(folder: Path) -> frozenset[str]:  # one look at a folder is much quicker than one at each file
+    def listing(folder: Path) -> frozenset[str]:  # much faster than a look-up of each file
         return frozenset(child.name for child in folder.iterdir()) if folder.is_dir() else frozenset()
 
     candidates = [(root / name).with_suffix(".png") for name in ids]
@@ -145,19 +145,19 @@ def find_masks(root: Path, ids: Sequence[str]) -> tuple[Path | None, ...]:
 
 
 def read_lines(file: Path) -> list[str]:
-    """Read a text file that lists pictures or classes.
+    """Read the lines of a text file.
 
     Args:
-        file: UTF-8 text; other bytes are replaced, so that the line can be named when it fits nothing.
+        file: Path of a UTF-8 file; invalid bytes are replaced, so that messages can quote the line.
 
     Returns:
-        Its lines, without surrounding blanks.
+        The lines, without surrounding blanks.
 
     Raises:
-        DataError: If it is missing or cannot be read.
+        DataError: If the file is missing or unreadable.
     """
     try:
         text = file.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror or error}; put it back or mend it") from error
+        raise DataError(f"cannot read {file}: {error.strerror or error}; restore or repair it") from error
     return [line.strip() for line in text.splitlines()]

@@ -1,4 +1,4 @@
-"""Which pictures train and which test: a seeded rule that any machine repeats."""
+"""Reproducible splits into training and test pictures."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ _SEED = 0
 
 
 def check_split(split: str) -> None:
-    """Refuse a split that does not exist.
+    """Check the name of a split.
 
     Args:
         split: "train", "test" or "all".
 
     Raises:
-        DataError: If it is anything else.
+        DataError: If there is no such split.
     """
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
 
 
 def training_part(ids: Sequence[str], labels: NDArray[np.int64] | None) -> NDArray[np.bool_]:
-    """Choose 60 % of every class for training (rounded up), by a seeded hash of the ids.
+    """Select 60 % of every class for training (rounded up), by a seeded hash of the ids.
 
-    The choice depends on nothing but the ids of each class: not on their order, the machine or the folder.
+    The selection depends only on the ids of each class, not on their order, the machine or the folder.
 
     Args:
         ids: (N,) "/"-separated relative paths.
-        labels: (N,) class of each; None takes 60 % of the whole.
+        labels: (N,) class of each picture; None selects 60 % of all.
 
     Returns:
-        (N,) bool, True where the picture is for training.
+        (N,) bool, True for training pictures.
     """
     members = defaultdict(list)
     for row, label in enumerate(np.zeros(len(ids), np.int64) if labels is None else labels):
@@ -53,18 +53,18 @@ def training_part(ids: Sequence[str], labels: NDArray[np.int64] | None) -> NDArr
 
 
 def rows_of(split: str, training: NDArray[np.bool_], where: object) -> NDArray[np.int64]:
-    """List the rows of a split.
+    """Return the indices of a split's pictures.
 
     Args:
         split: "train", "test" or "all".
-        training: (N,) bool, True where the picture is for training.
-        where: The data set, for the message.
+        training: (N,) bool, True for training pictures.
+        where: Name of the data set in messages.
 
     Returns:
-        The rows, ascending; at least one.
+        int64 indices, ascending and not empty.
 
     Raises:
-        DataError: If there are none.
+        DataError: If the split is unknown or empty.
     """
     check_split(split)
     rows = np.flatnonzero({"train": training, "test": ~training, "all": np.ones_like(training)}[split])
@@ -76,5 +76,5 @@ def rows_of(split: str, training: NDArray[np.bool_], where: object) -> NDArray[n
 
 
 def _hash(name: str) -> bytes:
-    # Composed, because macOS may list file names decomposed.
+    # macOS may list file names in decomposed form.
     return hashlib.sha256(unicodedata.normalize("NFC", f"{_SEED}/{name}").encode()).digest()

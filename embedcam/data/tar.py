@@ -1,4 +1,4 @@
-"""Where the files of a tar archive lie, from its headers alone: nothing is unpacked, and no name becomes a path."""
+"""Locate the files of an untrusted tar archive from its headers, without unpacking it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..errors import DataError
 _BLOCK = 512
 _END = bytes(_BLOCK)
 _FILES = (b"0", b"\0", b"7")
-# Links, devices, folders and pipes have no content, whatever their header says.
+# Links, devices, folders and pipes have no content, whatever size their header has.
 _EMPTY = (b"1", b"2", b"3", b"4", b"5", b"6")
 _LONG_NAME, _PAX, _SPARSE = b"L", b"x", b"S"
-# These tell more of the member that follows.
+# Headers that describe the member after them.
 _ABOUT_NEXT = (_LONG_NAME, b"K", _PAX, b"g")
-# A longer name is none; what would be read into memory is bounded by it.
+# Bounds what is read into memory for a name.
 _LONGEST_NAME = 2**16
 
 
@@ -24,9 +24,9 @@ class Member(NamedTuple):
     """A regular file of an archive.
 
     Attributes:
-        name: As the archive has it.
-        offset: Byte of the archive at which the content starts.
-        length: Of the content in bytes.
+        name: Name in the archive.
+        offset: Offset of the content in bytes.
+        length: Length of the content in bytes.
     """
 
     name: str
@@ -39,30 +39,30 @@ def read(file: BinaryIO, offset: int, length: int) -> bytes:
 
     Args:
         file: The archive.
-        offset: Where to start.
-        length: How many bytes.
+        offset: Offset in bytes.
+        length: Number of bytes.
 
     Returns:
-        The bytes; fewer where the archive ends before.
+        The bytes; fewer if the archive ends before.
     """
     file.seek(offset)
     return file.read(length)
 
 
 def members(file: BinaryIO) -> Iterator[Member]:
-    """List the regular files of a tar archive in their order; folders, links and devices are passed over.
+    """List the regular files of a tar archive in order, without folders, links and devices.
 
-    Python's tarfile takes three times as long (17 microseconds a member), reads headers of any length, and in some
-    versions loops for ever on hostile ones.
+    Python's tarfile takes three times as long (17 microseconds per member), reads headers of any length, and loops
+    endlessly on some malicious ones in some versions.
 
     Args:
-        file: The archive, uncompressed; its position may be changed between members.
+        file: The uncompressed archive; its position may be changed between members.
 
     Yields:
-        The files, whose content lies wholly within the archive.
+        The files; their content lies within the archive.
 
     Raises:
-        DataError: If it is no tar archive, damaged, or its end is missing.
+        DataError: If the file is not a tar archive, is damaged, or is truncated.
     """
     size = os.fstat(file.fileno()).st_size
     position = 0
@@ -78,7 +78,7 @@ def members(file: BinaryIO) -> Iterator[Member]:
                 length = int(extended[b"size"])
             start, after = position + _BLOCK, position + _BLOCK + -(-length // _BLOCK) * _BLOCK
             if start + length > size:
-                raise ValueError(f"{length} bytes are said to follow, of which {max(size - start, 0)} are there")
+                raise ValueError(f"a member has {length} bytes, of which {max(size - start, 0)} are there")
             if kind in (_LONG_NAME, _PAX):
                 if length > _LONGEST_NAME:
                     raise ValueError(f"a name of {length} bytes")
@@ -86,11 +86,11 @@ def members(file: BinaryIO) -> Iterator[Member]:
                 extended |= _records(content) if kind == _PAX else {b"path": _text(content)}
             elif kind in _FILES:
                 name = _name(header, extended)
-                # What a sparse file holds is not what lies in the archive.
+                # The content of a sparse file differs from what is stored.
                 if not name.endswith("/") and not any(key.startswith(b"GNU.sparse") for key in extended):
                     yield Member(name, start, length)
             elif kind == _SPARSE:
-                raise ValueError("a sparse file, which is not stored as it is")
+                raise ValueError("a sparse file, which is not supported")
         except ValueError as error:  # UnicodeDecodeError is one
             raise _broken(file, str(error), position) from error
         if kind not in _ABOUT_NEXT:
@@ -99,18 +99,18 @@ def members(file: BinaryIO) -> Iterator[Member]:
 
 
 def _check(header: bytes) -> None:
-    """Compare the header's checksum, which counts its own eight bytes as spaces."""
+    # The checksum counts its own eight bytes as spaces.
     total = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     if _text(header[148:156]).strip().lstrip(b"0") != b"%o" % total:
-        raise ValueError("no header of a tar archive (a compressed one must be unpacked first)")
+        raise ValueError("not a header of a tar archive (decompress a compressed one first)")
 
 
 def _number(field: bytes) -> int:
-    if field[0] == 0x80:  # GNU's form for what eleven octal digits cannot hold
+    if field[0] == 0x80:  # GNU's form of numbers with more than eleven octal digits
         return int.from_bytes(field[1:], "big")
     digits = _text(field).strip()
     if digits and not digits.isdigit():
-        raise ValueError(f"a header with the number {digits!r}")
+        raise ValueError(f"a header has the number {digits!r}")
     return int(digits or b"0", 8)
 
 
@@ -125,8 +125,8 @@ def _name(header: bytes, extended: dict[bytes, bytes]) -> str:
 
 
 def _records(content: bytes) -> dict[bytes, bytes]:
-    r"""Read the records "<length> <key>=<value>\n" of a pax header."""
-    found: dict[bytes, bytes] = {}
+    # "<length> <key>=<value>\n"
+    records: dict[bytes, bytes] = {}
     position = 0
     while position < len(content):
         digits = content[position : position + 20].partition(b" ")[0]
@@ -135,11 +135,13 @@ def _records(content: bytes) -> dict[bytes, bytes]:
         if not equals or content[end - 1 : end] != b"\n":
             raise ValueError("a damaged pax header")
         if key == b"size" and not (value.isdigit() and len(value) < 20):
-            raise ValueError(f"a header with the number {value!r}")
-        found[key] = value
+            raise ValueError(f"a header has the number {value!r}")
+        records[key] = value
         position = end
-    return found
+    return records
 
 
 def _broken(file: BinaryIO, reason: str, position: int) -> DataError:
-    return DataError(f"{file.name} is no whole tar archive: {reason} (at byte {position}); write or copy it again")
+    return DataError(
+        f"{file.name} is not a complete tar archive: {reason} (at byte {position}); write or copy it again"
+    )

@@ -1,1 +1,1 @@
-"""What has nothing to do with heat maps: files, locks, limits, progress, processes."""
+"""General utilities: files, locks, limits, progress and processes."""

@@ -1,4 +1,4 @@
-"""One run in several processes, as `torchrun` starts them."""
+"""Runs of several processes, started by `torchrun`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ..errors import EmbedcamError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# How long a process waits for the others, which may work alone for long; a dead one is noticed at once.
-_PATIENCE = timedelta(days=7)
+# Timeout of collective operations. One process may work alone for long; a dead one is noticed at once.
+_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run; by default, one alone.
+    """The processes of a run; a single one by default.
 
     Attributes:
-        rank: Which of them this is, from 0.
-        size: How many they are.
+        rank: Rank of this process, from 0.
+        size: Number of processes.
     """
 
     rank: int = 0
@@ -32,77 +32,77 @@ class Group:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that does what must be done once."""
+        """Whether this is the process that does what must be done once (rank 0)."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Wait until all processes are here.
+        """Wait for all processes (a barrier).
 
         Raises:
-            EmbedcamError: If one of them has ended.
+            EmbedcamError: If another process has ended.
         """
         if self.size > 1:
             import torch.distributed as dist
 
-            with self._together():
+            with self._ended_as_error():
                 dist.barrier()
 
     def add_up(self, tensor: Tensor) -> Tensor:
-        """Add up what all processes have.
+        """Sum a tensor over all processes, in place.
 
         Args:
-            tensor: This process's; of one shape in all of them. It is changed.
+            tensor: Tensor of the same shape in all processes.
 
         Returns:
-            The sum, the same in all of them.
+            The sum.
 
         Raises:
-            EmbedcamError: If one of them has ended.
+            EmbedcamError: If another process has ended.
         """
         if self.size > 1:
             import torch.distributed as dist
 
-            with self._together():
+            with self._ended_as_error():
                 dist.all_reduce(tensor)
         return tensor
 
     @contextlib.contextmanager
-    def _together(self) -> Iterator[None]:
+    def _ended_as_error(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
             raise EmbedcamError(
-                f"another of the {self.size} processes has ended: {str(error).splitlines()[0]}; see what it said, mend "
-                "that, and go on with --resume"
+                f"another of the {self.size} processes has ended: {str(error).splitlines()[0]}; fix the error "
+                "that it printed, and resume with --resume"
             ) from error
 
 
 def main_process() -> bool:
-    """Tell whether this process speaks for the run.
+    """Check whether this is the process with rank 0.
 
     Returns:
-        True for the first of those that `torchrun` started, and for one alone.
+        True for rank 0, and without `torchrun`.
     """
     return os.environ.get("RANK", "0") == "0"
 
 
 def local_rank() -> int:
-    """Tell which of the processes on this machine this one is.
+    """Return the rank of this process among those on this machine.
 
     Returns:
-        Its number, from 0.
+        The rank, from 0.
     """
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def join() -> Group:
-    """Join the other processes if `torchrun` started this one.
+    """Initialise the process group if `torchrun` started this process.
 
     Returns:
-        All of them; one alone without `torchrun`.
+        The processes of the run; a single one without `torchrun`.
 
     Raises:
-        EmbedcamError: If they cannot be reached.
+        EmbedcamError: If the other processes cannot be reached.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -112,9 +112,9 @@ def join() -> Group:
 
     if not dist.is_initialized():
         try:
-            # Gradients go from GPU to GPU; waiting needs no GPU.
+            # Gradients are exchanged between GPUs; barriers use the CPU.
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=_PATIENCE)
+            dist.init_process_group(backend, timeout=_TIMEOUT)
         except (RuntimeError, ValueError) as error:
             raise EmbedcamError(
                 f"the {size} processes of this run cannot reach each other: {str(error).splitlines()[0]}; start them "
@@ -124,7 +124,7 @@ def join() -> Group:
 
 
 def leave() -> None:
-    """Take leave of the other processes, if there are any."""
+    """Destroy the process group, if there is one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     import torch.distributed as dist

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old file or the whole new one, never a part."""
+"""Atomic writing: a reader sees the old file or the complete new one."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from ..errors import OutputError
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success sync it to disk and rename it, on any error remove it.
+    """Provide a temporary path that replaces `path` on success and is removed on any error.
+
+    The file is synced to disk before it is renamed.
 
     Args:
-        path: Where the finished file belongs. Missing parent folders are made.
+        path: Path of the finished file. Missing parent folders are created.
 
     Yields:
-        The temporary path to write to. It keeps the suffix of `path`, since many writers choose by it.
+        The temporary path to write to, in the same folder and with the same suffix.
 
     Raises:
-        OutputError: If the file cannot be written: no such folder, no permission, no space.
+        OutputError: If the file cannot be written: missing permission, no space left.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
@@ -41,40 +43,40 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a whole file at once, by way of a temporary name.
+    """Write a file atomically.
 
     Args:
-        path: Where the file belongs.
-        data: Its content.
+        path: Path of the file.
+        data: Content.
 
     Raises:
-        OutputError: If it cannot be written.
+        OutputError: If the file cannot be written.
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a whole UTF-8 text file at once, by way of a temporary name.
+    """Write a UTF-8 text file atomically.
 
     Args:
-        path: Where the file belongs.
-        text: Its content.
+        path: Path of the file.
+        text: Content.
 
     Raises:
-        OutputError: If it cannot be written.
+        OutputError: If the file cannot be written.
     """
     write_bytes(path, text.encode())
 
 
 def require_writable(path: str | Path) -> None:
-    """Fail now rather than after an hour of work if a file could not be written later.
+    """Check before long work that a file can be written.
 
     Args:
-        path: The file that will be written; its folder is made if it is missing.
+        path: The file that will be written. Missing parent folders are created.
 
     Raises:
-        OutputError: If the folder cannot be made or written to, or `path` is a folder.
+        OutputError: If the folder cannot be created or written to, or `path` is a folder.
     """
     path = Path(path)
     if path.is_dir():

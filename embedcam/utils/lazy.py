@@ -1,4 +1,4 @@
-"""Load the public names of a package when they are first used."""
+"""Lazy import of a package's public names."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 
 def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make the `__getattr__` and `__dir__` of a package (PEP 562).
+    """Create the `__getattr__` and `__dir__` of a package (PEP 562).
 
     Args:
         package: The package's `__name__`.
-        homes: Public name -> module that defines it, relative to the package, such as ".explainer". A name that is
-            mapped to a module of the same name stands for that module.
+        homes: Public name -> module that defines it, relative to the package, such as ".explainer". A name with a
+            module of the same name is that module.
 
     Returns:
-        The two functions.
+        `__getattr__` and `__dir__`.
     """
 
     def load(name: str) -> Any:

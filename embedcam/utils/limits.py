@@ -1,21 +1,21 @@
-"""What a file may ask for at most; files may come from strangers, and what they ask for is allocated later."""
+"""Limits on the memory that an untrusted file can make embedcam allocate."""
 
 from __future__ import annotations
 
 LARGEST_INPUT = 2**24
-"""Pixels of one image as a network sees it: 4096 x 4096."""
+"""Most pixels of a network's input: 4096 x 4096."""
 
 RATIO, FLOOR, LARGEST = 64, 2**26, 2**34
-"""What a file unpacks to may take so many times its size, FLOOR bytes in any case, and never more than LARGEST."""
+"""A file may unpack to FLOOR bytes plus RATIO times its size, and never to more than LARGEST bytes."""
 
 
 def allowance(size: int) -> int:
-    """Say how much memory a file may ask for.
+    """Compute how many bytes the content of a file may unpack to.
 
     Args:
-        size: Of the file, in bytes.
+        size: Size of the file in bytes.
 
     Returns:
-        Bytes.
+        The limit in bytes.
     """
     return min(FLOOR + RATIO * size, LARGEST)

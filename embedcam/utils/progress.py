@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere, nothing in a library."""
+"""Progress of long work: a bar on a terminal, lines of text elsewhere, silent unless turned on."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _shown = False
 
 
 def styled(stream: TextIO) -> bool:
-    """Tell whether escape codes, for colours and for bars that move, are welcome.
+    """Check whether a stream supports escape codes for colours and cursor movement.
 
     Args:
-        stream: What is written to.
+        stream: The output stream.
 
     Returns:
         True on a terminal that is not dumb, unless NO_COLOR is set (no-color.org).
@@ -28,13 +28,13 @@ def styled(stream: TextIO) -> bool:
 
 
 def show() -> None:
-    """Turn progress on; the command line does so."""
+    """Turn progress on, as the command line does."""
     global _shown
     _shown = True
 
 
 def say(text: str) -> None:
-    """Print one line about the work to stderr, if progress is on.
+    """Print a line to stderr if progress is on.
 
     Args:
         text: The line.
@@ -44,13 +44,13 @@ def say(text: str) -> None:
 
 
 def track(items: Iterable[T], what: str, total: int, *, unit: int = 1) -> Iterator[T]:
-    """Go through items and show how far it is.
+    """Iterate over items and show progress.
 
     Args:
-        items: Batches, or single things.
-        what: What is being done, for example "embedding".
-        total: How many things there are in all.
-        unit: Things an item (the size of a full batch).
+        items: Batches, or single objects.
+        what: Description of the work, for example "embedding".
+        total: Total number of objects.
+        unit: Objects per item (the size of a full batch).
 
     Yields:
         The items.
@@ -63,14 +63,14 @@ def track(items: Iterable[T], what: str, total: int, *, unit: int = 1) -> Iterat
 
 @contextlib.contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how far work is that says itself what is done.
+    """Show progress that the caller reports.
 
     Args:
-        what: What is being done, for example "embedding".
-        total: How many things there are in all.
+        what: Description of the work, for example "embedding".
+        total: Total number of objects.
 
     Yields:
-        A function to call with the number of things just done.
+        A function to call with the number of objects just finished.
     """
     if not _shown:
         yield lambda _: None

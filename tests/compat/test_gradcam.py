@@ -113,7 +113,7 @@ def test_a_mask_without_heat_is_zero(model):
     [
         (lambda model: GradCAM({"arch": model}), LayerError, "lacks layer_name"),
         (lambda model: GradCAM(model), LayerError, "must be a module or a name, got None"),
-        (lambda model: GradCAM(model, torch.nn.ReLU()), LayerError, "this ReLU is no layer of ResNet"),
+        (lambda model: GradCAM(model, torch.nn.ReLU()), LayerError, "this ReLU is not a layer of ResNet"),
         (lambda model: GradCAM(model, "layer9"), LayerError, "did you mean"),
         (lambda model: GradCAM(model, "layer4")(IMAGE, 1000), TargetError, "1000"),
         (lambda model: GradCAM(model, "layer4")(IMAGE[0]), DataError, "expected images"),
@@ -146,5 +146,5 @@ def test_its_colours_are_about_those_of_opencv():
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 4), (2, 3, 5, 7), (1, 1, 5, 7)])
 def test_visualize_cam_wants_one_image_of_the_masks_size(shape):
-    with pytest.raises(DataError, match="do not fit"):
+    with pytest.raises(DataError, match="do not match"):
         visualize_cam(torch.rand(1, 1, 5, 7), torch.rand(shape))

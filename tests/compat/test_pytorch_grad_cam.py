@@ -79,7 +79,7 @@ def test_what_cannot_be_explained_is_named(model, options, says):
 
 
 def test_a_layer_of_another_model_is_refused(model):
-    with pytest.raises(LayerError, match="is no layer of ResNet"):
+    with pytest.raises(LayerError, match="is not a layer of ResNet"):
         ours.GradCAM(model, [models.resnet18(weights=None).layer4])
 
 

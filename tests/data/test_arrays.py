@@ -77,7 +77,7 @@ def test_samples_and_specs_are_taken_as_they_are(folder):
 
 @pytest.mark.parametrize("nothing", [[], 5, {}, np.empty((0, 3, 4, 4))])
 def test_what_is_no_data_set_is_an_error(nothing):
-    with pytest.raises(DataError, match="is not a data set, or empty; give a SPEC"):
+    with pytest.raises(DataError, match="is not a data set, or empty; pass a SPEC"):
         as_samples(nothing)
 
 

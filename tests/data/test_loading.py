@@ -59,7 +59,7 @@ def test_strict_raises_after_the_batches_before(tmp_path, workers):
 
 def test_no_readable_picture_at_all_is_an_error(tmp_path):
     samples = make(tmp_path, 3, damaged=(0, 1, 2))
-    with pytest.raises(DataError, match=r"none of the 3 pictures could be read; the first: .*0\.png"):
+    with pytest.raises(DataError, match=r"none of the 3 pictures could be read; the first error: .*0\.png"):
         list(batches(samples, PREPROCESS, 2))
 
 

@@ -97,13 +97,13 @@ def test_sizes_in_gnu_s_base_256_and_in_pax_headers_count(tmp_path):
         (b"", "it is empty"),
         (header(), "its end is missing"),
         (header() + bytes(100), "its end is missing"),
-        (header(size=b"00000002000\0") + padded(b"few"), "1024 bytes are said to follow, of which 512 are there"),
-        (header(size=b"\x80" + b"\xff" * 11) + END, "bytes are said to follow"),
-        (header(size=b"\xff" * 12) + END, "a header with the number"),
-        (header(size=b"-0000000001\0") + END, "a header with the number"),
-        (header(size=b"0o000000017\0") + END, "a header with the number"),
-        (bytes(range(256)) * 4, "no header of a tar archive \\(a compressed one must be unpacked first\\)"),
-        (header() + b"damage" + bytes(506) + END, "no header of a tar archive.*at byte 512"),
+        (header(size=b"00000002000\0") + padded(b"few"), "1024 bytes, of which 512 are there"),
+        (header(size=b"\x80" + b"\xff" * 11) + END, "bytes, of which"),
+        (header(size=b"\xff" * 12) + END, "a header has the number"),
+        (header(size=b"-0000000001\0") + END, "a header has the number"),
+        (header(size=b"0o000000017\0") + END, "a header has the number"),
+        (bytes(range(256)) * 4, "not a header of a tar archive \\(decompress a compressed one first\\)"),
+        (header() + b"damage" + bytes(506) + END, "not a header of a tar archive.*at byte 512"),
         (header(kind=b"S") + END, "a sparse file"),
         (header(name=b"\xff") + END, "codec can't decode"),
         (header(size=b"00004000000\0", kind=b"L") + bytes(2**20) + END, "a name of 1048576 bytes"),
@@ -114,16 +114,16 @@ def test_sizes_in_gnu_s_base_256_and_in_pax_headers_count(tmp_path):
                 (b"9999 path=a\n", "a damaged pax header"),
                 (b"-9 path=a\n", "a damaged pax header"),
                 (b"x path=a\n", "invalid literal"),
-                (b"11 size=-1\n", "a header with the number"),
+                (b"11 size=-1\n", "a header has the number"),
                 (b"12 path=\xff\xff\n" + b"9 a=bcde\n", "a damaged pax header"),
-                (b"29 size=99999999999999999999\n", "a header with the number"),
+                (b"29 size=99999999999999999999\n", "a header has the number"),
             ]
         ),
     ],
 )
 def test_damage_is_one_clear_error(tmp_path, content, message):
     (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(DataError, match=f"a.tar is no whole tar archive: .*{message}"):
+    with pytest.raises(DataError, match=f"a.tar is not a complete tar archive: .*{message}"):
         found(tmp_path / "a.tar")
 
 
@@ -132,7 +132,7 @@ def test_every_truncation_is_noticed(tmp_path):
     used = max(range(len(whole)), key=lambda i: (whole[i] != 0) * i) // 512 * 512 + 512
     for length in range(0, used, 100):
         (tmp_path / "a.tar").write_bytes(whole[:length])
-        with pytest.raises(DataError, match="is no whole tar archive"):
+        with pytest.raises(DataError, match="is not a complete tar archive"):
             found(tmp_path / "a.tar")
 
 

@@ -20,42 +20,42 @@ CLASSES = (
     *("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car"),
     *("Pedestrian", "Bicyclist"),
 )
-"""The classes in the order of their indices."""
+"""Names of the classes, by index."""
 
 UNLABELLED = len(CLASSES)
-"""The index of pixels without a class, which no loss and no score may count."""
+"""Index of pixels without a class, which every loss and score leaves out."""
 
-# Of label_colors.txt, which comes with the pictures; there, Pole is Column_Pole and Pavement Sidewalk.
+# From the data set's label_colors.txt, where Pole is Column_Pole and Pavement is Sidewalk.
 COLORS = (
     *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0)),
     *((192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
     (0, 0, 0),
 )
-"""CamVid's official RGB colours of the classes and, last, of unlabelled pixels."""
+"""Official RGB colours of the classes and, last, of unlabelled pixels."""
 
 CAMVID_SPLITS = ("train", "val", *SPLITS[1:])
-"""The splits: this data set has one for validation too."""
+"""The splits, with one for validation."""
 
 
 class CamVidSamples(FileSamples):
-    """Pictures with label images; a picture's unlabelled pixels are its ignore mask."""
+    """Pictures with label images; unlabelled pixels are the ignore mask."""
 
     def label_image(self, index: int) -> NDArray[np.uint8]:
-        """Read the classes of picture `index`, pixel by pixel.
+        """Read the label image of a picture.
 
         Args:
-            index: Which picture.
+            index: Index of the picture.
 
         Returns:
             uint8 (H, W): indices into `CLASSES`, or `UNLABELLED`.
 
         Raises:
-            DataError: If the file cannot be read, has another size than its picture, or holds another index.
+            DataError: If the file is unreadable, its size differs from the picture's, or it has another index.
         """
         return read_label_image(cast(Path, self.ignore_files[index]), image_size(self.files[index]))
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> CamVidSamples:
-        """Keep only these pictures, in this order."""
+        """Select pictures by index, in the given order."""
         return cast(CamVidSamples, super().subset(indices))
 
 
@@ -63,11 +63,11 @@ def camvid(path: str | Path, split: str = "train") -> CamVidSamples:
     """Read CamVid with the 11 classes and the 367 / 101 / 233 split of SegNet's authors.
 
     Args:
-        path: The folder with `images/<split>/*` and `labels/<split>/<stem>.png`, one index a pixel.
+        path: The folder with `images/<split>/*` and `labels/<split>/<stem>.png`, one index per pixel.
         split: "train", "val", "test" or "all".
 
     Returns:
-        The pictures of the split, sorted by name; `names` holds the classes of the pixels.
+        The pictures of the split, sorted by name; `names` are the classes of pixels.
 
     Raises:
         DataError: If a folder or a label image is missing.
@@ -89,8 +89,8 @@ def camvid(path: str | Path, split: str = "train") -> CamVidSamples:
     labels = find_masks(root / "labels", ids) or (None,) * len(ids)
     for name, label in zip(ids, labels, strict=True):
         if label is None:
-            wanted = (root / "labels" / name).with_suffix(".png")
-            raise DataError(f"picture {name} of {path} has no label image; put it at {wanted}")
+            file = (root / "labels" / name).with_suffix(".png")
+            raise DataError(f"picture {name} of {path} has no label image; put it at {file}")
     return CamVidSamples(
         files=files,
         ids=ids,
@@ -101,7 +101,7 @@ def camvid(path: str | Path, split: str = "train") -> CamVidSamples:
 
 
 def read_label_image(path: str | Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Read a label image: one index a pixel, as grey value or palette index.
+    """Read a label image, with one index per pixel as grey value or palette index.
 
     Args:
         path: The file.
@@ -111,26 +111,26 @@ def read_label_image(path: str | Path, size: tuple[int, int]) -> NDArray[np.uint
         uint8 (H, W): indices into `CLASSES`, or `UNLABELLED`.
 
     Raises:
-        DataError: If the file cannot be read, has another size than its picture, or holds another index.
+        DataError: If the file is unreadable, its size differs from the picture's, or it has another index.
     """
     with _opened(path) as image:
         labels = np.array(image)
     if labels.ndim != 2:
         raise DataError(
-            f"label image {path} has {labels.shape[2]} channels, expected one index a pixel; "
-            "turn its colours into indices"
+            f"label image {path} has {labels.shape[2]} channels, expected one index per pixel; "
+            "convert its colours to indices"
         )
     height, width = labels.shape
     if (width, height) != tuple(size):
         raise DataError(
             f"label image {path} is {width} x {height} pixels but its picture is {size[0]} x {size[1]}; "
-            "bring both to one size, the labels by nearest neighbour"
+            "resize them to the same size, the labels by nearest neighbour"
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high > UNLABELLED:
         wrong = high if high > UNLABELLED else low
         raise DataError(
-            f"label image {path} holds index {wrong}, expected 0 to {UNLABELLED} ({UNLABELLED}: unlabelled); "
+            f"label image {path} has index {wrong}, expected 0 to {UNLABELLED} ({UNLABELLED}: unlabelled); "
             "map other indices to these"
         )
     return labels.astype(np.uint8)

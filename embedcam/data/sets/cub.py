@@ -16,26 +16,26 @@ from ..splits import check_split, rows_of
 
 PROTOCOLS = ("standard", "metric")
 
-_MEND = "unpack the archive again"
+_FIX = "unpack the archive again"
 
 
 def cub(path: str | Path, split: str = "train", protocol: str = "standard") -> FileSamples:
     """Read CUB-200-2011.
 
-    Masks are found in a folder `segmentations` inside `CUB_200_2011` or beside it. Their grey values tell how
-    many of the annotators agree; the object is where more than half of them do.
+    Masks are read from a folder `segmentations` inside `CUB_200_2011` or beside it. Their grey values are the
+    fraction of annotators who marked the pixel; the object is where more than half of them did.
 
     Args:
-        path: The folder that holds `CUB_200_2011`, or `CUB_200_2011` itself.
+        path: The folder `CUB_200_2011`, or the one that contains it.
         split: "train", "test" or "all".
-        protocol: "standard" is the official split; "metric" trains on the first half of the classes and tests
-            on the other half, as metric learning does.
+        protocol: "standard" for the official split; "metric" for training on the first half of the classes and
+            testing on the other half, as in metric learning.
 
     Returns:
-        The pictures of the split, in the official order; `names` holds all classes in either split.
+        The pictures of the split, in the official order; `names` has all classes in every split.
 
     Raises:
-        DataError: If the data set is missing or one of its index files is damaged.
+        DataError: If the data set is missing or an index file is damaged.
     """
     check_split(split)
     if protocol not in PROTOCOLS:
@@ -54,7 +54,7 @@ def cub(path: str | Path, split: str = "train", protocol: str = "standard") -> F
     for file, index in (("image_class_labels.txt", class_of), ("train_test_split.txt", official)):
         stray = index.keys() ^ pictures.keys()
         if stray:
-            raise DataError(f"id {min(stray)} is in only one of {root / 'images.txt'} and {file}; {_MEND}")
+            raise DataError(f"id {min(stray)} is in only one of {root / 'images.txt'} and {file}; {_FIX}")
     position = {key: label for label, key in enumerate(classes)}
     labels = np.array([position[class_of[key]] for key in pictures], dtype=np.int64)
     ids = tuple(pictures.values())
@@ -81,17 +81,17 @@ def _read_index(file: Path, form: str, is_valid: Callable[[str], bool] = bool) -
             continue
         key, _, value = line.partition(" ")
         if not key.isdecimal() or not is_valid(value):
-            raise DataError(f"{file}, line {number}: expected {form!r}, found {line!r}; {_MEND}")
+            raise DataError(f"{file}, line {number}: expected {form!r}, found {line!r}; {_FIX}")
         if key in index:
-            raise DataError(f"{file}, line {number}: id {key} for the second time; {_MEND}")
+            raise DataError(f"{file}, line {number}: duplicate id {key}; {_FIX}")
         index[key] = value
     if not index:
-        raise DataError(f"{file} is empty; {_MEND}")
+        raise DataError(f"{file} is empty; {_FIX}")
     return index
 
 
 def _is_inside(name: str) -> bool:
-    """Tell whether a path is `<class>/<file>`: ids become file names, and none may lead out of its folder."""
+    # Ids become file names, which must not lead out of their folder.
     parts = PurePosixPath(name).parts
     return len(parts) == 2 and parts[0] not in ("/", "..") and parts[1] != ".."
 

@@ -1,4 +1,4 @@
-"""A user's own pictures: one folder a class, or one folder without classes."""
+"""Data sets of a user's pictures: one folder per class, or a folder without classes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ logger = logging.getLogger("embedcam")
 def folder(path: str | Path, split: str = "train") -> FileSamples:
     """Read a data set from a folder.
 
-    `path` holds `images/<class>/*` and, where they exist, `masks/<class>/<stem>.png` and
-    `ignore/<class>/<stem>.png`. Without an `images` folder, `path` itself is taken as the folder of the class
-    folders. Pictures without class folders are an unlabelled data set. Its own split is read from `train.txt`
-    and `test.txt` in `path` (one `class/file.jpg` a line); without them 60 % of every class are for training,
-    by a seeded hash of the relative path.
+    `path` contains `images/<class>/*` and optionally `masks/<class>/<stem>.png` and `ignore/<class>/<stem>.png`.
+    Without a folder `images`, the class folders are in `path` itself. Without class folders the data set is
+    unlabelled. The split is read from `train.txt` and `test.txt` in `path` (one `class/file.jpg` per line); without
+    them, 60 % of every class are training pictures, selected by a seeded hash of the relative path.
 
     Args:
-        path: The data set's folder.
+        path: Folder of the data set.
         split: "train", "test" or "all".
 
     Returns:
@@ -41,8 +40,8 @@ def folder(path: str | Path, split: str = "train") -> FileSamples:
     check_split(split)
     root = Path(path).expanduser()
     if not root.is_dir():
-        found = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"{root} {found}; name the folder that holds the pictures")
+        problem = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"{root} {problem}; pass the folder that contains the pictures")
     samples = _whole(root)
     if split == "all":
         return samples
@@ -75,20 +74,19 @@ def _whole(root: Path) -> FileSamples:
 
 
 def _class_folders(images: Path) -> list[tuple[str, list[Path]]]:
-    """List the class folders that hold pictures, each with its pictures, sorted by name."""
-    found = [(child.name, list_images(child)) for child in list_folders(images)]
-    classes = [(name, files) for name, files in found if files]
+    folders = [(child.name, list_images(child)) for child in list_folders(images)]
+    classes = [(name, files) for name, files in folders if files]
     if classes:
-        for name in sorted({name for name, _ in found} - {name for name, _ in classes}):
-            logger.warning("class folder %s holds no pictures and is left out", images / name)
+        for name in sorted(name for name, files in folders if not files):
+            logger.warning("class folder %s has no pictures and is skipped", images / name)
     return classes
 
 
 def _advice(images: Path) -> str:
     for child in list_folders(images):
         if any(list_images(grandchild) for grandchild in list_folders(child)):
-            return f"they lie one level deeper: use folder:{child}"
-    return "put them into images/<class>/, as .jpg, .png or another usual format"
+            return f"they are one level deeper: use folder:{child}"
+    return "put them into images/<class>/, as .jpg, .png or another common format"
 
 
 def _find_masks(root: Path, ids: Sequence[str]) -> tuple[Path | None, ...]:
@@ -104,17 +102,17 @@ def _find_masks(root: Path, ids: Sequence[str]) -> tuple[Path | None, ...]:
 
 def _own_split(root: Path, ids: Sequence[str], split: str) -> NDArray[np.int64] | None:
     lists = {part: root / f"{part}.txt" for part in ("train", "test")}
-    there = [file for file in lists.values() if file.is_file()]
-    if len(there) < 2:
-        for file in there:
+    existing = [file for file in lists.values() if file.is_file()]
+    if len(existing) < 2:
+        for file in existing:
             logger.warning("%s is not used: a split needs both train.txt and test.txt", file)
         return None
     rows = {part: _listed_rows(file, ids) for part, file in lists.items()}
     both = rows["train"] & rows["test"]
     if both:
-        raise DataError(f"{ids[min(both)]} is in both {lists['train']} and {lists['test']}; keep it in one")
+        raise DataError(f"{ids[min(both)]} is in both {lists['train']} and {lists['test']}; remove it from one")
     if not rows[split]:
-        raise DataError(f"{lists[split]} names no picture; list some, or use @all")
+        raise DataError(f"{lists[split]} lists no picture; list some, or use @all")
     return np.array(sorted(rows[split]), dtype=np.int64)
 
 
@@ -132,7 +130,7 @@ def _listed_rows(file: Path, ids: Sequence[str]) -> set[int]:
 
 
 def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)  # macOS may list file names decomposed
+    return unicodedata.normalize("NFC", name)  # macOS may list file names in decomposed form
 
 
 def _is_text(name: str) -> bool:

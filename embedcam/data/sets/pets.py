@@ -18,17 +18,17 @@ _OBJECT, _BORDER = 1, 3  # trimap values; 2 is the background
 
 
 def pets(path: str | Path, split: str = "train") -> FileSamples:
-    """Read Oxford-IIIT Pet: 37 breeds; the pet is the object, its unsure border is ignored.
+    """Read Oxford-IIIT Pet: 37 breeds; the pet is the object, its uncertain border is ignored.
 
     Args:
-        path: The folder that holds `oxford-iiit-pet`, or `oxford-iiit-pet` itself.
+        path: The folder `oxford-iiit-pet`, or the one that contains it.
         split: "train" (the official trainval), "test" or "all".
 
     Returns:
-        The pictures of the split; `names` holds all breeds in either split.
+        The pictures of the split; `names` has all breeds in every split.
 
     Raises:
-        DataError: If the data set is missing or its lists are damaged.
+        DataError: If the data set is missing or an index file is damaged.
         MissingDependencyError: If torchvision is not installed.
     """
     check_split(split)
@@ -41,7 +41,7 @@ def pets(path: str | Path, split: str = "train") -> FileSamples:
     root = Path(path).expanduser()
     root = root.parent if root.name == _FOLDER else root
     try:
-        # Both parts, so that the breeds get the same labels in either.
+        # Both parts are read, so that labels are the same in both.
         parts = [OxfordIIITPet(str(root), split=part) for part in ("trainval", "test")]
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(
@@ -68,7 +68,7 @@ def pets(path: str | Path, split: str = "train") -> FileSamples:
 
 
 def _breed(file: Path) -> str:
-    """Turn `american_bulldog_100.jpg` into "American Bulldog", as torchvision names it."""
+    # "american_bulldog_100.jpg" -> "American Bulldog", as in torchvision.
     return file.stem.rpartition("_")[0].replace("_", " ").title()
 
 

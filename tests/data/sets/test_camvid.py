@@ -55,8 +55,8 @@ def test_palette_label_image_is_read_by_index(tmp_path):
     "array, size, message",
     [
         (LABELS, (5, 2), r"labels.png is 4 x 2 pixels but its picture is 5 x 2"),
-        (np.full((2, 4), 12, np.uint8), (4, 2), r"holds index 12, expected 0 to 11 \(11: unlabelled\)"),
-        (np.zeros((2, 4, 3), np.uint8), (4, 2), "has 3 channels, expected one index a pixel"),
+        (np.full((2, 4), 12, np.uint8), (4, 2), r"has index 12, expected 0 to 11 \(11: unlabelled\)"),
+        (np.zeros((2, 4, 3), np.uint8), (4, 2), "has 3 channels, expected one index per pixel"),
     ],
 )
 def test_wrong_label_image_is_an_error_that_names_it(tmp_path, array, size, message):

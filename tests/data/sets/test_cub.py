@@ -82,7 +82,7 @@ def test_unknown_protocol_is_an_error(tree):
         ("images.txt", "13", r"images\.txt, line 13: expected '<id> <class>/<file>'"),
         ("images.txt", "13 ../../x.jpg", r"images\.txt, line 13"),
         ("images.txt", "13 /x.jpg", r"images\.txt, line 13"),
-        ("images.txt", "12 a/x.jpg", r"images\.txt, line 13: id 12 for the second time"),
+        ("images.txt", "12 a/x.jpg", r"images\.txt, line 13: duplicate id 12"),
         ("images.txt", "13 a/x.jpg", r"id 13 is in only one of .*images\.txt and image_class_labels\.txt"),
         ("image_class_labels.txt", "13 9", r"image_class_labels\.txt, line 13: .*found '13 9'"),
         ("train_test_split.txt", "13 2", r"train_test_split\.txt, line 13: expected '<id> <0 or 1>'"),

@@ -139,7 +139,7 @@ def test_class_without_pictures_is_left_out_with_a_warning(animals, caplog):
     (animals / "images" / ".hidden").mkdir()
     with caplog.at_level(logging.WARNING, logger="embedcam"):
         assert folder(animals).names == ("cat", "dog")
-    assert "bird holds no pictures" in caplog.text and ".hidden" not in caplog.text
+    assert "bird has no pictures" in caplog.text and ".hidden" not in caplog.text
 
 
 def test_class_with_one_picture_trains(animals):
@@ -181,7 +181,7 @@ def test_own_split_is_used(animals):
     [
         ("cat/0.png\ncat/9.png\n", "dog/1.png\n", r"train\.txt, line 2: no picture 'cat/9\.png'"),
         ("cat/0.png\n", "cat/0.png\n", r"cat/0\.png is in both"),
-        ("cat/0.png\n", "\n", r"test\.txt names no picture"),
+        ("cat/0.png\n", "\n", r"test\.txt lists no picture"),
         ("cat/0.png\n", "\udcff\n", r"test\.txt, line 1: no picture"),
     ],
 )
