@@ -47,18 +47,18 @@ class Gallery:
 
     Attributes:
         samples: The images, with labels.
-        seen: Embeddings of the images that could be read, and pooled vectors if the head sees nothing else.
+        embedded: Embeddings of the images that could be read, and pooled vectors if the head sees nothing else.
     """
 
     samples: Samples
-    seen: Embedded
+    embedded: Embedded
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """(N,) of the embedded images."""
         labels = self.samples.labels
         assert labels is not None
-        return labels[self.seen.kept]
+        return labels[self.embedded.kept]
 
     @property
     def names(self) -> Sequence[str]:
@@ -74,7 +74,7 @@ class Gallery:
         Source:
             EmbeddingCAM (arXiv 2402.00909).
         """
-        unit, labels = functional.normalize(torch.from_numpy(self.seen.embeddings)), torch.from_numpy(self.labels)
+        unit, labels = functional.normalize(torch.from_numpy(self.embedded.embeddings)), torch.from_numpy(self.labels)
         return functional.normalize(torch.stack([unit[labels == label].mean(dim=0) for label in labels.unique()]))
 
 
@@ -148,7 +148,7 @@ def with_backprop(net: Network, db: WeightDatabase, gallery: Gallery, labels: ND
         The rows. The first has the weighting, and as many triplets, that the database was built with: its maps are
         what transfers approximate. Every other weighting of the registry follows.
     """
-    embeddings = torch.from_numpy(gallery.seen.embeddings).to(net.device)
+    embeddings = torch.from_numpy(gallery.embedded.embeddings).to(net.device)
 
     def pairs(count: int) -> _Pairs:
         partners = Partners(gallery.labels, gallery.names, count, db.seed)
@@ -188,7 +188,7 @@ def of_gallery(net: Network, db: WeightDatabase, gallery: Gallery) -> list[Metho
         of each channel, the nearest class's proxy and the channel-wise similarity with the nearest image.
     """
     methods = []
-    for count in (c for c in _CLUSTERS if c != db.clusters and 2 * c <= len(gallery.seen.kept)):
+    for count in (c for c in _CLUSTERS if c != db.clusters and 2 * c <= len(gallery.embedded.kept)):
         other = build_database(
             net,
             gallery.samples,
@@ -198,11 +198,11 @@ def of_gallery(net: Network, db: WeightDatabase, gallery: Gallery) -> list[Metho
             method=db.method if db.method in WEIGHTINGS else "gradcam",
             exemplars=False,
             refinement=False,
-            embedded=gallery.seen,
+            embedded=gallery.embedded,
             seed=db.seed,
         )
         methods.append(Method(f"cluster, {count} clusters", _explain(Explainer(net, other, transfer="cluster"))))
-    if gallery.seen.pooled is not None:
+    if gallery.embedded.pooled is not None:
         if isinstance(net, EmbeddingNet):
             methods.append(Method("nearest class's proxy, closed form", _closed_form(net, db, gallery)))
         methods.append(Method("channel-wise similarity (after SFAM)", _channelwise(net, db, gallery)))
@@ -278,8 +278,8 @@ def _closed_form(net: EmbeddingNet, db: WeightDatabase, gallery: Gallery) -> Exp
 
 def _channelwise(net: Network, db: WeightDatabase, gallery: Gallery) -> Explain:
     """Weight each channel by its share of the cosine similarity of the pooled maps with the nearest image's."""
-    embeddings = torch.from_numpy(gallery.seen.embeddings).to(net.device)
-    pooled = functional.normalize(torch.from_numpy(gallery.seen.pooled).to(net.device))
+    embeddings = torch.from_numpy(gallery.embedded.embeddings).to(net.device)
+    pooled = functional.normalize(torch.from_numpy(gallery.embedded.pooled).to(net.device))
 
     @torch.inference_mode()
     def explain(images: Tensor, _: NDArray[np.int64]) -> Explanation:

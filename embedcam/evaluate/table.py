@@ -151,7 +151,7 @@ def _retrieval(
         return dict.fromkeys(column.key for column in RETRIEVAL)
     if gallery is None:
         return {**retrieval(embeddings, labels)}
-    return {**retrieval(embeddings, labels, gallery.seen.embeddings, gallery.labels)}
+    return {**retrieval(embeddings, labels, gallery.embedded.embeddings, gallery.labels)}
 
 
 def default_row(result: dict[str, Any]) -> dict[str, Any]:

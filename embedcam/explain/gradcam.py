@@ -112,19 +112,19 @@ class GradCAM:
 
     def _differentiate(self, images: Tensor, target: Target) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, ...]]]:
         """Run the model; return its output, each layer's output, and for each class the gradients at each layer."""
-        read = target.layer if isinstance(target, SegmentationScore) else None
-        captured = dict(self._modules)
-        if read is not None:
-            captured[read] = layers.resolve(self._body, read)
-        with layers.capture(captured, differentiable=True) as grabbed:
+        scored_layer = target.layer if isinstance(target, SegmentationScore) else None
+        modules = dict(self._modules)
+        if scored_layer is not None:
+            modules[scored_layer] = layers.resolve(self._body, scored_layer)
+        with layers.capture(modules, differentiable=True) as outputs:
             output = self.model(images)
-            for name in captured:
-                if name not in grabbed:
+            for name in modules:
+                if name not in outputs:
                     raise LayerError(f"layer {name!r} did not run; choose one on the way to the output")
-            scores = target(output if read is None else grabbed[read])
+            scores = target(output if scored_layer is None else outputs[scored_layer])
             several = isinstance(target, SegmentationScore) and isinstance(target.classes, Sequence)
             self._check(scores, len(images), axes=2 if several else 1)
-            leaves = [grabbed[name] for name in self.layers]
+            leaves = [outputs[name] for name in self.layers]
             gradients = [
                 torch.autograd.grad(each, leaves, retain_graph=True, allow_unused=True)
                 for each in (scores if several else scores[:, None]).sum(dim=0)
@@ -178,10 +178,10 @@ class GradCAM:
         if isinstance(self.model, Network):
             of_network["embeddings"] = output.detach().float().cpu().numpy()
             of_network["preprocess"] = self.model.preprocess
-        made = [Explanation.of(raw.cpu().numpy(), **of_network) for raw in maps]
+        explanations = [Explanation.of(raw.cpu().numpy(), **of_network) for raw in maps]
         if self.placement == "stretch":
-            made = [replace(each, heatmaps=_fade(each.heatmaps, each.raw)) for each in made]
-        return dict(zip(classes, made, strict=True)) if isinstance(classes, Sequence) else made[0]
+            explanations = [replace(each, heatmaps=_fade(each.heatmaps, each.raw)) for each in explanations]
+        return dict(zip(classes, explanations, strict=True)) if isinstance(classes, Sequence) else explanations[0]
 
 
 def _fade(heatmaps: NDArray[np.float32], raw: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -38,7 +38,7 @@ def setting(fused, folder):
 def partners_of(setting, count):
     _, db, gallery, labels, _ = setting
     partners = Partners(gallery.labels, gallery.names, count, db.seed)
-    known = torch.from_numpy(gallery.seen.embeddings)
+    known = torch.from_numpy(gallery.embedded.embeddings)
     drawn = [partners.draw_outside(int(labels[i]), int(i)) for i in INDICES]
     return [torch.stack([known[side[k]] for side in drawn]) for k in (0, 1)]
 
@@ -90,8 +90,8 @@ def proxies_by_hand(gallery):
     """The normalised mean of normalised embeddings, embedding by embedding."""
     proxies = []
     for label in sorted(set(gallery.labels.tolist())):
-        total = np.zeros(gallery.seen.embeddings.shape[1])
-        for embedding, own in zip(gallery.seen.embeddings.astype(float), gallery.labels, strict=True):
+        total = np.zeros(gallery.embedded.embeddings.shape[1])
+        for embedding, own in zip(gallery.embedded.embeddings.astype(float), gallery.labels, strict=True):
             if own == label:
                 total += embedding / np.linalg.norm(embedding)
         proxies.append(total / np.linalg.norm(total))
@@ -100,8 +100,8 @@ def proxies_by_hand(gallery):
 
 def test_proxies_are_normalised_means_of_normalised_embeddings(setting):
     _, _, gallery, _, _ = setting
-    long = np.random.default_rng(0).normal(size=gallery.seen.embeddings.shape).astype(np.float32) * 5
-    stretched = Gallery(gallery.samples, replace(gallery.seen, embeddings=long))
+    long = np.random.default_rng(0).normal(size=gallery.embedded.embeddings.shape).astype(np.float32) * 5
+    stretched = Gallery(gallery.samples, replace(gallery.embedded, embeddings=long))
     for each in (gallery, stretched):
         np.testing.assert_allclose(each.proxies(), proxies_by_hand(each), atol=1e-6)
 
@@ -135,8 +135,8 @@ def test_channelwise_similarity_sums_to_the_cosine_of_the_pooled_maps(setting):
     *_, method = of_gallery(net, db, gallery)
     with torch.no_grad():
         seen = net.activations(images)
-    nearest = (seen.embeddings.numpy() @ gallery.seen.embeddings.T).argmax(axis=1)
-    other = torch.from_numpy(gallery.seen.pooled[nearest])
+    nearest = (seen.embeddings.numpy() @ gallery.embedded.embeddings.T).argmax(axis=1)
+    other = torch.from_numpy(gallery.embedded.pooled[nearest])
     mine = seen.maps.mean(dim=(2, 3))
     weights = mine * other / (mine.norm(dim=1) * other.norm(dim=1))[:, None]
     np.testing.assert_allclose(weights.sum(dim=1), functional.cosine_similarity(mine, other), rtol=1e-5)
