@@ -1,9 +1,10 @@
-"""Execute notebooks in place, and keep of their outputs what a reader sees.
+"""Execute notebooks in place, and keep the outputs that a reader sees.
 
     python docs/notebooks/execute.py docs/notebooks/own_network.ipynb
     OPACITY=1 BUTTERFLIES=/path/to/butterflies python docs/notebooks/execute.py docs/notebooks/cub.ipynb
 
-Paths must be absolute: a notebook runs in a temporary folder. `SOURCE_DATE_EPOCH` fixes the time that databases bear.
+Paths must be absolute, because a notebook runs in a temporary folder. `SOURCE_DATE_EPOCH` fixes the time of creation
+in databases.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
-# Every output comes in several forms, of which a reader sees the first that there is.
+# An output has several formats; a reader sees the first of these that is present.
 SHOWN = ("text/html", "image/png", "text/plain")
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -27,12 +28,12 @@ METADATA = {
 
 
 def execute(notebook: nbformat.NotebookNode, folder: str | Path, timeout: int = 1200) -> None:
-    """Run all cells, in a new kernel.
+    """Run all cells in a new kernel.
 
     Args:
-        notebook: Gets the outputs.
-        folder: Where it runs, and writes its files.
-        timeout: Seconds for one cell.
+        notebook: The notebook; outputs are added in place.
+        folder: Working directory of the kernel.
+        timeout: Limit for one cell in seconds.
 
     Raises:
         CellExecutionError: If a cell fails.
@@ -50,7 +51,7 @@ def execute(notebook: nbformat.NotebookNode, folder: str | Path, timeout: int = 
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Keep one form of each output, pictures in 256 colours, and nothing about the machine.
+    """Keep one format per output, images in 256 colours, and no metadata of the machine.
 
     Args:
         notebook: Changed in place.
@@ -68,13 +69,13 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
 def _small(png: str) -> str:
     buffer = io.BytesIO()
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    # Given its own palette, Pillow dithers: heat maps show no steps.
+    # With its own palette given, Pillow dithers, which avoids visible steps in heat maps.
     picture.quantize(palette=picture.quantize(256)).save(buffer, format="PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def main() -> None:
-    """Execute the notebooks that are named on the command line."""
+    """Execute the notebooks named on the command line."""
     for path in map(Path, sys.argv[1:]):
         notebook = nbformat.read(path, as_version=4)
         with tempfile.TemporaryDirectory() as folder:
