@@ -65,7 +65,7 @@ def bare():
             kept |= own
     missing = modules - kept
     assert {"torch", "onnxruntime", "av", "fastapi", "matplotlib", "sklearn", "faiss", "safetensors"} <= missing
-    assert not {"numpy", "h5py", "PIL", "cmap", "scipy", "typer", "rich"} & missing
+    assert not {"cmap", "filelock", "h5py", "numpy", "PIL", "rich", "scipy", "typer"} & missing
 
     def bare(*words):
         command = [sys.executable, "-c", BARE.format(missing=missing), *map(str, words)]

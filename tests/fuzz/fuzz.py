@@ -1,9 +1,9 @@
-"""Spoil files of every kind that may come from strangers, and use them: `python tests/fuzz/fuzz.py --inputs 20000`.
+"""Corrupt files of every kind that embedcam reads, and use them: `python tests/fuzz/fuzz.py --inputs 20000`.
 
-Every input must end in success or in an EmbedcamError, within 5 seconds and 1 GiB. Inputs are numbered, and a number
-gives the same input with the same --seed; `--only NUMBER` runs one again, with its traceback.
+Every input must end in success or in an EmbedcamError, within 5 seconds and 1 GiB. Inputs are numbered; a number always
+gives the same input with the same --seed. `--only NUMBER` runs one again and prints its traceback.
 
-The work is done in processes of their own: each is given one number at a time, and is ended when it takes too long.
+Worker processes run one input at a time and are killed when it takes too long.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from typing import Any
 import numpy as np
 from targets import TARGETS
 
-# Of the processor: other work on the machine may hold an input up. By the clock it may take so many times that.
+# CPU seconds, since other processes may delay an input; HELD_UP times as many seconds of wall time are allowed.
 SECONDS, HELD_UP, BYTES = 5.0, 120, 2**30
-# Starting takes longer than any input: importing torch.
+# Seconds for starting a worker, which imports torch.
 START = 600.0
 
 
 def run_one(number: int, seed: int, kinds: list[str], folder: Path) -> tuple[str, str]:
-    """Make an input and use it.
+    """Create an input and use it.
 
     Returns:
-        "accepted", "refused" or "failed", and what was raised.
+        "accepted", "refused" or "failed", and the traceback.
     """
     from embedcam.errors import EmbedcamError
 
@@ -53,17 +53,17 @@ def run_one(number: int, seed: int, kinds: list[str], folder: Path) -> tuple[str
 
 
 def work(pipe: Connection, seed: int, kinds: list[str], folder: Path) -> None:
-    """Use inputs until there are no more; says how much memory each took."""
+    """Use inputs until there are none left; report the time and memory of each."""
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
-    for kind in kinds:  # all is imported before anything is measured
+    for kind in kinds:  # imports everything before the first measurement
         target = TARGETS[kind]
         whole = folder / f"whole{target.suffix}"
         whole.write_bytes(target.seal(target.seeds()[0]))
         target.use(whole)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # libtiff and onnxruntime have words of their own
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # silences libtiff and onnxruntime
     before = _limit_memory()
     pipe.send(None)
     while (number := pipe.recv()) is not None:
@@ -74,7 +74,7 @@ def work(pipe: Connection, seed: int, kinds: list[str], folder: Path) -> None:
 
 
 def _limit_memory() -> int:
-    """Let no more than the limit be allocated from now on."""
+    """Limit further allocations."""
     with contextlib.suppress(ImportError):
         import resource
 
@@ -92,7 +92,7 @@ def _memory(name: str) -> int:
 
 
 def _processor_seconds(pid: int) -> float | None:
-    """How long a process has run; None where that cannot be told."""
+    """CPU seconds of a process; None if unknown."""
     with contextlib.suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -106,7 +106,7 @@ def _reset_peak() -> None:
 
 @dataclass
 class Worker:
-    """A process, what it works on, and since when."""
+    """A worker process, its input, and when it began."""
 
     process: Any
     pipe: Connection
@@ -115,12 +115,12 @@ class Worker:
     ran: float = 0.0
 
     def begin(self, number: int | None) -> None:
-        """Hand it an input."""
+        """Start an input."""
         self.number, self.since, self.ran = number, time.monotonic(), _processor_seconds(self.process.pid) or 0.0
         self.pipe.send(number)
 
     def overdue(self) -> bool:
-        """Whether it has worked on its input for too long."""
+        """Whether the input has taken too long."""
         waited = time.monotonic() - self.since
         if self.number is None:
             return waited > START
@@ -129,7 +129,7 @@ class Worker:
 
 
 class Tally:
-    """What became of the inputs of one kind."""
+    """Outcomes of the inputs of one kind."""
 
     def __init__(self) -> None:
         self.counts: collections.Counter[str] = collections.Counter()
@@ -138,10 +138,10 @@ class Tally:
 
 
 def fuzz(inputs: int, seed: int, kinds: list[str], workers: int) -> tuple[dict[str, Tally], list[tuple[int, str]]]:
-    """Use so many inputs.
+    """Use a number of inputs.
 
     Returns:
-        What became of them by kind, and the number and story of each failure.
+        The outcomes by kind, and the number and details of each failure.
     """
     context = multiprocessing.get_context("spawn")
     tallies = {kind: Tally() for kind in kinds}
@@ -201,7 +201,7 @@ def fuzz(inputs: int, seed: int, kinds: list[str], workers: int) -> tuple[dict[s
 
 
 def main() -> int:
-    """Print a table, and each failure's number and story; exit with 1 if there is one."""
+    """Print a table and each failure; exit with 1 if there is one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)

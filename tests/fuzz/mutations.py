@@ -1,4 +1,4 @@
-"""Seeded ways to spoil a file: bytes of any format, and the parts of a format so that its checksums stay true."""
+"""Seeded mutations of files: of bytes, and of the parts of a format with valid checksums."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pick(rng: Rng, things: Any) -> Any:
 
 
 def place(rng: Rng, data: bytes | bytearray) -> int:
-    """Anywhere in a file, more often near its start, where headers are."""
+    """A random offset, more often near the start, where headers are."""
     end = max(len(data), 1)
     return int(rng.integers(min(end, pick(rng, (64, 1024, end, end)))))
 
@@ -52,7 +52,7 @@ def splice(rng: Rng, data: bytearray) -> None:
 
 
 def edit_integer(rng: Rng, data: bytearray) -> None:
-    """Write a number where a length or an offset may be."""
+    """Overwrite a possible length or offset."""
     start, form = place(rng, data), pick(rng, ("<B", "<H", "<I", "<Q", ">H", ">I", ">Q"))
     size = struct.calcsize(form)
     number = pick(rng, (*INTEGERS, len(data), len(data) - 1, len(data) + 1, start, 2**64 - 1))
@@ -73,7 +73,7 @@ def spoil_bytes(rng: Rng, content: bytes) -> bytes:
 
 
 def _values(rng: Rng, item: h5py.Dataset) -> Any:
-    """Other values, types and shapes than a data set has."""
+    """Random values of another type or shape than the data set's."""
     old = np.asarray(item[()])
     shape = pick(rng, (item.shape, item.shape[1:], (*item.shape, 2), (0, *item.shape[1:]), (7,), (3, 3), (1, 1, 1)))
     if rng.integers(2) and old.dtype.kind in "fi":
@@ -93,7 +93,7 @@ def _exists(file: h5py.File, name: str) -> bool:
 
 
 def spoil_hdf5(rng: Rng, content: bytes) -> bytes:
-    """Change items and attributes as a program with h5py would: the structure stays whole."""
+    """Change items and attributes with h5py, which keeps the structure valid."""
     buffer = io.BytesIO(content)
     with h5py.File(buffer, "r+", libver="earliest") as file:
         names: list[str] = []
@@ -126,7 +126,7 @@ def spoil_hdf5(rng: Rng, content: bytes) -> bytes:
 
 
 def spoil_bomb(rng: Rng, content: bytes) -> bytes:
-    """Let a data set declare or unpack to far more than the file holds."""
+    """Let a data set declare, or unpack to, far more than the file's size."""
     buffer = io.BytesIO(content)
     with h5py.File(buffer, "r+", libver="earliest") as file:
         name = pick(rng, ("clusters/centroids", "clusters/weights_mean", "exemplars/path", "labels/names"))
@@ -152,7 +152,7 @@ def spoil_json(rng: Rng, value: Any, depth: int = 0) -> Any:
 
 
 def spoil_safetensors(rng: Rng, content: bytes) -> bytes:
-    """Change the header, and its length with it."""
+    """Change the header and its length."""
     (length,) = struct.unpack_from("<Q", content)
     header = json.loads(content[8 : 8 + length])
     if rng.integers(2):
@@ -165,7 +165,7 @@ def spoil_safetensors(rng: Rng, content: bytes) -> bytes:
 
 
 def spoil_onnx(rng: Rng, content: bytes) -> bytes:
-    """Change nodes, attributes, tensors and the record; what comes out is a model still."""
+    """Change nodes, attributes, tensors and the record; the result is still a model."""
     model = onnx.ModelProto.FromString(content)
     graph = model.graph
     for _ in range(int(rng.integers(1, 4))):
@@ -202,7 +202,7 @@ def spoil_onnx(rng: Rng, content: bytes) -> bytes:
 
 
 def spoil_png(rng: Rng, content: bytes) -> bytes:
-    """Spoil the content of a chunk and put a true checksum on it; sometimes of a picture's unpacked lines."""
+    """Corrupt a chunk (sometimes its inflated content) and update its checksum."""
     chunks, at = [], 8
     while at + 8 <= len(content):
         (length,) = struct.unpack_from(">I", content, at)

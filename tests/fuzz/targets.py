@@ -1,4 +1,4 @@
-"""What is spoiled, and what a program would do with it."""
+"""The kinds of files to corrupt, and how they are used."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Target:
     """One kind of file.
 
     Attributes:
-        seeds: Makes whole files.
-        spoils: Ways to spoil them.
-        seal: Puts a true checksum on a spoiled file.
-        use: Does with a file what the package does with it.
-        suffix: Of its name.
+        seeds: Returns valid files.
+        spoils: Mutations.
+        use: Uses a file as embedcam does.
+        suffix: Extension of the file.
+        seal: Appends a valid checksum to a corrupt file.
     """
 
     seeds: Callable[[], list[bytes]]
@@ -37,9 +37,9 @@ class Target:
     seal: Callable[[bytes], bytes] = bytes
 
     def input(self, rng: np.random.Generator) -> bytes:
-        """Make one spoiled file."""
+        """Create one corrupt file."""
         content = mutations.pick(rng, self.spoils)(rng, mutations.pick(rng, self.seeds()))
-        # Now and then the checksum is left out, or wrong.
+        # One in eight has no valid checksum.
         return self.seal(content) if rng.integers(8) else content
 
 
