@@ -46,7 +46,7 @@ def load(spec: str, split: str = "train") -> Samples:
         MissingDependencyError: If the data set needs a library that is not installed.
     """
     name, argument, own_split = parse(spec)
-    return DATASETS[name].read(argument, own_split or split)
+    return _read(spec, name, argument, own_split or split)
 
 
 def load_gallery(spec: str) -> Samples | None:
@@ -63,7 +63,14 @@ def load_gallery(spec: str) -> Samples | None:
         MissingDependencyError: As `load`.
     """
     name, argument, own_split = parse(spec)
-    return DATASETS[name].read(argument, "train") if own_split in (None, "test") else None
+    return _read(spec, name, argument, "train") if own_split in (None, "test") else None
+
+
+def _read(spec: str, name: str, argument: str, split: str) -> Samples:
+    try:
+        return DATASETS[name].read(argument, split)
+    except OSError as error:
+        raise DataError(f"data set {spec!r} cannot be read: {error}; check the path") from error
 
 
 def parse(spec: str) -> tuple[str, str, str | None]:

@@ -31,7 +31,9 @@ pytestmark = pytest.mark.docs
 ROOT = Path(__file__).parents[2]
 # The specification's snippets need files of many kinds: tests/test_file_format.py runs them.
 SPECIFICATION = ROOT / "docs" / "reference" / "file-format.md"
-PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").rglob("*.md")} - {SPECIFICATION})]
+# Its snippets are the contents of a package, which tests/test_extending.py makes and uses.
+EXTENDING = ROOT / "docs" / "extending.md"
+PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").rglob("*.md")} - {SPECIFICATION, EXTENDING})]
 # Run elsewhere, or not to be run by a test, and why.
 ELSEWHERE = {
     "make test": "is what runs the tests",
