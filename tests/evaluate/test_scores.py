@@ -33,7 +33,7 @@ def missed(monkeypatch):
     """The score as an installed package would add it: by an entry point alone."""
     point = EntryPoint("missed", f"{__name__}:Missed", "embedcam.scores")
     monkeypatch.setattr(EntryPoint, "load", lambda self: Missed)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == point.group else [])
+    monkeypatch.setattr(registry, "_entry_points", lambda group, path: (point,) if group == point.group else ())
     yield
     SCORES._parts.pop("missed", None)
 
