@@ -1,4 +1,4 @@
-"""Everything on the built-in images: train, build, explain, score, and show it in one page."""
+"""The whole pipeline on the built-in images: train, build, explain, score and report."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def demo(out: str | Path, seed: int = 0) -> dict[str, Any]:
     """Run the whole pipeline on `digits`.
 
     Writes `net.safetensors` (with its training curve `net.png`), `weights.h5`, `gallery.png`, `report.html`,
-    `scores.json` and, for a first try of one's own, the test images of the gallery as `images/`.
+    `scores.json`, and the test images of the gallery in `images/`.
 
     Args:
-        out: Folder to write to.
-        seed: Of everything that is drawn at random.
+        out: Output folder.
+        seed: Random seed.
 
     Returns:
-        What `evaluate` returns.
+        The result of `evaluate`.
 
     Raises:
         OutputError: If the folder cannot be written.
@@ -52,7 +52,7 @@ def demo(out: str | Path, seed: int = 0) -> dict[str, Any]:
     say("1/4  training `tiny` on coloured digits")
     torch.manual_seed(seed)
     net = EmbeddingNet("tiny", 64, image_size=_IMAGE_SIZE)
-    # From random weights, triplets take far longer than two minutes to find out that shapes matter.
+    # From random weights, proxy anchor learns shapes in a minute; triplets take far longer.
     options = TrainOptions("proxy-anchor", epochs=5, batch_size=20, lr=3e-3, head_lr=3e-3, seed=seed)
     train(net, training, test, out / "net.safetensors", options)
 
@@ -68,20 +68,14 @@ def demo(out: str | Path, seed: int = 0) -> dict[str, Any]:
     say("4/4  drawing")
     chosen = _sample(test, max(_GALLERY_IMAGES, _REPORT_EXAMPLES), seed)
     explainer = Explainer(net, database)
-    explanation = explainer(
-        torch.from_numpy(np.stack([explainer.preprocess(chosen.image(i)) for i in range(len(chosen))]))
-    )
+    explanation = explainer(np.stack([explainer.preprocess(chosen.image(i)) for i in range(len(chosen))]))
     examples = example_cards(chosen, explanation, database)
     save_png(_gallery(examples[:_GALLERY_IMAGES]), out / "gallery.png")
     for number, example in enumerate(examples[:_GALLERY_IMAGES]):
         save_png(example.image, out / "images" / f"{number:02d}_digit_{example.label}.png")
-    facts = [
-        *database.facts(),
-        ("Training", f"{options.objective}, {options.epochs} epochs"),
-    ]
     report = Report(
         title="embedcam demo: digits",
-        facts=facts,
+        facts=[*database.facts(), ("Training", f"{options.objective}, {options.epochs} epochs")],
         clusters=cluster_cards(database, training),
         examples=examples[:_REPORT_EXAMPLES],
         scores=result["rows"],
@@ -98,26 +92,26 @@ def _sample(samples: Samples, count: int, seed: int) -> Samples:
 
 
 def cluster_cards(db: WeightDatabase, training: Samples) -> list[ClusterCard]:
-    """Show what each cluster stands for.
+    """Describe the clusters of a weight database.
 
     Args:
-        db: With exemplars, to show training images.
-        training: The images it was built from.
+        db: The weight database; with exemplars, the cards show training images.
+        training: The images that it was built from.
 
     Returns:
-        A card a cluster.
+        One card per cluster.
     """
-    place = {name: index for index, name in enumerate(training.ids)}
+    rows = {name: row for row, name in enumerate(training.ids)}
     cards = []
     for cluster in range(db.clusters):
         thumbnails = []
         for exemplar in _nearest_members(db, cluster):
             assert db.exemplars is not None
             name = db.exemplars.path[exemplar]
-            if name in place:
+            if name in rows:
                 label = int(db.exemplars.label[exemplar])
                 caption = db.label_names[label] if db.label_names is not None and label >= 0 else name
-                thumbnails.append(Thumbnail(np.asarray(training.image(place[name])), caption))
+                thumbnails.append(Thumbnail(np.asarray(training.image(rows[name])), caption))
         channels = list(zip(db.top_channels[cluster].tolist(), db.top_weights[cluster].tolist(), strict=True))
         labels = db.labels_of(cluster, most=10)
         cards.append(ClusterCard(cluster, int(db.counts[cluster]), labels, thumbnails, channels[:10]))
@@ -128,20 +122,20 @@ def _nearest_members(db: WeightDatabase, cluster: int) -> NDArray[np.int64]:
     if db.exemplars is None:
         return np.empty(0, dtype=np.int64)
     members = np.flatnonzero(db.exemplars.cluster == cluster)
-    away = np.linalg.norm(db.exemplars.embeddings[members] - db.centroids[cluster], axis=1)
-    return members[np.argsort(away, kind="stable")][:_THUMBNAILS]
+    distances = np.linalg.norm(db.exemplars.embeddings[members] - db.centroids[cluster], axis=1)
+    return members[np.argsort(distances, kind="stable")][:_THUMBNAILS]
 
 
 def example_cards(samples: Samples, explanation: Explanation, db: WeightDatabase) -> list[ExampleCard]:
-    """Show explained images.
+    """Describe explained images.
 
     Args:
         samples: The images.
-        explanation: Of all of them, in order.
-        db: What explained them.
+        explanation: The explanation of all images, in order.
+        db: The weight database that explained them.
 
     Returns:
-        A card an image.
+        One card per image.
     """
     assert explanation.clusters is not None
     assert explanation.distances is not None
@@ -151,7 +145,7 @@ def example_cards(samples: Samples, explanation: Explanation, db: WeightDatabase
     cards = []
     for i, picture in enumerate(pictures):
         cluster = int(explanation.clusters[i])
-        commonest = db.labels_of(cluster, most=1)
+        labels = db.labels_of(cluster, most=1)
         cards.append(
             ExampleCard(
                 name=samples.ids[i],
@@ -162,7 +156,7 @@ def example_cards(samples: Samples, explanation: Explanation, db: WeightDatabase
                 typicality=float(explanation.typicality[i]),
                 mask=samples.mask(i),
                 label=None if samples.labels is None else samples.names[samples.labels[i]],
-                cluster_label=commonest[0][0] if commonest else None,
+                cluster_label=labels[0][0] if labels else None,
                 notes=explanation.notes[i],
             )
         )
@@ -170,7 +164,7 @@ def example_cards(samples: Samples, explanation: Explanation, db: WeightDatabase
 
 
 def _gallery(cards: list[ExampleCard]) -> Any:
-    """Draw four images a row, each as picture, mask and heat map."""
+    """Four images per row, each as picture, mask and heat map."""
     rows = [cards[start : start + 4] for start in range(0, len(cards), 4)]
     pictures = [[picture for card in row for picture in (card.image, card.mask, card.overlay)] for row in rows]
     captions = [
