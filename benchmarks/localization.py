@@ -109,7 +109,7 @@ def picture(net: EmbeddingNet, methods: list[Method], test: Samples, explainer: 
     images = torch.from_numpy(np.stack([explainer.preprocess(test.image(i)) for i in indices.tolist()])).to(net.device)
     pictures = list(explainer.preprocess.restore(images.cpu().numpy()))
     rows = [pictures, *(method.explain(images, indices).overlay(pictures) for method in methods)]
-    save_png(grid(rows, row_titles=["picture", *(method.name for method in methods)], cell_size=140), path)
+    save_png(grid(rows, row_titles=["picture", *(method.name for method in methods)], picture_size=140), path)
 
 
 def main() -> None:

@@ -175,4 +175,4 @@ def _gallery(cards: list[ExampleCard]) -> Any:
         ]
         for row in rows
     ]
-    return grid(pictures, captions, cell_size=112)
+    return grid(pictures, captions, picture_size=112)

@@ -1,9 +1,9 @@
-"""Train a small DeepLab on CamVid, print its IoU, and show by Grad-CAM what it looks at in four depths.
+"""Train a small DeepLab on CamVid, print its IoU, and draw Grad-CAM of four layers.
 
     python scripts/camvid.py --data data/camvid --weights mobilenet_v2.safetensors --out runs/camvid
 
-The backbone is an ImageNet MobileNetV2. Its first blocks stay as they are and run once for each of a few
-random views of a picture; all epochs train on their stored activations, so that two CPU cores are enough.
+The backbone is an ImageNet MobileNetV2. Its first blocks are frozen, and their activations of a few random views per
+picture are computed once and used by all epochs, so that two CPU cores are enough.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from embedcam.show.labels import layers_figure
 from embedcam.utils import progress
 from embedcam.utils.files import require_writable, write_bytes
 
-FROZEN = 4  # blocks of the backbone that are not trained: up to stride 4
-WIDTH = 128  # channels of the parts after the backbone
+FROZEN = 4  # frozen blocks of the backbone: up to stride 4
+WIDTH = 128  # channels after the backbone
 OUTPUT_STRIDE = 16
-RATES = (3, 6, 9)  # dilations of the pyramid, for maps of 15 x 20 cells
+RATES = (3, 6, 9)  # dilations of the pyramid, for 15 x 20 cells
 BATCH = 8
-ZOOM = 1.5  # strongest enlargement of a random view
+ZOOM = 1.5  # maximum zoom of a random view
 EXPLAINED = ("Road", "Car")
 DEPTHS = {"features.3": "early", "features.13": "middle", "features.17": "late", "decoder": "last"}
 METADATA = "embedcam-camvid"
@@ -54,15 +54,15 @@ class Pyramid(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.branches = nn.ModuleList([_unit(inputs, outputs), *(_separable(inputs, outputs, r) for r in RATES)])
-        # No batch norm after pooling: there is one value a channel and picture.
+        # No batch norm after pooling: there is one value per channel and picture.
         self.pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(inputs, outputs, 1), nn.ReLU())
         self.project = _unit((2 + len(RATES)) * outputs, outputs)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Look at the maps (B, K, h, w) with several fields of view; give (B, outputs, h, w)."""
-        views = [branch(maps) for branch in self.branches]
-        views.append(self.pooled(maps).expand_as(views[0]))
-        projected: Tensor = self.project(torch.cat(views, dim=1))
+        """Map (B, K, h, w) to (B, outputs, h, w)."""
+        branches = [branch(maps) for branch in self.branches]
+        branches.append(self.pooled(maps).expand_as(branches[0]))
+        projected: Tensor = self.project(torch.cat(branches, dim=1))
         return projected
 
 
@@ -82,49 +82,49 @@ class SegmentationNet(nn.Module):
         self.classifier = nn.Conv2d(WIDTH, len(CLASSES), 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give the logits (B, classes, H, W) of normalised images (B, 3, H, W)."""
+        """Map normalised images (B, 3, H, W) to logits (B, classes, H, W)."""
         return functional.interpolate(self.decode(self.encode(images)), images.shape[2:], mode="bilinear")
 
     def encode(self, images: Tensor) -> Tensor:
-        """Run the frozen blocks: (B, 3, H, W) to (B, 24, H / 4, W / 4)."""
+        """Run the frozen blocks, from (B, 3, H, W) to (B, 24, H / 4, W / 4)."""
         maps: Tensor = self.features[:FROZEN](images)
         return maps
 
     def decode(self, shallow: Tensor) -> Tensor:
-        """Run all that is trained: (B, 24, h, w) to logits (B, classes, h, w)."""
+        """Run the trained layers, from (B, 24, h, w) to logits (B, classes, h, w)."""
         deep = self.aspp(self.features[FROZEN:](shallow))
         deep = functional.interpolate(deep, shallow.shape[2:], mode="bilinear")
         logits: Tensor = self.classifier(self.decoder(torch.cat([deep, self.skip(shallow)], dim=1)))
         return logits
 
     def train(self, mode: bool = True) -> SegmentationNet:
-        """Switch the mode, but not of the backbone: its batch norms are to stay as they are."""
+        """Set the mode, but keep the batch norms of the backbone in evaluation mode."""
         super().train(mode)
         self.features.eval()
         return self
 
     def save(self, path: Path) -> None:
-        """Write weights and configuration as one safetensors file, whole or not at all."""
+        """Write weights and configuration to a safetensors file, atomically."""
         state = {key: value.contiguous() for key, value in self.state_dict().items()}
         write_bytes(path, save(state, metadata={METADATA: json.dumps(self._config(), sort_keys=True)}))
 
     @classmethod
     def load(cls, path: Path) -> SegmentationNet:
-        """Read what `save` wrote; raises NetworkError if there is no such file, or it is another."""
+        """Read a file of `save`; raises NetworkError if it is missing or does not fit."""
         net, state = cls(), read_state_dict(path)
         try:
             with safe_open(path, framework="pt") as file:
                 config = (file.metadata() or {}).get(METADATA)
             if config is None or json.loads(config) != json.loads(json.dumps(net._config())):
-                raise NetworkError(f"{path} is of another network or version of this script; train it again")
+                raise NetworkError(f"{path} was written by another version of this script; train again")
             net.load_state_dict(state)
         except (SafetensorError, ValueError, RuntimeError) as error:
-            raise NetworkError(f"{path} is damaged: {error}; train it again") from error
+            raise NetworkError(f"{path} is damaged: {error}; train again") from error
         return net.eval()
 
     def _config(self) -> dict[str, Any]:
-        shape = {"width": WIDTH, "rates": RATES, "output_stride": OUTPUT_STRIDE}
-        return {"classes": CLASSES, "preprocess": asdict(self.preprocess), **shape}
+        architecture = {"width": WIDTH, "rates": RATES, "output_stride": OUTPUT_STRIDE}
+        return {"classes": CLASSES, "preprocess": asdict(self.preprocess), **architecture}
 
 
 def _unit(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1, groups: int = 1) -> nn.Sequential:
@@ -138,7 +138,7 @@ def _separable(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:
 
 
 def _dilate(features: nn.Module, output_stride: int) -> None:
-    """Turn strides beyond `output_stride` into dilations: every filter sees what it was trained for."""
+    """Replace strides beyond `output_stride` by dilations, which keeps what every filter sees."""
     stride = dilation = 1
     for module in features.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
@@ -152,7 +152,7 @@ def _dilate(features: nn.Module, output_stride: int) -> None:
 def view(
     picture: Image.Image, labels: Image.Image, size: tuple[int, int], random: np.random.Generator
 ) -> tuple[Image.Image, Image.Image]:
-    """Zoom into a picture and its labels, flip both by chance, and change the picture's colours."""
+    """Zoom and flip a picture and its labels at random, and change the picture's colours."""
     zoom, x, y = random.uniform((1, 0, 0), (ZOOM, 1, 1))
     width, height = picture.width / zoom, picture.height / zoom
     left, top = x * (picture.width - width), y * (picture.height - height)
@@ -160,14 +160,14 @@ def view(
     picture = picture.resize(size, Image.Resampling.BILINEAR, box)
     labels = labels.resize(size, Image.Resampling.NEAREST, box)
     if random.random() < 0.5:
-        picture, labels = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (picture, labels))
+        picture, labels = (image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in (picture, labels))
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         picture = enhance(picture).enhance(random.uniform(0.6, 1.4))
     return picture, labels
 
 
 def shallow_views(net: SegmentationNet, samples: CamVidSamples, views: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Run the frozen blocks on random views: half-precision activations (N, views, 24, h, w), labels."""
+    """Run the frozen blocks on random views: float16 activations (N, views, 24, h, w) and labels."""
     height, width = net.preprocess.input_size
     shallow = torch.empty(len(samples), views, 24, height // 4, width // 4, dtype=torch.float16)
     labels = torch.empty(len(samples), views, height, width, dtype=torch.uint8)
@@ -183,7 +183,7 @@ def shallow_views(net: SegmentationNet, samples: CamVidSamples, views: int, seed
 
 
 def class_weights(labels: Tensor) -> Tensor:
-    """Weigh rare classes up by the root of median-frequency balancing (arXiv 1411.4734)."""
+    """Class weights: the square root of median-frequency balancing (arXiv 1411.4734)."""
     counts = torch.bincount(labels.flatten(), minlength=len(CLASSES) + 1)[: len(CLASSES)].clamp(min=1)
     return (counts.median() / counts).sqrt()
 
@@ -195,7 +195,7 @@ def train(
     out: Path,
     options: argparse.Namespace,
 ) -> None:
-    """Train, and keep in `out` the network of the epoch that is best on the validation pictures."""
+    """Train, and write the network of the best epoch on the validation pictures to `out`."""
     random = np.random.default_rng(options.seed)
     shallow, labels = shallow_views(net, training, options.views, options.seed)
     weight = class_weights(labels)
@@ -220,14 +220,14 @@ def train(
             rates.step()
             losses.append(loss.item())
         score = iou(confusion(net, validation)).mean()
-        progress.say(f"epoch {epoch}: loss {np.mean(losses):.3f}, mean IoU of the validation pictures {score:.3f}")
+        progress.say(f"epoch {epoch}: loss {np.mean(losses):.3f}, validation mean IoU {score:.3f}")
         if score > best:
             best = score
             net.save(out)
 
 
 def predict(net: SegmentationNet, picture: Image.Image) -> NDArray[np.int64]:
-    """Give the class of every pixel (H, W) of a picture of any size."""
+    """Predict the class of every pixel (H, W) of a picture of any size."""
     with layers.evaluating(net), torch.inference_mode():
         logits = net.decode(net.encode(torch.from_numpy(net.preprocess(picture))[None]))
         logits = functional.interpolate(logits, (picture.height, picture.width), mode="bilinear")
@@ -246,48 +246,48 @@ def confusion(net: SegmentationNet, samples: CamVidSamples) -> NDArray[np.int64]
 
 
 def iou(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Intersection over union of every class; 0 for one that is neither there nor predicted."""
-    both = np.diagonal(counts)
-    scores: NDArray[np.float64] = both / np.maximum(counts.sum(axis=0) + counts.sum(axis=1) - both, 1)
+    """Intersection over union of every class; 0 for a class that is neither present nor predicted."""
+    intersection = np.diagonal(counts)
+    scores: NDArray[np.float64] = intersection / np.maximum(counts.sum(axis=0) + counts.sum(axis=1) - intersection, 1)
     return scores
 
 
 def explain(net: SegmentationNet, samples: CamVidSamples, index: int, region: str | None) -> Image.Image:
-    """Draw the segmentation of a picture and what speaks for each explained class, layer by layer."""
+    """Draw the segmentation of a picture and the Grad-CAM of each explained class, per layer."""
     picture = samples.image(index)
     images = torch.from_numpy(net.preprocess(picture))[None]
     classes = tuple(CLASSES.index(name) for name in EXPLAINED)
-    found = GradCAM(net, tuple(DEPTHS))(images, SegmentationScore(classes, region=region))
+    explanations = GradCAM(net, tuple(DEPTHS))(images, SegmentationScore(classes, region=region))
     heatmaps = {
-        f"{layer}\n{depth}": {CLASSES[label]: found[layer][label].heatmaps[0] for label in classes}
+        f"{layer}\n{depth}": {CLASSES[label]: explanations[layer][label].heatmaps[0] for label in classes}
         for layer, depth in DEPTHS.items()
     }
     labellings: dict[str, NDArray[Any]] = {
         "prediction": predict(net, picture),
-        "labels made by hand": samples.label_image(index),
+        "ground truth": samples.label_image(index),
     }
     return layers_figure(np.asarray(picture), labellings, heatmaps, CLASSES, COLORS[:UNLABELLED], UNLABELLED)
 
 
 def with_explained(samples: CamVidSamples, count: int) -> list[int]:
-    """Choose pictures, evenly spread, in which every explained class covers 3 % or more."""
-    wanted = [CLASSES.index(name) for name in EXPLAINED]
-    shares = [min(np.mean(samples.label_image(index) == label) for label in wanted) for index in range(len(samples))]
-    fit = [index for index, share in enumerate(shares) if share >= 0.03] or [int(np.argmax(shares))]
-    return sorted({fit[position] for position in np.linspace(0, len(fit) - 1, count).round().astype(int)})
+    """Choose evenly spread pictures in which every explained class covers at least 3 %."""
+    classes = [CLASSES.index(name) for name in EXPLAINED]
+    shares = [min(np.mean(samples.label_image(index) == label) for label in classes) for index in range(len(samples))]
+    candidates = [index for index, share in enumerate(shares) if share >= 0.03] or [int(np.argmax(shares))]
+    return sorted({candidates[i] for i in np.linspace(0, len(candidates) - 1, count).round().astype(int)})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train a small DeepLab on CamVid and explain it by Grad-CAM.")
     parser.add_argument("--data", type=Path, required=True, help="folder with images/<split> and labels/<split>")
-    parser.add_argument("--weights", help="state dict of torchvision's mobilenet_v2, or DEFAULT to download it")
-    parser.add_argument("--out", type=Path, default=Path("runs/camvid"), help="folder for the network and the figures")
+    parser.add_argument("--weights", help="state dict of torchvision's mobilenet_v2; DEFAULT downloads it")
+    parser.add_argument("--out", type=Path, default=Path("runs/camvid"), help="output folder")
     parser.add_argument("--epochs", type=_positive, default=10)
-    parser.add_argument("--views", type=_positive, default=6, help="random views of each training picture")
-    parser.add_argument("--limit", type=_positive, help="use only so many pictures of each split, for a quick try")
-    parser.add_argument("--figures", type=_positive, default=4, help="how many test pictures to explain")
+    parser.add_argument("--views", type=_positive, default=6, help="random views per training picture")
+    parser.add_argument("--limit", type=_positive, help="maximum number of pictures per split")
+    parser.add_argument("--figures", type=_positive, default=4, help="number of test pictures to explain")
     parser.add_argument("--region", choices=["predicted", "image"], default="predicted", help="pixels to explain")
-    parser.add_argument("--eval-only", action="store_true", help="use the network that is in --out already")
+    parser.add_argument("--eval-only", action="store_true", help="use the network in --out")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if not options.eval_only and options.weights is None:
@@ -309,19 +309,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         region = None if options.region == "image" else options.region
         for index in with_explained(test, options.figures):
             save_png(explain(net, test, index, region), options.out / f"gradcam_{Path(test.ids[index]).stem}.png")
-        print(f"{(time.monotonic() - start) / 60:.1f} minutes; network and figures are in {options.out}")
+        print(f"wrote the network and figures to {options.out} in {(time.monotonic() - start) / 60:.1f} minutes")
     except EmbedcamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; --eval-only uses the best network so far", file=sys.stderr)
+        print("interrupted; use the best network so far with --eval-only", file=sys.stderr)
         return 130
     return 0
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
     return int(text)
 
 

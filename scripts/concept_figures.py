@@ -1,10 +1,9 @@
-"""Draw the figures of the documentation's page on concepts, from a network and its weight database.
+"""Draw the figures of the concepts page of the documentation.
 
     python scripts/concept_figures.py --net runs/demo/net.safetensors --db runs/demo/weights.h5 --data digits
 
-OUT/pipeline.png follows test images from their channels to the heat map, OUT/clusters.png shows what clusters hold and
-what they point at: the published transfer, one layer, placed. OUT/placing.png shows where cells belong, by classic
-networks.
+OUT/pipeline.png shows the steps from channels to the heat map, OUT/clusters.png images of clusters and their heat maps
+(both with the published transfer and one layer), OUT/placing.png the cell centers of common networks.
 """
 
 from __future__ import annotations
@@ -32,27 +31,26 @@ from embedcam.show import colorize, grid, overlay
 from embedcam.show.grid import save_png
 from embedcam.utils import progress
 
-CELL = 132  # pixels of a picture on a sheet
+PICTURE_SIZE = 132
 ROWS, CHANNELS, MEMBERS = 3, 4, 4
-# Networks whose layer has a cell every 32 pixels.
-CLASSICS = {"mobilenet_v2": "features.18", "resnet18": "layer4", "vgg11": "features"}
+# Networks whose feature layer has stride 32.
+NETWORKS = {"mobilenet_v2": "features.18", "resnet18": "layer4", "vgg11": "features"}
 SIZE = (224, 224)
-OWN, RESIZED = (214, 51, 40), (40, 96, 200)
+PLACED_COLOR, RESIZED_COLOR = (214, 51, 40), (40, 96, 200)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw the figures; 0 when done, 1 after an error, which is told in one line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--net", type=Path, required=True, help="made by `embedcam train` or `embedcam demo`")
+    parser.add_argument("--net", type=Path, required=True, help="network file")
     parser.add_argument("--db", type=Path, required=True, help="its weight database, with exemplars")
-    parser.add_argument("--data", required=True, help="the data set they were made from")
-    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder")
+    parser.add_argument("--data", required=True, help="SPEC of their data set")
+    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="output folder")
     given = parser.parse_args(arguments)
     try:
         net, database = EmbeddingNet.load(given.net), WeightDatabase.load(given.db)
         training, test = load(given.data, "train"), load(given.data, "test")
-        some = test.subset(np.linspace(0, len(test) - 1, ROWS).astype(int))
-        save_png(pipeline(net, database, some), given.out / "pipeline.png")
+        examples = test.subset(np.linspace(0, len(test) - 1, ROWS).astype(int))
+        save_png(pipeline(net, database, examples), given.out / "pipeline.png")
         save_png(clusters(net, database, training, test), given.out / "clusters.png")
         save_png(placing(), given.out / "placing.png")
     except EmbedcamError as error:
@@ -63,16 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def pipeline(net: EmbeddingNet, database: WeightDatabase, samples: Samples) -> Image.Image:
-    """Follow pictures from the channels of their feature layer to the heat map.
-
-    Args:
-        net: The network.
-        database: Made for it.
-        samples: The pictures, a row each.
-
-    Returns:
-        The figure.
-    """
+    """Draw the steps from the channels of the feature layer to the heat map, one picture per row."""
     explainer = Explainer(net, database, transfer="cluster")
     images = inputs(explainer, samples)
     explanation = explainer(images)
@@ -83,104 +72,77 @@ def pipeline(net: EmbeddingNet, database: WeightDatabase, samples: Samples) -> I
     for row, cluster in enumerate(explanation.clusters):
         channels, weights = database.top_channels[cluster], database.top_weights[cluster]
         strongest = maps[row, channels[:CHANNELS]]
-        summed = combine(maps[row : row + 1], weights[None], channels[None])
+        summed = normalize(combine(maps[row : row + 1], weights[None], channels[None]))[0]
         picture = np.asarray(samples.image(row))
         labels = ", ".join(f"{count} of {name}" for name, count in database.labels_of(int(cluster), 2))
-        cells = [as_cells(cell / max(float(strongest.max()), 1e-12)) for cell in strongest]
-        rows.append(
-            [picture, *cells, as_cells(normalize(summed)[0]), overlay(picture, explanation.heatmaps[row], alpha=0.6)]
-        )
-        named = [
+        drawn = [squares(channel / max(float(strongest.max()), 1e-12)) for channel in strongest]
+        rows.append([picture, *drawn, squares(summed), overlay(picture, explanation.heatmaps[row], alpha=0.6)])
+        names = [
             f"channel {c}, weight {w / weights[0]:.2f}" for c, w in zip(channels[:CHANNELS], weights, strict=False)
         ]
-        captions.append([f"cluster {cluster}: {labels}", *named, None, None])
+        captions.append([f"cluster {cluster}: {labels}", *names, None, None])
     titles = ["picture", *[f"map {number}" for number in range(1, CHANNELS + 1)], f"sum of {len(channels)}", "placed"]
-    return grid(rows, captions, titles, cell_size=CELL)
+    return grid(rows, captions, titles, picture_size=PICTURE_SIZE)
 
 
 def clusters(net: EmbeddingNet, database: WeightDatabase, training: Samples, test: Samples) -> Image.Image:
-    """Show the nearest training pictures of some clusters, and test pictures explained with their weights.
-
-    Args:
-        net: The network.
-        database: Made for it, with exemplars.
-        training: What it was made from.
-        test: Other pictures.
-
-    Returns:
-        The figure, one cluster a row.
-
-    Raises:
-        EmbedcamError: If the database has no exemplars, or they are of other pictures.
-    """
+    """Draw the nearest training pictures of clusters and an explained test picture, one cluster per row."""
     exemplars = database.exemplars
     if exemplars is None:
-        raise EmbedcamError("the weight database keeps no exemplars; build it without --no-exemplars")
-    where = {name: index for index, name in enumerate(training.ids)}
-    if unknown := [name for name in exemplars.path if name not in where]:
-        raise EmbedcamError(f"{unknown[0]} is not among the training pictures; give the --data it was built from")
+        raise EmbedcamError("the weight database has no exemplars; build it without --no-exemplars")
+    row_of = {name: row for row, name in enumerate(training.ids)}
+    if missing := [name for name in exemplars.path if name not in row_of]:
+        raise EmbedcamError(f"{missing[0]} is not in the training data; set --data to the data it was built from")
     explainer = Explainer(net, database, transfer="cluster")
     explanation = explainer(inputs(explainer, test.subset(range(min(200, len(test))))))
     assert explanation.clusters is not None
     rows, captions, sides = [], [], []
     largest = np.argsort(-np.bincount(explanation.clusters, minlength=database.clusters), kind="stable")[:ROWS]
     for cluster in largest.tolist():
-        inside = np.flatnonzero(exemplars.cluster == cluster)
-        away = np.linalg.norm(exemplars.embeddings[inside] - database.centroids[cluster], axis=1)
-        near = inside[np.argsort(away, kind="stable")][:MEMBERS]
+        members = np.flatnonzero(exemplars.cluster == cluster)
+        distances = np.linalg.norm(exemplars.embeddings[members] - database.centroids[cluster], axis=1)
+        nearest = members[np.argsort(distances, kind="stable")][:MEMBERS]
         first = int(np.flatnonzero(explanation.clusters == cluster)[0])
         picture = np.asarray(test.image(first))
-        members = [np.asarray(training.image(where[exemplars.path[index]])) for index in near.tolist()]
-        rows.append([*members, picture, overlay(picture, explanation.heatmaps[first])])
-        captions.append([*[None] * len(near), explanation.typicality_in_words(first), None])
+        pictures = [np.asarray(training.image(row_of[exemplars.path[index]])) for index in nearest.tolist()]
+        rows.append([*pictures, picture, overlay(picture, explanation.heatmaps[first])])
+        captions.append([*[None] * len(nearest), explanation.typicality_in_words(first), None])
         labels = ", ".join(f"{count} of {name}" for name, count in database.labels_of(cluster, 2))
         sides.append(f"cluster {cluster}: {labels}")
     titles = [*["training picture"] * MEMBERS, "test picture", "its heat map"]
-    return grid(rows, captions, titles, sides, cell_size=CELL)
+    return grid(rows, captions, titles, sides, picture_size=PICTURE_SIZE)
 
 
 def placing() -> Image.Image:
-    """Show where the cells of some classic networks are centred, what one cell sees, and that cell resized and placed.
-
-    Returns:
-        The figure, one network a row.
-    """
+    """Draw cell centers, the effective receptive field of a cell, and that cell resized and placed, per network."""
     rows = []
-    for name, layer in CLASSICS.items():
+    for name, layer in NETWORKS.items():
         torch.manual_seed(0)
         model = backbones.create(name).eval()
-        own, cells = geometry(model, layer, SIZE), SIZE[0] // 32
-        lit = np.zeros((1, cells, cells), np.float32)
-        lit[0, cells // 2, cells // 2] = 1
-        seen = colorize(field_of(model, layer, cells // 2))
-        stretched = Geometry.stretch((cells, cells), SIZE)
-        maps = [colorize(place(lit, where, SIZE)[0]) for where in (stretched, own)]
-        everywhere = np.full((*SIZE, 3), 238, np.uint8)
-        middle = range(cells // 2, cells // 2 + 1)
+        placed, cells = geometry(model, layer, SIZE), SIZE[0] // 32
+        resized = Geometry.stretch((cells, cells), SIZE)
+        middle = cells // 2
+        one_hot = np.zeros((1, cells, cells), np.float32)
+        one_hot[0, middle, middle] = 1
+        maps = [place(one_hot, each, SIZE)[0] for each in (resized, placed)]
+        pictures = [colorize(heatmap) for heatmap in (receptive_field(model, layer, middle), *maps)]
+        blank = np.full((*SIZE, 3), 238, np.uint8)
+        one_cell = range(middle, middle + 1)
         rows.append(
             [
-                dotted(everywhere, own, stretched, range(cells)),
-                *(dotted(picture, own, stretched, middle) for picture in (seen, *maps)),
+                with_centers(blank, placed, resized, range(cells)),
+                *(with_centers(picture, placed, resized, one_cell) for picture in pictures),
             ]
         )
-    titles = ["centres of all cells", "seen by the middle one", "lit, resized", "lit, placed"]
-    return grid(rows, column_titles=titles, row_titles=list(CLASSICS), cell_size=190)
+    titles = ["cell centers", "receptive field", "resized", "placed"]
+    return grid(rows, column_titles=titles, row_titles=list(NETWORKS), picture_size=190)
 
 
-def field_of(model: torch.nn.Module, layer: str, cell: int) -> NDArray[np.float32]:
-    """Find what a cell sees: how strongly it depends on each pixel, on average over random images.
-
-    Args:
-        model: A network, of random weights.
-        layer: The cell's.
-        cell: Its row and column.
-
-    Returns:
-        float32 (H, W) in [0, 1], smoothed a little.
-    """
+def receptive_field(model: torch.nn.Module, layer: str, cell: int) -> NDArray[np.float32]:
+    """Effective receptive field of cell (cell, cell): smoothed mean gradient over random images, (H, W) in [0, 1]."""
     images = torch.randn(16, 3, *SIZE, requires_grad=True)
     outputs: list[torch.Tensor] = []
-    layers.resolve(model, layer).register_forward_hook(lambda module, given, output: outputs.append(output))
+    layers.resolve(model, layer).register_forward_hook(lambda module, inputs, output: outputs.append(output))
     model(images)
     (gradient,) = torch.autograd.grad(outputs[0][:, :, cell, cell].sum(), images)
     strength = gradient.abs().mean(dim=(0, 1))[None, None]
@@ -188,51 +150,25 @@ def field_of(model: torch.nn.Module, layer: str, cell: int) -> NDArray[np.float3
     return field
 
 
-def dotted(picture: NDArray[np.uint8], own: Geometry, resized: Geometry, cells: range) -> NDArray[np.uint8]:
-    """Mark the centres of cells: red where they are, blue where a resize puts them.
-
-    Args:
-        picture: uint8 RGB of the input's size.
-        own: Where they are.
-        resized: Where a resize puts them.
-        cells: Rows and columns to mark.
-
-    Returns:
-        uint8 RGB, enlarged.
-    """
+def with_centers(picture: NDArray[np.uint8], placed: Geometry, resized: Geometry, cells: range) -> NDArray[np.uint8]:
+    """Enlarge a picture and mark cell centers: red for the true position, blue for that of a plain resize."""
     sheet = Image.fromarray(picture).resize((2 * SIZE[1], 2 * SIZE[0]), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(sheet)
-    for where, colour in ((resized, RESIZED), (own, OWN)):
+    for positions, color in ((resized, RESIZED_COLOR), (placed, PLACED_COLOR)):
         for row, column in itertools.product(cells, cells):
-            y = 2 * (where.first_cell_center[0] + row * where.cell_stride[0])
-            x = 2 * (where.first_cell_center[1] + column * where.cell_stride[1])
-            draw.ellipse((x - 8, y - 8, x + 8, y + 8), fill=colour, outline="white", width=2)
+            y = 2 * (positions.first_cell_center[0] + row * positions.cell_stride[0])
+            x = 2 * (positions.first_cell_center[1] + column * positions.cell_stride[1])
+            draw.ellipse((x - 8, y - 8, x + 8, y + 8), fill=color, outline="white", width=2)
     return np.asarray(sheet)
 
 
-def as_cells(cells: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Draw a map as it is, each cell a square.
-
-    Args:
-        cells: (h, w) in [0, 1].
-
-    Returns:
-        uint8 RGB.
-    """
+def squares(cells: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Draw a map (h, w) in [0, 1] without interpolation, each cell as a square."""
     side = 448 // max(cells.shape)
     return colorize(np.kron(np.clip(cells, 0, 1), np.ones((side, side), np.float32)))
 
 
 def inputs(explainer: Explainer, samples: Samples) -> torch.Tensor:
-    """Prepare pictures.
-
-    Args:
-        explainer: That will explain them.
-        samples: The pictures.
-
-    Returns:
-        (B, 3, H, W).
-    """
     return torch.from_numpy(np.stack([explainer.preprocess(samples.image(i)) for i in range(len(samples))]))
 
 

@@ -1,9 +1,9 @@
-"""Fetch CUB-200-2011 and its segmentations into the layout that `cub:PATH` reads.
+"""Download CUB-200-2011 and its segmentations in the layout of `cub:PATH`.
 
     python scripts/download_cub.py data/cub
 
-About 1.2 GB are downloaded, and as much again is needed while they are unpacked. Started again after a break,
-it goes on where it stopped. Only the standard library is used.
+Downloads about 1.2 GB, and needs as much again to unpack. An interrupted download is resumed. Needs only the standard
+library.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TIMEOUT = 60  # seconds without a byte
 
 @dataclass(frozen=True)
 class Archive:
-    """A .tgz on a server, its md5, and the folder in it that is wanted."""
+    """A .tgz file on a server, its MD5 checksum, and the folder to extract."""
 
     url: str
     md5: str
@@ -36,7 +36,7 @@ class Archive:
 
     @property
     def name(self) -> str:
-        """Its file name."""
+        """File name."""
         return Path(urlsplit(self.url).path).name
 
 
@@ -55,20 +55,20 @@ ARCHIVES = (
 
 
 class DownloadError(Exception):
-    """What stopped the download, in one line."""
+    """A failed download, in one line."""
 
 
 class Progress:
-    """A line that is rewritten on a terminal; elsewhere a plain line for every tenth."""
+    """Progress in one line on a terminal, and in ten lines elsewhere."""
 
     def __init__(self, name: str, total: int | None) -> None:
         self.name, self.total, self.step = name, total, -1
 
     def show(self, done: int) -> None:
-        """Tell how many bytes have arrived."""
+        """Show the number of received bytes."""
         terminal = sys.stdout.isatty()
-        parts = 100 if terminal else 10
-        step = done * parts // self.total if self.total else (done >> 20) * parts // 1000
+        steps = 100 if terminal else 10
+        step = done * steps // self.total if self.total else (done >> 20) * steps // 1000
         if step == self.step:
             return
         self.step = step
@@ -77,18 +77,18 @@ class Progress:
         print(f"\r{line}" if terminal else line, end="" if terminal else "\n", flush=True)
 
     def end(self) -> None:
-        """Leave the line."""
+        """End the line."""
         if sys.stdout.isatty():
             print(flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Fetch CUB-200-2011 and its segmentations for cub:PATH.")
-    parser.add_argument("path", type=Path, help="where CUB_200_2011 and segmentations belong, such as data/cub")
+    parser = argparse.ArgumentParser(description="Download CUB-200-2011 and its segmentations for cub:PATH.")
+    parser.add_argument("path", type=Path, help="folder for CUB_200_2011 and segmentations, such as data/cub")
     path = parser.parse_args(arguments).path
     try:
         if not hasattr(tarfile, "data_filter"):
-            raise DownloadError("this Python cannot unpack safely; use 3.10.12, 3.11.4 or newer")
+            raise DownloadError("this Python version cannot unpack safely; use 3.10.12, 3.11.4 or newer")
         path.mkdir(parents=True, exist_ok=True)
         for archive in ARCHIVES:
             install(archive, path)
@@ -96,27 +96,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\ninterrupted; run the same command again to resume", file=sys.stderr)
         return 130
     print(f"done: use it as cub:{path} or cub-metric:{path}")
     return 0
 
 
 def install(archive: Archive, path: Path) -> None:
-    """Bring one archive's folder to `path`, unless it is there already."""
+    """Download and unpack one archive, unless its folder exists."""
     if (path / archive.member).exists():
-        print(f"{archive.member}: already there")
+        print(f"{archive.member}: already exists")
         return
     file = path / archive.name
     if not file.exists():
         part = path / f"{archive.name}.part"
         fetch(archive.url, part)
         part.replace(file)
-    found = md5_of(file)
-    if found != archive.md5:
+    md5 = md5_of(file)
+    if md5 != archive.md5:
         file.unlink()
         raise DownloadError(
-            f"{file} has the md5 {found} instead of {archive.md5} and was removed; run the same command again"
+            f"{file} has MD5 {md5} instead of {archive.md5} and was removed; run the same command again"
         )
     print(f"{archive.name}: unpacking", flush=True)
     unpack(file, archive.member, path)
@@ -124,7 +124,7 @@ def install(archive: Archive, path: Path) -> None:
 
 
 def fetch(url: str, part: Path) -> None:
-    """Download to `part`, going on after each break for as long as every attempt brings something new."""
+    """Download to `part`, and retry for as long as every attempt makes progress."""
     while True:
         before = _size(part)
         try:
@@ -135,7 +135,7 @@ def fetch(url: str, part: Path) -> None:
                 raise DownloadError(
                     f"cannot download {url}: {reason}; check the connection, then run the same command again"
                 ) from error
-            print(f"{part.name}: broken off ({reason}); going on", flush=True)
+            print(f"{part.name}: connection lost ({reason}); resuming", flush=True)
 
 
 def _receive(url: str, part: Path) -> None:
@@ -144,11 +144,11 @@ def _receive(url: str, part: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if start and error.code == 416:  # there is nothing behind what we have; the md5 judges the whole
+        if start and error.code == 416:  # the file is complete; its MD5 is checked later
             return
         raise
     with response:
-        if response.status != 206:  # the server sends the whole file
+        if response.status != 206:  # the server does not resume, and sends the whole file
             start = 0
         length = response.headers["Content-Length"]
         total = start + int(length) if length else None
@@ -161,7 +161,7 @@ def _receive(url: str, part: Path) -> None:
         finally:
             progress.end()
     if total is not None and _size(part) < total:
-        raise ConnectionError(f"{_size(part):,} of {total:,} bytes arrived")
+        raise ConnectionError(f"received {_size(part):,} of {total:,} bytes")
 
 
 def _size(file: Path) -> int:
@@ -177,7 +177,7 @@ def md5_of(file: Path) -> str:
 
 
 def unpack(file: Path, member: str, path: Path) -> None:
-    """Unpack beside the target and rename, so that a folder that is there is always whole."""
+    """Unpack next to the target and rename, so that an existing folder is always complete."""
     staging = path / f".{member}.unpacking"
     shutil.rmtree(staging, ignore_errors=True)
     try:

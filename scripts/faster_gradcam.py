@@ -1,20 +1,19 @@
-"""Repeat Faster-Grad-CAM's demo: a fist (gu) against an open hand (pa), with heat maps, boxes and unknown hands.
+"""Reproduce the demo of Faster-Grad-CAM: fist (gu) and open hand (pa), with heat maps, boxes and unknown hands.
 
     python scripts/faster_gradcam.py --data data/janken --weights mobilenet_v2.safetensors --out runs/janken
 
-The pictures are those of janken_dataset (github.com/karaage0703/janken_dataset), as PATH/images/<class>/*.jpg.
-As in Faster-Grad-CAM (github.com/shinmura0/Faster-Grad-CAM): MobileNetV2 at 96 x 96 pixels is trained with ArcFace;
-k-means finds 10 clusters; the 50 strongest channels of the last block's expansion make the heat map, which is resized
-plainly; in the box mode, one box is put around all that is hotter than 0.8 of the maximum; a picture's score is its
+The data set is janken_dataset (github.com/karaage0703/janken_dataset), as PATH/images/<class>/*.jpg. The method is that
+of Faster-Grad-CAM (github.com/shinmura0/Faster-Grad-CAM): MobileNetV2 at 96 x 96 pixels is trained with ArcFace;
+k-means finds 10 clusters; the heat map is the weighted sum of the 50 strongest channels of the last block's expansion,
+resized bilinearly; the box mode draws one box around all pixels above 0.8 of the maximum; the score of a picture is its
 cosine to the nearest stored embedding.
 
-What differs: the network has the full width 1.0 instead of 0.5, for which torchvision has no weights; only its last
-blocks are trained, with ArcFace's usual margin of 0.5 instead of 0.05; embeddings of both classes are clustered, not of
-gu alone; and the channel weights are those of triplets, as in the paper behind it (arXiv 2001.06538), instead of gu's
-ArcFace score.
+Differences: the network has width 1.0 instead of 0.5, for which torchvision has no weights; only its last blocks are
+trained, with a margin of 0.5 instead of 0.05; the embeddings of both classes are clustered, not only those of gu; and
+the channel weights are those of triplets, as in the paper (arXiv 2001.06538), instead of gu's ArcFace score.
 
-Classes of the folder that are not trained on, here scissors (choki), are unknown hands: their distance, 1 - the cosine
-to the nearest training picture, should be larger. OUT gets net.safetensors, weights.h5, hands.png and scores.json.
+Classes that are not trained on, here scissors (choki), are unknown hands. Their distance, 1 - cosine to the nearest
+training picture, should be larger. Writes net.safetensors, weights.h5, hands.png and scores.json to OUT.
 """
 
 from __future__ import annotations
@@ -55,29 +54,31 @@ from embedcam.utils.files import require_writable, write_text
 
 Array = NDArray[np.float32]
 
-# Faster-Grad-CAM's numbers, and not for parity alone: of the heat, 0.46 lies on hands (0.31 of the pictures, by the
-# skin's colour) at 96 pixels, 0.41 at 224 in twice the time, means of three trainings; and 0.34 with features.18.
+# The settings of Faster-Grad-CAM. They are also the best: 0.46 of the heat lies on hands (which cover 0.31 of the
+# pictures, by skin colour), but 0.41 at 224 pixels, and 0.34 with features.18; means of three trainings.
 IMAGE_SIZE = 96
-LAYER = "features.17.conv.0"  # which Keras calls block_16_expand_relu
+LAYER = "features.17.conv.0"  # block_16_expand_relu in Keras
 CLUSTERS, TOP_K = 10, 50
 BOX_ABOVE = 0.8
 
 DIM = 128
 TRAIN_AFTER = "features.13"
 BATCH = 32
-SHOWN, ACROSS = 4, 2  # pictures of each class on the sheet, and in each of its rows
+PER_CLASS, PER_ROW = 4, 2  # pictures on the sheet
 COLUMNS = ("picture", "Faster-Grad-CAM", "box mode", "Grad-CAM")
 ROUNDS, WARM_UP = 100, 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Repeat Faster-Grad-CAM's demo of hands.")
+    parser = argparse.ArgumentParser(description="Reproduce the demo of Faster-Grad-CAM.")
     parser.add_argument("--data", type=Path, required=True, help="folder with images/<class>/*.jpg")
     parser.add_argument("--weights", default="DEFAULT", help="ImageNet weights of MobileNetV2; DEFAULT downloads them")
-    parser.add_argument("--out", type=Path, default=Path("runs/janken"), help="folder to write to")
-    parser.add_argument("--classes", nargs="+", default=["gu", "pa"], help="what is trained on; the rest is unknown")
-    parser.add_argument("--epochs", type=int, default=10, help="times that every training picture is seen")
-    parser.add_argument("--seed", type=int, default=0, help="of the training and the clusters")
+    parser.add_argument("--out", type=Path, default=Path("runs/janken"), help="output folder")
+    parser.add_argument(
+        "--classes", nargs="+", default=["gu", "pa"], help="classes to train on; the others are unknown"
+    )
+    parser.add_argument("--epochs", type=int, default=10, help="training epochs")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     options = parser.parse_args(arguments)
     progress.show()
     try:
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+        print("\ninterrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(
     data: Path, weights: str | Path, out: Path, classes: Sequence[str], epochs: int, seed: int
 ) -> dict[str, float | None]:
-    """Do everything: train, build, score, time, draw; returns the scores that are also written."""
+    """Train, build, score, time and draw; return the scores that are written."""
     require_writable(out / "hands.png")
     training, test = (only(folder(data, split), classes) for split in ("train", "test"))
     everything = folder(data, "all")
@@ -121,33 +122,31 @@ def run(
         print(f"{name:24} {'-' if value is None else f'{value:.3f}'}")
     save_png(figure(net, database, test, unknown), out / "hands.png")
     write_text(out / "scores.json", json.dumps(scores, indent=1) + "\n")
-    print(f"{out / 'hands.png'}, {out / 'scores.json'}")
+    print(f"wrote {out / 'hands.png'} and {out / 'scores.json'}")
     return scores
 
 
 def only(samples: FileSamples, classes: Sequence[str]) -> FileSamples:
-    """Keep the pictures of some classes, labelled in the order in which these are named."""
+    """Select classes; labels follow the order of `classes`."""
     missing = sorted(set(classes) - set(samples.names))
     if missing or samples.labels is None:
-        known = ", ".join(samples.names) or "none"
-        raise DataError(
-            f"there is no class {', '.join(missing)}, only {known}; give --data another folder or --classes"
-        )
-    wanted = [samples.names.index(name) for name in classes]
-    kept = samples.subset(np.flatnonzero(np.isin(samples.labels, wanted)))
-    assert kept.labels is not None  # as the whole has them
-    labels = np.array([wanted.index(label) for label in kept.labels.tolist()], dtype=np.int64)
-    return replace(kept, labels=labels, names=tuple(classes))
+        available = ", ".join(samples.names) or "none"
+        raise DataError(f"no class {', '.join(missing)}; available: {available}; change --data or --classes")
+    old_labels = [samples.names.index(name) for name in classes]
+    selected = samples.subset(np.flatnonzero(np.isin(samples.labels, old_labels)))
+    assert selected.labels is not None
+    labels = np.array([old_labels.index(label) for label in selected.labels.tolist()], dtype=np.int64)
+    return replace(selected, labels=labels, names=tuple(classes))
 
 
 def unknown_scores(
     net: EmbeddingNet, training: FileSamples, test: FileSamples, unknown: FileSamples
 ) -> dict[str, float | None]:
-    """Tell how well the distance to the training pictures parts unknown hands from the test pictures."""
+    """Evaluate the distance to the training pictures as a detector of unknown hands."""
     if not len(unknown):
         return dict.fromkeys(("distance_test", "distance_unknown", "auc_unknown"))
-    learnt, known, strange = (embed(net, samples, strict=True).embeddings for samples in (training, test, unknown))
-    near, far = distance(learnt, known), distance(learnt, strange)
+    embeddings = [embed(net, samples, strict=True).embeddings for samples in (training, test, unknown)]
+    near, far = (distance(embeddings[0], of_split) for of_split in embeddings[1:])
     truth = np.repeat([0, 1], [len(near), len(far)])
     return {
         "distance_test": float(np.median(near)),
@@ -157,50 +156,50 @@ def unknown_scores(
 
 
 def distance(training: Array, pictures: Array) -> Array:
-    """Give 1 - the cosine of each picture's embedding to the nearest training picture's, (B,)."""
+    """1 - cosine of each embedding to the nearest training picture's, (B,)."""
     return Neighbors(training, "cosine").nearest(pictures)[1]
 
 
-def stored(database: WeightDatabase) -> Exemplars:
-    """Give the training pictures' embeddings and labels."""
-    assert database.exemplars is not None  # `build_database` keeps them
+def exemplars_of(database: WeightDatabase) -> Exemplars:
+    assert database.exemplars is not None
     return database.exemplars
 
 
 def transfer(net: EmbeddingNet, database: WeightDatabase) -> Explainer:
-    """Make the explainer that does as Faster-Grad-CAM does."""
+    """The explainer with the settings of Faster-Grad-CAM."""
     return Explainer(net, database, transfer="cluster", placement="stretch")
 
 
 def heat(explanation: Explanation) -> Array:
-    """Divide maps by their maximum, as Faster-Grad-CAM does, (B, H, W); their minimum stays above 0."""
-    highest = explanation.raw.max(axis=(1, 2), keepdims=True)
-    return (explanation.raw / np.where(highest > 0, highest, 1)).astype(np.float32)
+    """Divide maps (B, H, W) by their maximum, as Faster-Grad-CAM does; the minimum may stay above 0."""
+    maximum = explanation.raw.max(axis=(1, 2), keepdims=True)
+    return (explanation.raw / np.where(maximum > 0, maximum, 1)).astype(np.float32)
 
 
-def box_mode(hot: Array) -> Box | None:
-    """Put one box around all that is hotter than 0.8 of a map (H, W) with maximum 1; None for an all-zero map."""
-    return mask_box(hot > BOX_ABOVE)
+def box_mode(heatmap: Array) -> Box | None:
+    """The box around all pixels above 0.8 of a map (H, W) with maximum 1; None for an all-zero map."""
+    return mask_box(heatmap > BOX_ABOVE)
 
 
 def margin(database: WeightDatabase, explanation: Explanation) -> TripletMargin:
-    """Make a target of the mean embeddings of each picture's class (of the nearest training picture) and the others."""
-    known = stored(database)
-    means = np.stack([known.embeddings[known.label == label].mean(axis=0) for label in np.unique(known.label)])
+    """Triplet target: mean embedding of the class of the nearest training picture, against those of the others."""
+    exemplars = exemplars_of(database)
+    classes = np.unique(exemplars.label)
+    means = np.stack([exemplars.embeddings[exemplars.label == label].mean(axis=0) for label in classes])
     others = (means.sum(axis=0) - means) / (len(means) - 1)
     assert explanation.neighbors is not None
-    own = known.label[explanation.neighbors]
+    own = exemplars.label[explanation.neighbors]
     return TripletMargin(torch.from_numpy(means[own]), torch.from_numpy(others[own]))
 
 
 def times(net: EmbeddingNet, database: WeightDatabase, image: Tensor) -> dict[str, float]:
-    """Time the plain embedding, the transfer and Grad-CAM of one picture; all run once a round."""
+    """Time the forward pass, the transfer and Grad-CAM of one picture, interleaved."""
     explain, cam = transfer(net, database), GradCAM(net, placement="stretch")
     target = margin(database, explain(image))
-    works = (lambda: plain(net, image), lambda: explain(image), lambda: cam(image, target))
-    taken = np.array([[clock(work) for work in works] for _ in range(WARM_UP + ROUNDS)])[WARM_UP:]
-    forward, transferred, gradcam = 1000 * np.median(taken, axis=0)
-    _, transfer_ratio, gradcam_ratio = np.median(taken / taken[:, :1], axis=0)
+    calls = (lambda: plain(net, image), lambda: explain(image), lambda: cam(image, target))
+    seconds = np.array([[clock(call) for call in calls] for _ in range(WARM_UP + ROUNDS)])[WARM_UP:]
+    forward, transferred, gradcam = 1000 * np.median(seconds, axis=0)
+    _, transfer_ratio, gradcam_ratio = np.median(seconds / seconds[:, :1], axis=0)
     return {
         "forward_ms": forward,
         "transfer_ms": transferred,
@@ -212,58 +211,58 @@ def times(net: EmbeddingNet, database: WeightDatabase, image: Tensor) -> dict[st
 
 @torch.inference_mode()
 def plain(net: EmbeddingNet, image: Tensor) -> Array:
-    """Embed without explaining."""
+    """Embed without an explanation."""
     with layers.evaluating(net):
         embeddings: Array = net(image).numpy()
     return embeddings
 
 
-def clock(work: Callable[[], object]) -> float:
-    """Return the seconds that a call takes."""
+def clock(call: Callable[[], object]) -> float:
+    """Time a call, in seconds."""
     start = time.perf_counter()
-    work()
+    call()
     return time.perf_counter() - start
 
 
 def images_of(net: EmbeddingNet, samples: FileSamples) -> Tensor:
-    """Read pictures as the network wants them, (B, 3, H, W)."""
+    """Read pictures as an image batch (B, 3, H, W)."""
     return torch.from_numpy(np.stack([net.preprocess(samples.image(index)) for index in range(len(samples))]))
 
 
 def figure(net: EmbeddingNet, database: WeightDatabase, test: FileSamples, unknown: FileSamples) -> Image.Image:
-    """Draw some test pictures of each class and some unknown hands, each in four columns."""
+    """Draw test pictures of each class and unknown hands, each in four columns."""
     rows, captions, titles = [], [], []
-    for samples, said in ((test, ""), (unknown, "\n(unknown)")):
+    for samples, suffix in ((test, ""), (unknown, "\n(unknown)")):
         for label, name in enumerate(samples.names):
             members = np.flatnonzero(samples.labels == label)
-            shown = members[np.linspace(0, len(members) - 1, min(SHOWN, len(members))).round().astype(int)]
-            for start in range(0, len(shown), ACROSS):
-                row = cells(net, database, samples.subset(shown[start : start + ACROSS]))
+            shown = members[np.linspace(0, len(members) - 1, min(PER_CLASS, len(members))).round().astype(int)]
+            for start in range(0, len(shown), PER_ROW):
+                row = columns(net, database, samples.subset(shown[start : start + PER_ROW]))
                 rows.append([picture for picture, _ in row])
                 captions.append([caption for _, caption in row])
-                titles.append(name + said)
+                titles.append(name + suffix)
     return grid(rows, captions, COLUMNS * (max(map(len, rows)) // len(COLUMNS)), titles)
 
 
-def cells(net: EmbeddingNet, database: WeightDatabase, samples: FileSamples) -> list[tuple[NDArray[np.uint8], str]]:
-    """Draw the four columns of each picture, each with what stands below it."""
-    images, known = images_of(net, samples), stored(database)
+def columns(net: EmbeddingNet, database: WeightDatabase, samples: FileSamples) -> list[tuple[NDArray[np.uint8], str]]:
+    """Draw the four columns of each picture, with captions."""
+    images, exemplars = images_of(net, samples), exemplars_of(database)
     explanation = transfer(net, database)(images)
     gradient = GradCAM(net, placement="stretch")(images, margin(database, explanation))
     assert explanation.embeddings is not None and explanation.clusters is not None and database.label_names is not None
-    most_like = [database.label_names[label] for label in known.label[explanation.neighbors].tolist()]
-    far = distance(known.embeddings, explanation.embeddings)
+    nearest = [database.label_names[label] for label in exemplars.label[explanation.neighbors].tolist()]
+    distances = distance(exemplars.embeddings, explanation.embeddings)
     drawn = []
-    for index, (hot, by_gradient) in enumerate(zip(heat(explanation), heat(gradient), strict=True)):
+    for index, (transferred, gradcam) in enumerate(zip(heat(explanation), heat(gradient), strict=True)):
         picture = np.asarray(samples.image(index))
         size = (picture.shape[1], picture.shape[0])
-        box = box_mode(np.asarray(Image.fromarray(hot).resize(size, Image.Resampling.BILINEAR)))
+        box = box_mode(np.asarray(Image.fromarray(transferred).resize(size, Image.Resampling.BILINEAR)))
         boxed = draw_boxes(picture, [] if box is None else [box], color="lime")
         drawn += [
-            (picture, f"most like {most_like[index]}"),
-            (overlay(picture, hot), f"cluster {explanation.clusters[index]}"),
-            (boxed, f"distance {far[index]:.2f}"),
-            (overlay(picture, by_gradient), "" if by_gradient.any() else "flat"),
+            (picture, f"nearest: {nearest[index]}"),
+            (overlay(picture, transferred), f"cluster {explanation.clusters[index]}"),
+            (boxed, f"distance {distances[index]:.2f}"),
+            (overlay(picture, gradcam), "" if gradcam.any() else "flat"),
         ]
     return drawn
 

@@ -1,11 +1,11 @@
-"""Learn the price of a house from its front, and show what in the picture raises and what lowers it.
+"""Predict house prices from frontal pictures, and show what raises and what lowers the price.
 
     python scripts/houses.py --data data/houses --weights mobilenet_v2.safetensors --out runs/houses
 
-The Houses Dataset (Ahmed and Moustafa 2016, arXiv 1609.08399): PATH/houses.csv and PATH/images/<house>_frontal.jpg.
-An embedding network with a linear regression of the log price on its embedding is trained on four fifths of
-the houses; only the layers after a cut are, on activations that are stored once. The rest is explained twice: by
-the gradient of each picture, and by weight transfer, without a gradient, from the training houses' clusters.
+The data set is the Houses Dataset (Ahmed and Moustafa 2016, arXiv 1609.08399): PATH/houses.csv and
+PATH/images/<house>_frontal.jpg. An embedding network with a linear regression of the log price is trained on four
+fifths of the houses; only the last layers are trained, on activations that are computed once. The other houses are
+explained twice: by the gradient of each picture, and by weight transfer from the clusters of the training houses.
 """
 
 from __future__ import annotations
@@ -43,40 +43,40 @@ from embedcam.utils.files import require_writable, write_text
 
 Array = NDArray[np.float32]
 
-# Chosen by cross-validation on the training houses of seed 0 alone.
-DIM, HIDDEN = 32, 128  # without a hidden layer all houses would have the same channel weights
+# Chosen by cross-validation on the training houses of seed 0.
+DIM, HIDDEN = 32, 128  # without a hidden layer, all houses have the same channel weights
 TRAIN_AFTER = "features.13"
 BATCH = 32
 BACKBONE_RATE, HEAD_RATE, DECAY = 3e-4, 1e-3, 0.05
-CLUSTERS = 10  # as Faster-Grad-CAM
+CLUSTERS = 10  # as in Faster-Grad-CAM
 HELD_OUT = 0.2
 SHOWN = 8  # houses in the figure
 
 
 @dataclass(frozen=True)
 class Houses:
-    """Pictures of houses and what they cost.
+    """Pictures of houses and their prices.
 
     Attributes:
-        samples: (N,) the pictures.
-        prices: (N,) US dollars.
+        samples: N pictures.
+        prices: (N,) in US dollars.
     """
 
     samples: FileSamples
     prices: Array
 
     def subset(self, indices: NDArray[np.int64]) -> Houses:
-        """Keep only these houses, in this order."""
+        """Select houses."""
         return Houses(self.samples.subset(indices), self.prices[indices])
 
 
 @dataclass(frozen=True)
 class SignedWeights:
-    """A weight database of C clusters, in which weights keep their sign.
+    """A weight database of C clusters with signed weights.
 
     Attributes:
         centroids: (C, D).
-        weights: (C, K), how much each channel raises (or, below 0, lowers) the log price.
+        weights: (C, K), mean gradient of the log price with respect to each channel.
     """
 
     centroids: Array
@@ -85,7 +85,7 @@ class SignedWeights:
 
 @dataclass(frozen=True)
 class SignedMaps:
-    """What raises and what lowers the price of some houses, in the same unit.
+    """Heat maps of what raises and what lowers the price, on the same scale.
 
     Attributes:
         raises: (B, H, W), not negative.
@@ -98,13 +98,13 @@ class SignedMaps:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Learn house prices from pictures, and explain them in both directions."
+        description="Predict house prices from pictures, and explain them in both directions."
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with houses.csv and images")
     parser.add_argument("--weights", default="DEFAULT", help="ImageNet weights of MobileNetV2; DEFAULT downloads them")
-    parser.add_argument("--out", type=Path, default=Path("runs/houses"), help="folder for houses.png and scores.json")
-    parser.add_argument("--epochs", type=int, default=12, help="times that every training house is seen")
-    parser.add_argument("--seed", type=int, default=0, help="of the split, the training and the clusters")
+    parser.add_argument("--out", type=Path, default=Path("runs/houses"), help="output folder")
+    parser.add_argument("--epochs", type=int, default=12, help="training epochs")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     options = parser.parse_args(arguments)
     progress.show()
     try:
@@ -113,13 +113,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
+        print("\ninterrupted; nothing was written", file=sys.stderr)
         return 130
     return 0
 
 
 def run(data: Path, weights: str | Path, out: Path, epochs: int, seed: int) -> dict[str, float]:
-    """Do everything: train, score, explain, draw; returns the scores that are also written."""
+    """Train, score, explain and draw; return the scores that are written."""
     require_writable(out / "houses.png")
     train, test = split(read(data), seed)
     torch.manual_seed(seed)
@@ -131,10 +131,10 @@ def run(data: Path, weights: str | Path, out: Path, epochs: int, seed: int) -> d
     scores = score(test.prices, predicted, train.prices)
     images = torch.cat([batch for _, batch in tensor_batches(net, test.samples, BATCH, "reading", strict=True)])
     gradient = by_gradient(net, price, images)
-    known = signed_weights(net, price, train.samples, seed)
-    transfer, elsewhere = by_transfer(net, known, images), by_transfer(net, known, images, shift=1)
+    database = signed_weights(net, price, train.samples, seed)
+    transfer, control = by_transfer(net, database, images), by_transfer(net, database, images, shift=1)
     scores |= {f"correlation_{side}": value for side, value in correlations(gradient, transfer).items()}
-    scores |= {f"correlation_{side}_wrong_cluster": value for side, value in correlations(gradient, elsewhere).items()}
+    scores |= {f"correlation_{side}_wrong_cluster": value for side, value in correlations(gradient, control).items()}
     for name, value in scores.items():
         print(f"{name:38} {value:,.3f}")
 
@@ -142,12 +142,12 @@ def run(data: Path, weights: str | Path, out: Path, epochs: int, seed: int) -> d
     shown = by_price[np.linspace(0, len(test.prices) - 1, min(SHOWN, len(test.prices))).round().astype(int)]
     save_png(figure(test, predicted, gradient, transfer, shown), out / "houses.png")
     write_text(out / "scores.json", json.dumps(scores, indent=1) + "\n")
-    print(f"{out / 'houses.png'}, {out / 'scores.json'}")
+    print(f"wrote {out / 'houses.png'} and {out / 'scores.json'}")
     return scores
 
 
 def read(folder: Path) -> Houses:
-    """Read the list of houses; every one must have its picture."""
+    """Read the data set; every house must have a picture."""
     file = folder / "houses.csv"
     try:
         with file.open(newline="", encoding="utf-8") as lines:
@@ -156,34 +156,34 @@ def read(folder: Path) -> Houses:
         prices = np.array([float(row["price_usd"]) for row in rows], dtype=np.float32)
     except OSError as error:
         raise DataError(
-            f"cannot read {file}: {error.strerror}; give --data the folder of the Houses Dataset"
+            f"cannot read {file}: {error.strerror}; set --data to the folder of the Houses Dataset"
         ) from error
     except (KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{file} needs the columns house and price_usd, all filled: {error!r}; mend it") from error
+        raise DataError(f"{file} must have the columns house and price_usd without gaps: {error!r}; fix it") from error
     missing = [picture for picture in pictures if not picture.is_file()]
     if missing:
         raise DataError(f"{len(missing)} pictures are missing, first {missing[0]}; unpack the data set again")
     if len(rows) < 10 or not (prices > 0).all():
-        raise DataError(f"{file} must list at least 10 houses with prices above 0, got {len(rows)}; mend it")
+        raise DataError(f"{file} must list at least 10 houses with prices above 0, got {len(rows)}; fix it")
     return Houses(FileSamples(tuple(pictures), tuple(picture.name for picture in pictures)), prices)
 
 
 def split(houses: Houses, seed: int) -> tuple[Houses, Houses]:
-    """Hold a fifth of the houses out."""
+    """Split into training and held-out houses."""
     order = np.random.default_rng(seed).permutation(len(houses.prices))
     held_out = round(HELD_OUT * len(order))
     return houses.subset(order[held_out:]), houses.subset(order[:held_out])
 
 
 def fit(net: EmbeddingNet, price: nn.Linear, houses: Houses, epochs: int, seed: int, after: str = TRAIN_AFTER) -> None:
-    """Train the layers after a cut, the head and the regression on pictures and their mirror images."""
+    """Train the layers after `after`, the head and the regression on pictures and their mirror images."""
     first, second = cut(net.backbone, after)
     with torch.no_grad():
         batches = tensor_batches(net, houses.samples, BATCH, "caching", strict=True)
         maps = torch.cat([torch.stack([first(images), first(images.flip(3))], dim=1) for _, images in batches])
     log_price = torch.from_numpy(np.log(houses.prices))
     mean, std = log_price.mean(), log_price.std()
-    wanted = (log_price - mean) / std
+    targets = (log_price - mean) / std
     groups = [
         {"params": list(second.parameters()), "lr": BACKBONE_RATE},
         {"params": [*net.head.parameters(), *price.parameters()], "lr": HEAD_RATE},
@@ -193,16 +193,16 @@ def fit(net: EmbeddingNet, price: nn.Linear, houses: Houses, epochs: int, seed: 
     rates = [BACKBONE_RATE, HEAD_RATE]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max(steps, 1), pct_start=0.2)
     generator = torch.Generator().manual_seed(seed)
-    net.eval()  # the backbone's batch norms keep their running statistics: batches are small
+    net.eval()  # batches are too small for batch statistics
     for _ in progress.track(range(epochs), "training", epochs):
         for batch in torch.randperm(len(maps), generator=generator).split(BATCH):
             mirrored = torch.randint(0, 2, (len(batch),), generator=generator)
-            guess = price(net.head_embed(second(maps[batch, mirrored])))[:, 0]
+            outputs = price(net.head_embed(second(maps[batch, mirrored])))[:, 0]
             optimizer.zero_grad()
-            functional.mse_loss(guess, wanted[batch]).backward()
+            functional.mse_loss(outputs, targets[batch]).backward()
             optimizer.step()
             schedule.step()
-    with torch.no_grad():  # from now on the regression gives the log price itself
+    with torch.no_grad():  # undo the standardisation of the log price
         price.weight *= std
         price.bias.copy_(price.bias * std + mean)
 
@@ -215,23 +215,23 @@ def predict(net: EmbeddingNet, price: nn.Linear, samples: FileSamples) -> Array:
     return prices
 
 
-def score(prices: Array, predicted: Array, known: Array) -> dict[str, float]:
-    """Compare prices with predictions, and with always saying the median of the known prices."""
+def score(prices: Array, predicted: Array, training_prices: Array) -> dict[str, float]:
+    """Score the predictions, and the median of the training prices as a baseline."""
 
-    def r2(true: Array, guess: Array) -> float:
-        return float(1 - np.square(true - guess).sum() / np.square(true - true.mean()).sum())
+    def r2(true: Array, predicted: Array) -> float:
+        return float(1 - np.square(true - predicted).sum() / np.square(true - true.mean()).sum())
 
     return {
         "houses_held_out": float(len(prices)),
         "r2_log_price": r2(np.log(prices), np.log(predicted)),
         "r2_price": r2(prices, predicted),
         "mae_usd": float(np.abs(prices - predicted).mean()),
-        "mae_usd_of_median": float(np.abs(prices - np.median(known)).mean()),
+        "mae_usd_of_median": float(np.abs(prices - np.median(training_prices)).mean()),
     }
 
 
 def by_gradient(net: EmbeddingNet, price: nn.Linear, images: Tensor) -> SignedMaps:
-    """Explain each picture by its own gradient, for +price and for -price."""
+    """Explain each picture by the gradient of its price, with either sign."""
     cam = GradCAM(net)
     raises = [cam(batch, Scalar(lambda z: price(z)[:, 0])).raw for batch in images.split(BATCH)]
     lowers = [cam(batch, Scalar(lambda z: -price(z)[:, 0])).raw for batch in images.split(BATCH)]
@@ -239,13 +239,13 @@ def by_gradient(net: EmbeddingNet, price: nn.Linear, images: Tensor) -> SignedMa
 
 
 def signed_weights(net: EmbeddingNet, price: nn.Linear, houses: FileSamples, seed: int) -> SignedWeights:
-    """Make a small weight database: cluster the houses' embeddings, average the price's channel weights in each."""
-    seen = embed(net, houses, strict=True, what="weighing")
-    if seen.pooled is None:
-        raise NetworkError("channel weights are made from pooled maps; use a backbone that ends in average pooling")
+    """Build a weight database: cluster the embeddings and average the channel weights of the price per cluster."""
+    embedded = embed(net, houses, strict=True, what="weighing")
+    if embedded.pooled is None:
+        raise NetworkError("channel weights need pooled maps; use a backbone that ends in average pooling")
     cells = net.map_size[0] * net.map_size[1]
-    pooled = torch.from_numpy(seen.pooled)
-    # The price is linear in the embedding: its gradient there is the regression's own weight.
+    pooled = torch.from_numpy(embedded.pooled)
+    # The log price is linear in the embedding, so its gradient is the weight of the regression.
     directions = price.weight.detach().expand(len(pooled), 1, -1)
     weights = grad_weights(
         lambda maps: net.head_embed(maps[:, :, 0, 0]),
@@ -253,20 +253,20 @@ def signed_weights(net: EmbeddingNet, price: nn.Linear, houses: FileSamples, see
         directions,
         cells=cells,
     )
-    centroids, cluster, _ = kmeans(seen.embeddings, CLUSTERS, net.metric, seed)
+    centroids, cluster, _ = kmeans(embedded.embeddings, CLUSTERS, net.metric, seed)
     moments = Moments(len(centroids), weights.shape[1])
     moments.add(cluster, weights.numpy())
     return SignedWeights(centroids, moments.result(np.bincount(cluster))[0])
 
 
 @torch.no_grad()
-def by_transfer(net: EmbeddingNet, known: SignedWeights, images: Tensor, shift: int = 0) -> SignedMaps:
+def by_transfer(net: EmbeddingNet, database: SignedWeights, images: Tensor, shift: int = 0) -> SignedMaps:
     """Explain each picture by the channel weights of its cluster, without a gradient.
 
-    What raises the price is the positive part of the weighted sum, what lowers it that of the negated one.
-    With `shift`, the weights of another cluster are taken: a control.
+    `raises` is the positive part of the weighted sum, `lowers` the negative part. A non-zero `shift` uses the weights
+    of another cluster, as a control.
     """
-    neighbors = Neighbors(known.centroids, net.metric)
+    neighbors = Neighbors(database.centroids, net.metric)
     size = (int(images.shape[2]), int(images.shape[3]))
     geometry = receptive_field.geometry(net.body, net.layer, size)
     parts: list[tuple[Tensor, Tensor]] = []
@@ -274,18 +274,18 @@ def by_transfer(net: EmbeddingNet, known: SignedWeights, images: Tensor, shift: 
         for batch in images.split(BATCH):
             maps, embeddings, *_ = net.activations(batch)
             nearest, _ = neighbors.nearest(embeddings.numpy())
-            weights = torch.from_numpy(known.weights[(nearest + shift) % len(known.weights)])
+            weights = torch.from_numpy(database.weights[(nearest + shift) % len(database.weights)])
             raises, lowers = (place(combine(maps, sign * weights), geometry, size) for sign in (1, -1))
             parts.append((raises, lowers))
     return SignedMaps(*(torch.cat(side).numpy() for side in zip(*parts, strict=True)))
 
 
 def correlations(one: SignedMaps, other: SignedMaps) -> dict[str, float]:
-    """Correlate maps house by house and average; flat maps, which correlate with nothing, do not count."""
+    """Mean correlation of the maps of each house, without constant maps."""
 
     def mean(pairs: list[tuple[Array, Array]]) -> float:
-        lively = [(a.ravel(), b.ravel()) for a, b in pairs if np.ptp(a) > 0 and np.ptp(b) > 0]
-        return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in lively])) if lively else float("nan")
+        varying = [(a.ravel(), b.ravel()) for a, b in pairs if np.ptp(a) > 0 and np.ptp(b) > 0]
+        return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in varying])) if varying else float("nan")
 
     return {
         "raises": mean(list(zip(one.raises, other.raises, strict=True))),
@@ -296,18 +296,18 @@ def correlations(one: SignedMaps, other: SignedMaps) -> dict[str, float]:
 def figure(
     houses: Houses, predicted: Array, gradient: SignedMaps, transfer: SignedMaps, shown: NDArray[np.int64]
 ) -> Image.Image:
-    """Draw the comparison, a house a row; what raises and what lowers the price shares one scale."""
+    """Draw one house per row; maps of what raises and what lowers its price share a scale."""
     rows, captions = [], []
     for index in shown.tolist():
         picture = np.asarray(houses.samples.image(index))
         row = [picture]
         for maps in (gradient, transfer):
-            strongest = max(maps.raises[index].max(), maps.lowers[index].max(), np.finfo(np.float32).tiny)
-            row += [overlay(picture, side[index] / strongest) for side in (maps.raises, maps.lowers)]
+            maximum = max(maps.raises[index].max(), maps.lowers[index].max(), np.finfo(np.float32).tiny)
+            row += [overlay(picture, side[index] / maximum) for side in (maps.raises, maps.lowers)]
         rows.append(row)
         captions.append([f"${houses.prices[index]:,.0f}\npredicted ${predicted[index]:,.0f}", "", "", "", ""])
     titles = ("house", "raises (gradient)", "lowers (gradient)", "raises (transfer)", "lowers (transfer)")
-    return grid(rows, captions, titles, cell_size=240)
+    return grid(rows, captions, titles, picture_size=240)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from .files import find_files, prepare
 
 logger = logging.getLogger("embedcam")
 
-_CELL_SIZE = 240
+_PICTURE_SIZE = 240
 
 
 def explain_against(
@@ -70,9 +70,9 @@ def explain_against(
     samples, reference = find_files(inputs), read_image(other)
     require_writable(out / "pairs.jsonl")
     reference_maps = against.see(torch.from_numpy(against.preprocess(reference)[None]))
-    reference_picture = bounded(reference, _CELL_SIZE)
+    reference_picture = bounded(reference, _PICTURE_SIZE)
     lines: list[dict[str, Any]] = []
-    read = functools.partial(prepare, against.preprocess, _CELL_SIZE)
+    read = functools.partial(prepare, against.preprocess, _PICTURE_SIZE)
     batches = read_batches(samples, read, batch_size, strict=strict, workers=workers)
     for batch in track(batches, "comparing", len(samples), unit=batch_size):
         images = torch.from_numpy(np.stack([prepared.image for _, prepared in batch]))
@@ -105,4 +105,4 @@ def _draw_pair(
         for side, *_ in sides
     ]
     titles = [f"similarity {line['similarity']:.2f}", "shared", "differs"]
-    return grid(rows, captions, titles, cell_size=_CELL_SIZE)
+    return grid(rows, captions, titles, picture_size=_PICTURE_SIZE)

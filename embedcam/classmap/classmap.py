@@ -28,7 +28,7 @@ from .convolutional import ConvolutionalClassifier, Window
 # Colour-blind safe (Okabe and Ito 2008).
 _COLORS = ("#f0e442", "#56b4e9", "#e69f00", "#cc79a7", "#009e73", "#d55e00", "#0072b2")
 _MAX_PIXELS = 4096 * 4096  # activations of larger images take many gigabytes
-_CELL_SIZE = 320
+_PICTURE_SIZE = 320
 _SHEET_COLUMNS = 4
 
 T = TypeVar("T")
@@ -106,13 +106,13 @@ class ClassMap:
         Returns:
             The contact sheet.
         """
-        picture = bounded(Image.fromarray(picture), _CELL_SIZE)  # before drawing, so that labels stay readable
+        picture = bounded(Image.fromarray(picture), _PICTURE_SIZE)  # before drawing, so that labels stay readable
         name, probability = self.strongest(1)[0]
         found = f"{len(self.detections)} classes" if self.detections else f"none; best is {name} {probability:.2f}"
         pictures = [self.draw(picture), overlay(picture, self.best)]
         pictures += [overlay(picture, detection.heatmap) for detection in self.detections]
         captions = [found, "most likely class", *(f"{each.name} {each.probability:.2f}" for each in self.detections)]
-        return grid(_in_rows(pictures), _in_rows(captions), cell_size=_CELL_SIZE)
+        return grid(_in_rows(pictures), _in_rows(captions), picture_size=_PICTURE_SIZE)
 
 
 def class_maps(

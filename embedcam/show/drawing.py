@@ -16,7 +16,7 @@ from .overlay import overlay
 
 SHEET_IMAGES = 40
 _SHEET_COLUMNS = 4
-_CELL_SIZE = 160
+_PICTURE_SIZE = 160
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class SheetEntry(NamedTuple):
             The entry.
         """
         name = Path(line["overlay"]).stem
-        small = bounded(Image.fromarray(picture), _CELL_SIZE)  # boxes drawn at full size would be too thin
+        small = bounded(Image.fromarray(picture), _PICTURE_SIZE)  # boxes drawn at full size would be too thin
         typicality = line["typicality_in_words"]
         notes = [title for note in line["notes"] if (title := note.partition(":")[0]) != typicality]
         label = next(iter(line["cluster_labels"]), None)
@@ -138,4 +138,4 @@ def contact_sheet(entries: list[SheetEntry]) -> Image.Image:
     rows = [entries[start : start + _SHEET_COLUMNS] for start in range(0, len(entries), _SHEET_COLUMNS)]
     pictures = [[picture for entry in row for picture in (entry.picture, entry.overlay)] for row in rows]
     captions = [[text for entry in row for text in (entry.picture_caption, entry.overlay_caption)] for row in rows]
-    return grid(pictures, captions, cell_size=_CELL_SIZE)
+    return grid(pictures, captions, picture_size=_PICTURE_SIZE)

@@ -20,7 +20,7 @@ from .text import fit
 _TITLE, _CAPTION = "#16191d", "#4a525c"
 _CAPTION_LINES = 2
 _ROW_TITLE_LINES = 3
-_MIN_CELL_SIZE = 32
+_MIN_PICTURE_SIZE = 32
 
 
 def grid(
@@ -28,7 +28,7 @@ def grid(
     captions: Sequence[Sequence[str | None]] | None = None,
     column_titles: Sequence[str] | None = None,
     row_titles: Sequence[str] | None = None,
-    cell_size: int = 160,
+    picture_size: int = 160,
 ) -> Image.Image:
     """Draw pictures on a white contact sheet.
 
@@ -40,7 +40,7 @@ def grid(
         captions: One text or None per picture.
         column_titles: One per column.
         row_titles: One per row.
-        cell_size: Longer side of a picture on the sheet, in pixels, at least 32.
+        picture_size: Longer side of a picture on the sheet, in pixels, at least 32.
 
     Returns:
         The sheet, RGB.
@@ -52,8 +52,8 @@ def grid(
     columns = max((len(row) for row in rows), default=0)
     if columns == 0:
         raise EmbedcamError("a contact sheet needs at least one picture, got none; pass rows of pictures")
-    if cell_size < _MIN_CELL_SIZE:
-        raise EmbedcamError(f"cell_size must be at least {_MIN_CELL_SIZE} pixels, got {cell_size}; 160 is the default")
+    if picture_size < _MIN_PICTURE_SIZE:
+        raise EmbedcamError(f"picture_size must be at least {_MIN_PICTURE_SIZE} pixels, got {picture_size}")
     captions = captions or [[None] * len(row) for row in rows]
     _require_equal("captions", [len(row) for row in captions], [len(row) for row in rows])
     if column_titles:
@@ -61,26 +61,26 @@ def grid(
     if row_titles:
         _require_equal("row titles", len(row_titles), len(rows))
 
-    small, large = Letters(max(10, round(cell_size / 12))), Letters(max(11, round(cell_size / 10.5)))
-    gap, half = max(4, cell_size // 14), cell_size // 2
-    sides = [fit(title, large, cell_size, _ROW_TITLE_LINES) for title in row_titles or [""] * len(rows)]
+    small, large = Letters(max(10, round(picture_size / 12))), Letters(max(11, round(picture_size / 10.5)))
+    gap, half = max(4, picture_size // 14), picture_size // 2
+    sides = [fit(title, large, picture_size, _ROW_TITLE_LINES) for title in row_titles or [""] * len(rows)]
     side_width = max((round(large.length(line)) for lines in sides for line in lines), default=-gap)
-    lefts = [gap + side_width + gap + column * (cell_size + gap) for column in range(columns)]
+    lefts = [gap + side_width + gap + column * (picture_size + gap) for column in range(columns)]
 
     # Row heights are known once drawn, so the sheet starts with its maximum height and is cropped at the end.
-    max_row_height = cell_size + _CAPTION_LINES * small.height + 2 * gap
-    sheet_size = (lefts[-1] + cell_size + gap, large.height + 2 * gap + len(rows) * max_row_height)
+    max_row_height = picture_size + _CAPTION_LINES * small.height + 2 * gap
+    sheet_size = (lefts[-1] + picture_size + gap, large.height + 2 * gap + len(rows) * max_row_height)
     sheet = Image.new("RGB", sheet_size, "white")
     draw = ImageDraw.Draw(sheet)
 
     y = gap
     if column_titles:
         for left, title in zip(lefts, column_titles, strict=True):
-            _write(draw, fit(title, large, cell_size), (left + half, y), "ma", large, _TITLE)
+            _write(draw, fit(title, large, picture_size), (left + half, y), "ma", large, _TITLE)
         y += large.height + gap // 2
     for row, row_captions, side in zip(rows, captions, sides, strict=True):
-        pictures = [None if picture is None else _scaled(picture, cell_size) for picture in row]
-        texts = [fit(text or "", small, cell_size, _CAPTION_LINES) for text in row_captions]
+        pictures = [None if picture is None else _scaled(picture, picture_size) for picture in row]
+        texts = [fit(text or "", small, picture_size, _CAPTION_LINES) for text in row_captions]
         # A row is as high as its highest picture, so a sheet of wide pictures has no empty bands.
         picture_height = max((picture.height for picture in pictures if picture is not None), default=0)
         picture_height = max(picture_height, len(side) * large.height)
@@ -89,7 +89,7 @@ def grid(
         for left, picture, lines in zip(lefts, pictures, texts, strict=False):
             if picture is not None:
                 top = y + (picture_height - picture.height) // 2
-                sheet.paste(picture, (left + (cell_size - picture.width) // 2, top))
+                sheet.paste(picture, (left + (picture_size - picture.width) // 2, top))
             _write(draw, lines, (left + half, y + picture_height + gap // 3), "ma", small, _CAPTION)
         y += picture_height + gap
         if any(texts):
@@ -116,13 +116,13 @@ def save_png(image: Image.Image | NDArray[np.uint8], path: str | Path) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _scaled(picture: NDArray[Any], cell_size: int) -> Image.Image:
+def _scaled(picture: NDArray[Any], picture_size: int) -> Image.Image:
     if picture.dtype == np.bool_ and picture.ndim == 2 and picture.size:
         image, resampling = Image.fromarray(picture.astype(np.uint8) * 255), Image.Resampling.NEAREST
     else:
         check_picture(picture)
         image, resampling = Image.fromarray(picture), Image.Resampling.LANCZOS
-    scale = cell_size / max(image.size)
+    scale = picture_size / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     return image.resize(size, resampling)
 

@@ -123,7 +123,7 @@ def layers_figure(
     names: Sequence[str],
     colors: Sequence[Color],
     unlabelled: int | None = None,
-    cell_size: int = 240,
+    picture_size: int = 240,
 ) -> Image.Image:
     """Draw segmentations with a colour bar, and heat maps with layers as rows and classes as columns.
 
@@ -134,7 +134,7 @@ def layers_figure(
         names: Class names.
         colors: RGB colours in 0..255, one per class.
         unlabelled: Index of unlabelled pixels, which are not coloured.
-        cell_size: Longer side of a picture, in pixels, at least 32.
+        picture_size: Longer side of a picture, in pixels, at least 32.
 
     Returns:
         The figure, RGB.
@@ -155,15 +155,15 @@ def layers_figure(
         [[picture] for picture in (image, *overlays)],
         captions=[[caption] for caption in ("picture", *labellings)],
         column_titles=[""],  # aligns the first row with that of the heat maps
-        cell_size=cell_size,
+        picture_size=picture_size,
     )
     maps_sheet = grid(
         [[overlay(image, heatmap) for heatmap in maps.values()] for maps in heatmaps.values()],
         column_titles=classes,
         row_titles=list(heatmaps),
-        cell_size=cell_size,
+        picture_size=picture_size,
     )
-    scene = with_color_bar(scene, names, colors, margin=cell_size // 6)
+    scene = with_color_bar(scene, names, colors, margin=picture_size // 6)
     figure = Image.new("RGB", (scene.width + maps_sheet.width, max(scene.height, maps_sheet.height)), "white")
     figure.paste(scene, (0, 0))
     figure.paste(maps_sheet, (scene.width, 0))

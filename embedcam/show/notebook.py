@@ -18,7 +18,7 @@ from .overlay import colorize
 
 # Maximum numbers shown.
 _IMAGES, _CLUSTERS, _LABELS, _CHANNELS = 16, 100, 3, 5
-_CELL_SIZE, _COLUMNS = 160, 4
+_PICTURE_SIZE, _COLUMNS = 160, 4
 
 
 # Structural types of `Explanation` and `WeightDatabase`, whose modules import this one.
@@ -80,7 +80,7 @@ def explanation_png(explanation: _Explanation) -> bytes | None:
         return None
     captions = [", ".join(facts_of(explanation, index)) for index in range(len(maps))]
     rows = [slice(start, start + _COLUMNS) for start in range(0, len(maps), _COLUMNS)]
-    return _png(grid([maps[row] for row in rows], [captions[row] for row in rows], cell_size=_CELL_SIZE))
+    return _png(grid([maps[row] for row in rows], [captions[row] for row in rows], picture_size=_PICTURE_SIZE))
 
 
 def explanation_html(explanation: _Explanation) -> str:
@@ -95,7 +95,7 @@ def explanation_html(explanation: _Explanation) -> str:
     rows = []
     for index, heatmap in enumerate(explanation.heatmaps[:_IMAGES]):
         image = Image.fromarray(colorize(heatmap))
-        image.thumbnail((_CELL_SIZE, _CELL_SIZE))
+        image.thumbnail((_PICTURE_SIZE, _PICTURE_SIZE))
         picture = f'<img alt="heat map" src="data:image/png;base64,{base64.b64encode(_png(image)).decode()}">'
         rows.append([str(index), picture, "<br>".join(map(escape, facts_of(explanation, index)))])
     count = len(explanation.heatmaps)
@@ -176,8 +176,8 @@ def _png(image: Image.Image) -> bytes:
 
 def _table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
     titles = "".join(f"<th>{title}</th>" for title in head)
-    cells = ["".join(f'<td style="text-align: left">{cell}</td>' for cell in row) for row in rows]
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in [titles, *cells] if row)}</table>"
+    lines = ["".join(f'<td style="text-align: left">{text}</td>' for text in row) for row in rows]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in [titles, *lines] if line)}</table>"
 
 
 def _page(title: str, body: str, omitted: int) -> str:

@@ -135,7 +135,7 @@ def test_saved_network_is_the_same_after_loading(script, net, tmp_path):
 
 
 def test_foreign_file_is_refused(script, weights, tmp_path):
-    with pytest.raises(NetworkError, match="of another network or version of this script"):
+    with pytest.raises(NetworkError, match="written by another version of this script"):
         script.SegmentationNet.load(weights)
     with pytest.raises(NetworkError, match="no weights file"):
         script.SegmentationNet.load(tmp_path / "gone.safetensors")

@@ -106,14 +106,14 @@ def test_what_is_there_is_not_fetched_again(script, archives, server, tmp_path, 
     asked = len(server.asked)
     assert script.main([str(tmp_path)]) == 0
     assert len(server.asked) == asked
-    assert "segmentations: already there" in capsys.readouterr().out
+    assert "segmentations: already exists" in capsys.readouterr().out
 
 
 def test_broken_download_goes_on_where_it_broke(script, archives, server, tmp_path, capsys):
     server.breaks = [100, 50]
     assert script.main([str(tmp_path)]) == 0
     assert server.asked[:3] == [None, "bytes=100-", "bytes=150-"]
-    assert "broken off (100 of" in capsys.readouterr().out
+    assert "connection lost (received 100 of" in capsys.readouterr().out
     assert len(cub(tmp_path, "all")) == 2
 
 
@@ -195,7 +195,7 @@ def test_ctrl_c_leaves_the_part_for_the_next_run(script, archives, server, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(script, "md5_of", interrupt)
         assert script.main([str(tmp_path)]) == 130
-    assert "goes on from here" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
     assert script.main([str(tmp_path)]) == 0
     assert server.asked == [None, None]  # nothing was fetched twice
 

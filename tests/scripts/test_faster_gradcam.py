@@ -244,7 +244,7 @@ def test_without_unknown_hands_their_scores_are_left_open(script, hands, weights
 
 @pytest.mark.parametrize(
     ("classes", "message"),
-    [(["gu", "po"], "there is no class po, only choki, gu, pa"), (["gu"], "training needs two classes")],
+    [(["gu", "po"], "no class po; available: choki, gu, pa"), (["gu"], "training needs two classes")],
 )
 def test_classes_that_cannot_be_trained_get_one_clear_error(script, hands, weights, tmp_path, capsys, classes, message):
     assert script.main([*arguments(hands, weights, tmp_path), "--classes", *classes]) == 1

@@ -56,7 +56,7 @@ def test_split_holds_a_fifth_out_by_seed(script, data):
 
 def test_scores_match_values_worked_by_hand(script):
     prices, predicted = np.array([100.0, 200.0, 600.0]), np.array([100.0, 300.0, 500.0])
-    scores = script.score(prices, predicted, known=np.array([100.0, 300.0, 900.0]))
+    scores = script.score(prices, predicted, training_prices=np.array([100.0, 300.0, 900.0]))
     assert scores["mae_usd"] == pytest.approx(200 / 3)
     assert scores["mae_usd_of_median"] == pytest.approx((200 + 100 + 300) / 3)
     assert scores["r2_price"] == pytest.approx(1 - 20_000 / 140_000)  # around the mean 300

@@ -17,51 +17,51 @@ def extent(sheet, color):
 
 
 def test_pictures_keep_their_aspect_ratio():
-    sheet = grid([[RED, BLUE]], cell_size=80)
+    sheet = grid([[RED, BLUE]], picture_size=80)
     assert extent(sheet, (255, 0, 0)) == (80, 40)
     assert extent(sheet, (0, 0, 255)) == (40, 80)
 
 
 def test_row_is_as_high_as_its_highest_picture():
     gap = 80 // 14
-    assert grid([[RED]], cell_size=80).size == (80 + 2 * gap, 40 + 2 * gap)
-    assert grid([[RED], [RED]], cell_size=80).size == (80 + 2 * gap, 2 * 40 + 3 * gap)
+    assert grid([[RED]], picture_size=80).size == (80 + 2 * gap, 40 + 2 * gap)
+    assert grid([[RED], [RED]], picture_size=80).size == (80 + 2 * gap, 2 * 40 + 3 * gap)
 
 
 def test_mask_is_white_on_black_with_hard_edges():
     mask = np.zeros((10, 10), bool)
     mask[:, 5:] = True
-    sheet = np.asarray(grid([[mask]], cell_size=80))
+    sheet = np.asarray(grid([[mask]], picture_size=80))
     assert set(np.unique(sheet)) == {0, 255}
     assert extent(sheet, (0, 0, 0)) == (40, 80)
 
 
 def test_ground_is_white_and_empty_cells_stay_white():
-    sheet = np.asarray(grid([[RED, None], [None, RED]], cell_size=80))
+    sheet = np.asarray(grid([[RED, None], [None, RED]], picture_size=80))
     assert (sheet[0] == 255).all() and (sheet[-1] == 255).all()
     quarter = sheet[: sheet.shape[0] // 2, sheet.shape[1] // 2 :]
     assert (quarter == 255).all()
 
 
 def test_rows_may_differ_in_length_and_be_empty():
-    assert grid([[RED, RED, RED], [RED], []], cell_size=64).mode == "RGB"
+    assert grid([[RED, RED, RED], [RED], []], picture_size=64).mode == "RGB"
 
 
 @pytest.mark.parametrize("caption", ["word " * 500, "x" * 5000, "a\nb\nc\nd", "蝶 \udcff", "<b>&amp;</b>"])
 def test_caption_of_any_length_stays_in_its_cell(caption):
     gap, cell = 80 // 14, 80
-    sheet = np.asarray(grid([[RED, None, RED]], [[None, caption, None]], cell_size=cell))
+    sheet = np.asarray(grid([[RED, None, RED]], [[None, caption, None]], picture_size=cell))
     text = (sheet != 255).any(axis=2)[gap + 40 :]
     columns = np.flatnonzero(text.any(axis=0))
     assert gap + cell + gap <= columns.min()
     assert columns.max() < gap + 2 * (cell + gap)
     # Two lines and no more: the sheet is as high as with a caption that needs exactly two.
-    assert sheet.shape[0] <= grid([[RED]], [["two\nlines"]], cell_size=cell).height
+    assert sheet.shape[0] <= grid([[RED]], [["two\nlines"]], picture_size=cell).height
     assert (sheet[-1] == 255).all()
 
 
 def test_titles_take_room_beside_and_above_the_pictures():
-    plain = grid([[RED], [BLUE]], cell_size=80)
+    plain = grid([[RED], [BLUE]], picture_size=80)
     titled = grid([[RED], [BLUE]], None, ["a column"], ["first row", "a very long title of the second row " * 5], 80)
     assert titled.width > plain.width and titled.height > plain.height
     assert titled.width <= plain.width + 80 + 80 // 14
@@ -84,8 +84,8 @@ def test_wrong_arguments_are_refused():
         grid([[RED, RED]], column_titles=["one"])
     with pytest.raises(EmbedcamError, match=r"row titles .* expected 1, got 2"):
         grid([[RED, RED]], row_titles=["one", "two"])
-    with pytest.raises(EmbedcamError, match="cell_size"):
-        grid([[RED]], cell_size=8)
+    with pytest.raises(EmbedcamError, match="picture_size"):
+        grid([[RED]], picture_size=8)
     with pytest.raises(DataError, match="picture"):
         grid([[np.zeros((4, 4))]])
 

@@ -90,7 +90,9 @@ def test_figure_has_layers_as_rows_and_classes_as_columns():
         "late": {"Road": rising**2, "Car": np.zeros((40, 40))},
     }
     labels = np.zeros((40, 40), int)
-    figure = np.asarray(layers_figure(image, {"prediction": labels}, maps, ("Road", "Car"), (RED, GREEN), cell_size=40))
+    figure = np.asarray(
+        layers_figure(image, {"prediction": labels}, maps, ("Road", "Car"), (RED, GREEN), picture_size=40)
+    )
     places = [_find(figure, overlay(image, heatmap)) for row in maps.values() for heatmap in row.values()]
     (early_road, early_car, late_road, late_car) = places
     assert early_road[0] == early_car[0] < late_road[0] == late_car[0]

@@ -33,7 +33,7 @@ def test_pictures_of_any_size_are_drawn_on(size):
 
 def test_a_contact_sheet_shows_a_strip_as_a_line():
     strip = np.full((1, 8000, 3), (255, 0, 0), np.uint8)
-    sheet = np.asarray(grid([[strip]], cell_size=100)).astype(int)
+    sheet = np.asarray(grid([[strip]], picture_size=100)).astype(int)
     red = (sheet[..., 0] > 200) & (sheet[..., 1] < 50)
     assert red.any(axis=0).sum() == 100 and red.any(axis=1).sum() == 1
 
