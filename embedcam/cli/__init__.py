@@ -9,8 +9,10 @@ import typer
 
 from .._version import __version__
 from . import console
-from .offline import build, demo, evaluate, import_faster_gradcam, train
-from .online import classmap, explain, export, inspect, serve
+from .evaluation import evaluate
+from .explaining import explain
+from .offline import build, demo, import_faster_gradcam, train
+from .online import classmap, export, inspect, serve
 from .options import Verb
 
 app = typer.Typer(

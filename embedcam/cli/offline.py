@@ -1,24 +1,20 @@
-"""The verbs that train networks, build databases and evaluate."""
+"""The verbs that train networks and build weight databases."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from . import completion, console
+from . import completion, console, printing
 from .options import (
     NETWORK,
     TRAINING,
     WEIGHTS,
     BatchSizeOption,
     DataOption,
-    DbOption,
     DeviceOption,
-    ExplainSizeOption,
     NetOption,
     NetWeightsOption,
     ResumeOption,
@@ -42,8 +38,8 @@ def demo(
     from ..demo import demo as run
 
     result = run(out, seed)
-    console.print_scores(result)
-    console.print_next(out)
+    printing.print_scores(result)
+    printing.print_next(out)
 
 
 def train(
@@ -164,7 +160,7 @@ def train(
     )
     reading: dict[str, Any] = {"strict": strict, "workers": workers}
     history = run(net.to(console.device(device)), training, test, out, options, resume=resume, group=group, **reading)
-    console.echo_once(f"wrote {out} (Recall@1 {history[-1]['recall_at_1']:.4f}) and {out.with_suffix('.png')}")
+    printing.echo_once(f"wrote {out} (Recall@1 {history[-1]['recall_at_1']:.4f}) and {out.with_suffix('.png')}")
 
 
 def build(
@@ -249,93 +245,9 @@ def build(
         workers=workers,
     )
     images = int(database.counts.sum())
-    console.echo_once(
-        f"wrote {out}: {database.clusters} clusters of {images} images{console.left_out(len(training) - images)}"
+    printing.echo_once(
+        f"wrote {out}: {database.clusters} clusters of {images} images{printing.left_out(len(training) - images)}"
     )
-
-
-def evaluate(
-    net: NetOption,
-    db: DbOption,
-    data: DataOption,
-    weights: NetWeightsOption = None,
-    compare: Annotated[
-        bool,
-        typer.Option(
-            "--compare",
-            help="Also score all other transfers, and methods with gradients per image: {weightings}, EmbeddingCAM.",
-        ),
-    ] = False,
-    faithfulness: Annotated[
-        bool,
-        typer.Option(
-            "--faithfulness",
-            help="Also measure deletion and insertion: hide or show what the maps mark, and embed the image again.",
-        ),
-    ] = False,
-    randomisation: Annotated[
-        bool, typer.Option("--randomisation", help="Also compare with the maps of networks with random layers.")
-    ] = False,
-    out: Annotated[
-        Path, typer.Option(help="Folder for the curves of --faithfulness and --randomisation.", metavar="DIR")
-    ] = Path("runs/evaluate"),
-    explain_size: ExplainSizeOption = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="File to write the scores to: {scores}, retrieval.", metavar="FILE")
-    ] = None,
-    batch_size: BatchSizeOption = 16,
-    resume: ResumeOption = False,
-    strict: StrictOption = False,
-    workers: WorkersOption = 2,
-    device: DeviceOption = "auto",
-) -> None:
-    """Score heat maps against masks, and embeddings against labels.
-
-    Neighbours are searched among the training images of the same data set.
-
-    \b
-    Example:
-      embedcam evaluate --net net.safetensors --db weights.h5 \\
-        --data folder:birds --json scores.json
-    """
-    from ..builder.shards import Shards
-    from ..data import load, load_gallery
-    from ..database.weight_database import WeightDatabase
-    from ..evaluate.checks import check_faithfulness, check_randomisation
-    from ..evaluate.table import evaluate as run
-    from ..show.curve import draw_faithfulness, draw_randomisation
-    from ..utils.files import require_writable, write_text
-    from ..utils.locks import locked
-
-    if resume and json_file is None:
-        raise typer.BadParameter("--resume needs --json FILE: finished scores are stored beside it")
-    work = None
-    with contextlib.ExitStack() as stack:
-        if json_file is not None:
-            require_writable(json_file)
-            work = json_file.with_name(f"{json_file.name}.parts")
-            stack.enter_context(locked(json_file))
-            stack.callback(Shards.remove_if_empty, work)
-        network, database = console.network(net, weights, device), WeightDatabase.load(db)
-        test, gallery = load(data, "test"), load_gallery(data)
-        reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
-        kept: dict[str, Any] = {"work": work, "resume": resume}
-        result = run(network, database, test, gallery, compare=compare, explain_size=explain_size, **kept, **reading)
-        console.print_scores(result)
-        if faithfulness:
-            result["faithfulness"] = check_faithfulness(network, database, test, **reading)
-            console.print_faithfulness(result["faithfulness"])
-            draw_faithfulness(result["faithfulness"], out / "faithfulness.png")
-            typer.echo(f"wrote {out / 'faithfulness.png'}")
-        if randomisation:
-            result["randomisation"] = check_randomisation(network, database, test, **reading)
-            console.print_randomisation(result["randomisation"])
-            draw_randomisation(result["randomisation"], out / "randomisation.png")
-            typer.echo(f"wrote {out / 'randomisation.png'}")
-        if json_file is not None and work is not None:
-            write_text(json_file, json.dumps({**result, "data": data}, indent=2) + "\n")
-            Shards.remove(work)
-            typer.echo(f"wrote {json_file}")
 
 
 def import_faster_gradcam(

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from embedcam import cli
-from embedcam.cli import completion, console
+from embedcam.cli import completion, console, printing
 from embedcam.show.grid import save_png
 
 GROUP = typer.main.get_command(cli.app)
@@ -25,10 +25,10 @@ STYLED = """
 import functools, sys
 from embedcam import cli
 from embedcam.utils import progress
-from embedcam.cli import console
+from embedcam.cli import console, printing
 for line in ("--help", "build --help", "inspect nowhere.h5", "frobnicate", "inspect " + sys.argv[1]):
     console.run(functools.partial(cli.app, line.split()), debug=False)
-console.print_randomisation({"images": 1, "rows": [], "between_images": {"spearman": None}})
+printing.print_randomisation({"images": 1, "rows": [], "between_images": {"spearman": None}})
 list(progress.track(range(3), "reading", 3))
 """
 DATABASE = Path(__file__).parents[1] / "golden" / "weights-1.0.0.h5"
@@ -145,7 +145,7 @@ def test_what_the_demo_says_next_works_as_printed(run, trained, tmp_path, monkey
         save_png(np.zeros((32, 32, 3), np.uint8), out / "images" / "0.png")
 
     monkeypatch.setattr("embedcam.demo.demo", demo)
-    monkeypatch.setattr(console, "print_scores", lambda _: None)
+    monkeypatch.setattr(printing, "print_scores", lambda _: None)
     said = run("demo", "--out", out)
     assert f"Open {out}/report.html" in said
     commands = [shlex.split(line) for line in said.splitlines() if line.startswith("  embedcam ")]

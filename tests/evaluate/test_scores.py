@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from embedcam import registry
-from embedcam.cli import console
+from embedcam.cli import printing
 from embedcam.data import load
 from embedcam.database import WeightDatabase
 from embedcam.errors import DatabaseError, EmbedcamError
@@ -50,7 +50,7 @@ def test_a_score_from_outside_is_in_the_rows_the_printed_table_and_the_report(mi
         low, high = row["interval"]["missed"]
         assert 0 <= low <= row["missed"] <= high <= 1
         assert row["interval"]["pixel_ap"] is None
-    console.print_scores(result)
+    printing.print_scores(result)
     lines = capsys.readouterr().out.splitlines()
     position = lines[0].split().index("missed") - len(lines[0].split())
     assert lines[1].split()[position] == f"{result['rows'][0]['missed']:.3f}"

@@ -1,0 +1,216 @@
+"""The verb that explains images and videos."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from . import completion, console, printing
+from .options import (
+    DRAWING,
+    METHOD,
+    RUNNING,
+    BatchSizeOption,
+    DbOrNone,
+    DeviceOption,
+    ExplainSizeOption,
+    NetOrNone,
+    NetWeightsOption,
+    OnnxOrNone,
+    PresetOption,
+    ResumeOption,
+    StrictOption,
+    Transfer,
+    WorkersOption,
+    require_explainer,
+)
+
+
+def explain(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="Images and folders of images; or one video file, or camera:0.", metavar="INPUT..."),
+    ],
+    net: NetOrNone = None,
+    db: DbOrNone = None,
+    weights: NetWeightsOption = None,
+    onnx: OnnxOrNone = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write to, runs/explain by default; a file for a video.", metavar="PATH"),
+    ] = None,
+    anomaly: Annotated[
+        bool, typer.Option("--anomaly", help="List the images by anomaly score, highest first.")
+    ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Compare with another image: show which places match it, and which differ.", metavar="IMAGE"),
+    ] = None,
+    preset: PresetOption = "default",
+    transfer: Annotated[
+        Transfer | None,
+        typer.Option(
+            help="Whose weights an image gets, with one layer: soft-contrast, soft, contrast, cluster, neighbors or "
+            "nearest.",
+            metavar="NAME",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    placement: Annotated[
+        Literal["receptive-field", "stretch"] | None,
+        typer.Option(
+            help="Place cells by their receptive fields, or stretch the map over the image.",
+            metavar="NAME",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    explain_size: ExplainSizeOption = None,
+    boxes: Annotated[
+        bool, typer.Option("--boxes", help="Draw boxes around strong regions.", rich_help_panel=DRAWING)
+    ] = False,
+    threshold: Annotated[
+        float,
+        typer.Option(min=0.01, max=1.0, help="Minimum heat inside a box.", metavar="X", rich_help_panel=DRAWING),
+    ] = 0.5,
+    alpha: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Weight of the heat map in the overlay.", metavar="X", rich_help_panel=DRAWING
+        ),
+    ] = 0.5,
+    smoothing: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=0.99,
+            help="Weight of the previous frames in a video frame's map.",
+            metavar="X",
+            rich_help_panel=DRAWING,
+        ),
+    ] = 0.0,
+    colormap: Annotated[
+        str,
+        typer.Option(
+            help="turbo, viridis, jet, or another colour map of the cmap library.",
+            metavar="NAME",
+            autocompletion=completion.colormaps,
+            rich_help_panel=DRAWING,
+        ),
+    ] = "turbo",
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="Number type that the network computes with.", rich_help_panel=RUNNING),
+    ] = "float32",
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the explainer first; worthwhile for thousands of images.",
+            rich_help_panel=RUNNING,
+        ),
+    ] = False,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Execution provider for --onnx, such as CUDAExecutionProvider; repeat the option for fallbacks.",
+            metavar="NAME",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None,
+    batch_size: BatchSizeOption = 4,
+    resume: ResumeOption = False,
+    strict: StrictOption = False,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "auto",
+) -> None:
+    """Explain images: write overlays, a contact sheet, raw maps, and one JSON line per image.
+
+    \b
+    Example:
+      embedcam explain --net net.safetensors --db weights.h5 photo.jpg holiday/
+
+    \b
+    A video:
+      embedcam explain --onnx explainer.onnx film.mp4 --out explained.mp4
+    """
+    from ..batch.files import explain_files
+    from ..show.drawing import DrawOptions
+    from ..video.video import is_video
+
+    require_explainer(net, weights, db, onnx)
+    video = any(map(is_video, inputs))
+    if video and (len(inputs) > 1 or against is not None):
+        raise typer.BadParameter("give a single video or camera, and nothing else")
+    explainer: Any
+    if onnx is not None:
+        if against is not None:
+            raise typer.BadParameter("--against needs --net and --db; it does not work with an ONNX file")
+        fixed = {
+            "--preset": preset != "default",
+            "--transfer": transfer,
+            "--placement": placement,
+            "--explain-size": explain_size,
+            "--precision": precision != "float32",
+            "--compile": compiled,
+            "--device": device != "auto",
+        }
+        for option, given in fixed.items():
+            if given:
+                raise typer.BadParameter(f"{option} has no effect on an ONNX file; choose it when exporting")
+        from ..onnx.explainer import OnnxExplainer
+
+        concurrency = 1 if provider or video else console.default_concurrency()
+        threads = console.cores() // concurrency if concurrency > 1 else 0
+        explainer = OnnxExplainer(onnx, provider, threads=threads)
+    else:
+        if provider:
+            raise typer.BadParameter("--provider needs --onnx; a torch network runs on --device")
+        import torch
+
+        from ..explain import CompiledExplainer, Explainer
+
+        assert net is not None
+        assert db is not None
+        network = console.network(net, weights, device)
+        several = network.device.type == "cpu" and not compiled and not video and against is None
+        concurrency = console.default_concurrency() if several else 1
+        if concurrency > 1:
+            torch.set_num_threads(console.cores() // concurrency)
+        explainer = (CompiledExplainer if compiled else Explainer)(
+            network,
+            db,
+            preset=preset,
+            transfer=transfer,
+            placement=placement,
+            explain_size=explain_size,
+            autocast=None if precision == "float32" else getattr(torch, precision),
+        )
+    if video:
+        printing.print_stream(explainer, str(inputs[0]), out, boxes, alpha, colormap, smoothing)
+        return
+    out = out or Path("runs/explain")
+    draw = DrawOptions(boxes, threshold, alpha, colormap)
+    reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
+    if against is not None:
+        from ..batch.comparison import explain_against
+
+        pairs = explain_against(explainer, inputs, against, out, draw, **reading)
+        for pair in pairs[:20]:
+            typer.echo(f"{pair['image']}: similarity {pair['similarity']:.3f}, see {out / pair['pair']}")
+        typer.echo(f"wrote {len(pairs)} pictures to {out / 'pairs'}, and {out / 'pairs.jsonl'}")
+        return
+    lines = explain_files(explainer, inputs, out, draw, concurrency=concurrency, resume=resume, **reading)
+    shown = heapq.nlargest(20, lines, key=lambda line: line["anomaly"]) if anomaly else itertools.islice(lines, 20)
+    for line in shown:
+        labels = ", ".join(f"{name} ({count})" for name, count in line["cluster_labels"].items())
+        cluster = f"cluster {line['cluster']}{f' of {labels}' if labels else ''}"
+        score = [f"anomaly {line['anomaly']:.2f}"] if anomaly else []
+        remarks = "; ".join([*score, *(line["notes"] or [line["typicality_in_words"]])])
+        typer.echo(f"{line['image']}: {cluster}, distance {line['distance']:.3f}, {remarks}")
+    if len(lines) > 20:
+        typer.echo(f"... and {len(lines) - 20} more in {out / 'explanations.jsonl'}")
+    typer.echo(f"wrote {out / 'contact_sheet.png'}, overlays/, maps/ and explanations.jsonl")

@@ -1,0 +1,190 @@
+"""What the command line prints."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ..utils import progress
+from ..utils.distributed import main_process
+
+if TYPE_CHECKING:
+    from ..database.weight_database import WeightDatabase
+    from ..explain.explanation import AnyExplainer
+    from ..onnx.quantise import QuantiseReport
+
+
+def _print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None, text: Collection[int] = (0,)
+) -> None:
+    """Print a table; the columns of the numbers in `text` are aligned to the left, as text."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, title=title)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number in text else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    # A file or a pipe has no width, so nothing is wrapped there.
+    width = None if sys.stdout.isatty() else 1000
+    Console(highlight=False, color_system="auto" if progress.styled(sys.stdout) else None, width=width).print(table)
+
+
+def print_database(database: WeightDatabase, top: int) -> None:
+    """Print the contents of a weight database.
+
+    Args:
+        database: The database.
+        top: Number of labels and channels to show per cluster.
+    """
+    for name, value in database.facts():
+        print(f"{name:<14}{value}")
+    rows = []
+    for cluster in sorted(range(database.clusters), key=lambda c: -int(database.counts[c])):
+        labels = ", ".join(f"{name} ({count})" for name, count in database.labels_of(cluster, top))
+        channels = ", ".join(map(str, database.top_channels[cluster, :top].tolist()))
+        median, farthest = database.distance_quantiles[cluster, [0, -1]]
+        count = database.counts[cluster]
+        rows.append([str(cluster), str(count), labels, f"{median:.3f}", f"{farthest:.3f}", channels])
+    columns = ("cluster", "images", "labels", "median distance", "farthest", "strongest channels")
+    print()
+    _print_table(columns, rows, text=(2, 5))
+
+
+def print_scores(result: dict[str, Any]) -> None:
+    """Print the table of scores.
+
+    Args:
+        result: Returned by `evaluate`.
+    """
+    from ..evaluate.method import columns
+    from ..show.report import RETRIEVAL
+
+    shown = columns()
+    rows = []
+    for row in result["rows"]:
+        name = f"{row['method']} (default)" if row["default"] else row["method"]
+        rows.append([name, "yes" if row["backprop"] else "no", *(column.text(row) for column in shown)])
+    _print_table(["method", "backprop", *(column.key for column in shown)], rows)
+    given = [column for column in RETRIEVAL if result[column.key] is not None]
+    scores = ", ".join(f"{column.heading} {result[column.key]:.4f}" for column in given)
+    read = f"{result['images']} images, {result['masks']} with a mask{left_out(result['skipped'])}"
+    print(f"\n{scores + '; ' if scores else ''}{read}")
+
+
+def print_next(out: Path) -> None:
+    """Print commands to try after the demo, with its files.
+
+    Args:
+        out: The demo's folder.
+    """
+    net, db, images, explained = (
+        shlex.quote(str(out / name)) for name in ("net.safetensors", "weights.h5", "images", "explained")
+    )
+    print(
+        f"""
+Open {out / "report.html"} in a browser, or look at {out / "gallery.png"}.
+
+Try next, with the demo's network and weight database:
+  embedcam inspect {db}
+  embedcam explain --net {net} --db {db} {images} --boxes --out {explained}
+
+Then with images of your own:
+  embedcam train --help"""
+    )
+
+
+def print_faithfulness(result: dict[str, Any]) -> None:
+    """Print the areas under the curves of deletion and insertion.
+
+    Args:
+        result: Returned by `check_faithfulness`.
+    """
+    areas = ("deletion (lower is better)", "insertion (higher is better)", "rank, deletion", "rank, insertion")
+    rows = []
+    for row in result["rows"]:
+        values = [row[kind][key] for key in ("similarity_area", "rank_area") for kind in ("deletion", "insertion")]
+        rows.append([row["method"], *(f"{value:.3f}" for value in values)])
+    _print_table(["method", *areas], rows, title=f"faithfulness, {result['images']} images")
+
+
+def print_randomisation(result: dict[str, Any]) -> None:
+    """Print the correlation of the maps with the original ones as more and more layers are re-initialised.
+
+    Args:
+        result: Returned by `check_randomisation`.
+    """
+    columns = ("random from", "layers", "rank correlation with the original")
+    rows = [[row["layer"] or "none", str(row["layers"]), f"{row['spearman']:.3f}"] for row in result["rows"]]
+    _print_table(columns, rows, title=f"randomisation, {result['images']} images")
+    if result["between_images"]["spearman"] is not None:
+        print(f"between the original maps of different images: {result['between_images']['spearman']:.3f}")
+
+
+def print_stream(
+    explainer: AnyExplainer, source: str, out: Path | None, boxes: bool, alpha: float, colormap: str, smoothing: float
+) -> None:
+    """Explain a video and print the frame rate.
+
+    Args:
+        explainer: What explains.
+        source: A video file, or "camera:0".
+        out: Video file to write, or None to show the video only.
+        boxes: Draw boxes instead of heat maps.
+        alpha: Weight of the heat map.
+        colormap: Its colours.
+        smoothing: Share of the previous frames in a frame's map.
+    """
+    from ..video.stream import VIDEO_DRAW, explain_stream
+
+    draw = replace(VIDEO_DRAW, boxes=boxes, alpha=alpha, colormap=colormap)
+    report = explain_stream(explainer, source, out, draw, smoothing=smoothing)
+    dropped = f", {report.dropped} dropped" if report.dropped else ""
+    wrote = f"; wrote {report.out}" if report.out else ""
+    print(f"{report.frames} frames at {report.fps:.1f} per second{dropped}{wrote}")
+
+
+def print_cost(report: QuantiseReport) -> None:
+    """Print size and accuracy of a quantised explainer.
+
+    Args:
+        report: Returned by `quantise`.
+    """
+    print(
+        f"wrote {report.path} ({report.size / 1e6:.1f} MB, in float {report.float_size / 1e6:.1f}); "
+        f"{len(report.float_layers)} of {report.layers} convolutions stay in float"
+    )
+    both = {"pointing": report.pointing, "Recall@1": report.recall_at_1}
+    scores = [f"{name} {now:.3f} (float {before:.3f})" for name, pair in both.items() if pair for before, now in [pair]]
+    same = f"map correlation {report.map_correlation:.3f}, embedding cosine {report.embedding_cosine:.3f}"
+    print(f"on {report.images} other images: {'; '.join([same, f'same cluster {report.same_cluster:.3f}', *scores])}")
+
+
+def echo_once(text: str) -> None:
+    """Print a line, in only one of the processes that `torchrun` started.
+
+    Args:
+        text: The line.
+    """
+    if main_process():
+        typer.echo(text)
+
+
+def left_out(count: int) -> str:
+    """Report the number of images that could not be read.
+
+    Args:
+        count: The number.
+
+    Returns:
+        The end of a sentence; empty for 0.
+    """
+    return f", {count} unreadable skipped" if count else ""
