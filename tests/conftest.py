@@ -13,8 +13,10 @@ from PIL import Image
 
 from embedcam.builder.build import build_database
 from embedcam.data import load
+from embedcam.explain import Explainer
 from embedcam.nets import EmbeddingNet
 from embedcam.nets.inference import embed
+from embedcam.onnx.export import export
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -107,6 +109,14 @@ def spread(request, folder):
     with torch.no_grad():
         net.head.bias.copy_(-net.head.weight @ mean)
     return net, build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=5)
+
+
+@pytest.fixture(scope="session")
+def exported(spread, tmp_path_factory):
+    """The ONNX file of the default explainer of `spread`."""
+    path = tmp_path_factory.mktemp("exported") / "explainer.onnx"
+    export(Explainer(*spread), path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -25,11 +25,9 @@ def explainer(spread):
     return embedcam.Explainer(*spread)
 
 
-@pytest.fixture(scope="module")
-def file(explainer, tmp_path_factory):
-    path = tmp_path_factory.mktemp("onnx") / "explainer.onnx"
-    export(explainer, path)
-    return path
+@pytest.fixture
+def file(exported):
+    return exported
 
 
 def test_an_image_that_is_not_finite_is_noted_and_leaves_the_others_alone(explainer, file):

@@ -240,14 +240,8 @@ def test_an_error_of_the_explainer_ends_it_and_leaves_nothing(file, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
-def test_network_and_onnx_file_explain_a_video_alike(spread, file, tmp_path, drawn):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    from embedcam.onnx.export import export
-
-    explainer = embedcam.Explainer(*spread)
-    export(explainer, tmp_path / "explainer.onnx")
-    for each in (explainer, embedcam.OnnxExplainer(tmp_path / "explainer.onnx")):
+def test_network_and_onnx_file_explain_a_video_alike(spread, exported, file, tmp_path, drawn):
+    for each in (embedcam.Explainer(*spread), embedcam.OnnxExplainer(exported)):
         assert explain_stream(each, file, tmp_path / "out.mp4").frames == 7
     ours, theirs = np.stack(drawn[:7]), np.stack(drawn[7:])
     assert np.abs(ours[:, CAPTION:].astype(int) - theirs[:, CAPTION:]).max() <= 2
