@@ -5,6 +5,7 @@ import logging
 import os
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,12 @@ from embedcam.nets.inference import embed
 from embedcam.onnx.export import export
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+# The same examples in every run, however long one takes.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)

@@ -220,7 +220,7 @@ def encoded(pixels, form="png", **options):
 
 
 @given(SIDES.flatmap(lambda side: arrays.arrays("u1", (*side, 3))), st.sampled_from(["png", "bmp", "ppm", "tiff"]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_colours_come_back_as_they_were(pixels, form):
     content = encoded(pixels, form)
     np.testing.assert_array_equal(in_file(content, read_image), pixels)
@@ -228,7 +228,7 @@ def test_any_colours_come_back_as_they_were(pixels, form):
 
 
 @given(SIDES.flatmap(lambda side: arrays.arrays("u1", (*side, 4))))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_transparency_is_laid_on_white(pixels):
     colour, alpha = pixels[..., :3].astype(float), pixels[..., 3:] / 255
     found = np.asarray(in_file(encoded(pixels), read_image), dtype=float)
@@ -236,7 +236,7 @@ def test_any_transparency_is_laid_on_white(pixels):
 
 
 @given(SIDES.flatmap(lambda side: arrays.arrays("u2", side)))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_16_bit_picture_keeps_its_order(pixels):
     found = np.asarray(in_file(encoded(pixels), read_image))
     assert (found[..., 0] == found[..., 2]).all()
@@ -249,7 +249,7 @@ def test_any_16_bit_picture_keeps_its_order(pixels):
     st.binary(max_size=200),
     st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"II*\0\x08\0\0\0"]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_bytes_are_a_picture_or_an_error(content, start):
     for use in (read_image, image_size, lambda path: read_mask(path, (1, 1), value=1)):
         with contextlib.suppress(DataError):

@@ -2,7 +2,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedcam.data.splits import check_split, rows_of, training_part
@@ -12,7 +12,7 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/"), min_size=1
 DATA_SETS = st.lists(st.tuples(st.integers(0, 3), NAMES), min_size=1, max_size=40, unique_by=lambda row: row[1])
 
 # Nothing here may depend on how busy the machine is.
-unhurried = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+few = settings(max_examples=50)
 
 
 def part(rows):
@@ -20,7 +20,7 @@ def part(rows):
     return training_part([f"{label}/{name}" for label, name in rows], labels)
 
 
-@unhurried
+@few
 @given(DATA_SETS)
 def test_sixty_percent_of_every_class_rounded_up_are_for_training(rows):
     training = part(rows)
@@ -30,7 +30,7 @@ def test_sixty_percent_of_every_class_rounded_up_are_for_training(rows):
         assert int(training[labels == label].sum()) == -(-60 * count // 100)
 
 
-@unhurried
+@few
 @given(DATA_SETS, st.randoms())
 def test_split_does_not_depend_on_the_order(rows, random):
     before = {row: bool(chosen) for row, chosen in zip(rows, part(rows), strict=True)}
@@ -38,7 +38,7 @@ def test_split_does_not_depend_on_the_order(rows, random):
     assert before == {row: bool(chosen) for row, chosen in zip(rows, part(rows), strict=True)}
 
 
-@unhurried
+@few
 @given(DATA_SETS)
 def test_other_classes_do_not_change_the_split_of_a_class(rows):
     label = rows[0][0]
@@ -47,7 +47,7 @@ def test_other_classes_do_not_change_the_split_of_a_class(rows):
     assert part(alone).tolist() == together
 
 
-@unhurried
+@few
 @given(DATA_SETS)
 def test_a_new_picture_moves_at_most_one_other(rows):
     if len(rows) > 1:

@@ -26,7 +26,7 @@ def made(fill, **options) -> bytes:
     st.sampled_from([{}, {"chunks": True}, {"compression": "gzip"}, {"shuffle": True, "fletcher32": True}]),
     st.data(),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_array_is_read_as_h5py_reads_it(values, options, data):
     if options:  # chunks that do not divide the sides
         options = options | {"chunks": tuple(data.draw(st.integers(1, side)) for side in values.shape)}
@@ -39,7 +39,7 @@ def test_every_array_is_read_as_h5py_reads_it(values, options, data):
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), min_size=1, max_size=40))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_strings_of_either_kind_are_read_as_h5py_reads_them(texts):
     encoded = [text.encode() for text in texts]
     dtype = h5py.string_dtype("utf-8", max([1, *map(len, encoded)]))

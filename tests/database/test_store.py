@@ -380,7 +380,7 @@ def databases(draw):
 
 
 @given(databases())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_valid_database_comes_back_as_it_was(db):
     with tempfile.TemporaryDirectory() as folder:
         db.save(Path(folder) / "weights.h5")

@@ -68,7 +68,7 @@ TREES = st.dictionaries(NAMES, st.lists(NAMES, max_size=6, unique=True), min_siz
 
 
 @given(TREES)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_any_tree_of_names_is_listed_once_sorted_and_split_without_overlap(tree):
     with tempfile.TemporaryDirectory() as root:
         for name, files in tree.items():
