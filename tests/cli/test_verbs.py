@@ -166,8 +166,11 @@ def test_images_are_compared_with_another(run, fails, trained, folder, tmp_path)
     assert "no such file" in fails("explain", other, *files, "--against", tmp_path / "none.png").lower()
 
 
-def test_an_exported_explainer_says_the_same(run, fails, net_and_db, folder, tmp_path):
-    files = net_and_db
+def test_an_exported_explainer_says_the_same(run, fails, spread, folder, tmp_path):
+    net, db = spread
+    net.save(tmp_path / "net.safetensors")
+    db.save(tmp_path / "weights.h5")
+    files = ("--net", tmp_path / "net.safetensors", "--db", tmp_path / "weights.h5")
     code, said, err = run("export", *files, "--out", tmp_path / "explainer.onnx")
     assert code == 0, err
     assert "the same clusters" in said

@@ -11,7 +11,6 @@ from embedcam.errors import DataError
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/"), min_size=1, max_size=6)
 DATA_SETS = st.lists(st.tuples(st.integers(0, 3), NAMES), min_size=1, max_size=40, unique_by=lambda row: row[1])
 
-# Nothing here may depend on how busy the machine is.
 few = settings(max_examples=50)
 
 
