@@ -30,9 +30,9 @@ from ..explain.json_lines import explanation_line
 from ..show.drawing import SHEET_IMAGES, DrawOptions, SheetEntry, bounded, contact_sheet, draw_overlay
 from ..show.grid import save_png
 from ..utils import progress
-from ..utils.files import atomic_path, require_writable
-from ..utils.locks import locked
-from .journal import Journal, Lines, remove_unfinished
+from ..utils.files import atomic_path, remove_unfinished, require_writable
+from ..utils.resume import SavedParts, work_folder
+from .journal import Journal, Lines
 
 logger = logging.getLogger("embedcam")
 
@@ -102,8 +102,8 @@ def explain_files(
 
     Writes `overlays/<id>.png`, `maps/<id>.npz` ("heatmap" and "raw", at the explainer's input size),
     `contact_sheet.png` of the first images, and `explanations.jsonl`, one line per image as `explanation_line`
-    describes it, with boxes in pixels of the overlay. `explanations.journal` holds the lines until the run is complete.
-    Reading, explaining and writing run concurrently. Memory use does not grow with the number of images.
+    describes it, with boxes in pixels of the overlay. Until the run is complete, `explanations.jsonl.parts` holds the
+    lines. Reading, explaining and writing run concurrently. Memory use does not grow with the number of images.
 
     Args:
         explainer: The explainer.
@@ -134,9 +134,13 @@ def explain_files(
         "batch_size": batch_size,
         **asdict(draw),
     }
-    with locked(table), Journal(out / "explanations.journal", run, resume=resume) as journal:
+    with work_folder(table) as work:
+        if work.exists():  # an earlier run was interrupted
+            folders = (out / "overlays", out / "maps")
+            remove_unfinished(itertools.chain(out.glob(".*"), *(folder.rglob(".*") for folder in folders)))
+        journal = Journal(SavedParts(work, run, resume=resume))
         require_writable(table)
-        sheet = _begin(out, journal, len(samples), draw, strict=strict)
+        sheet = _resumed(out, journal, len(samples), draw, strict=strict)
         read = functools.partial(prepare, explainer.preprocess, _LONGEST_SIDE)
         explain = functools.partial(_explain, explainer, samples)
         write = functools.partial(_write, out, draw)
@@ -222,11 +226,8 @@ def _write(out: Path, draw: DrawOptions, image: _Explained) -> _Explained:
     return image._replace(line=image.line | ({"boxes": boxes} if draw.boxes else {}) | files)
 
 
-def _begin(out: Path, journal: Journal, total: int, draw: DrawOptions, *, strict: bool) -> list[SheetEntry]:
-    """Remove unfinished files of an interrupted run, and restore the contact sheet of its complete batches."""
-    if journal.interrupted:
-        folders = (out / "overlays", out / "maps")
-        remove_unfinished(itertools.chain(out.glob(".*"), *(folder.rglob(".*") for folder in folders)))
+def _resumed(out: Path, journal: Journal, total: int, draw: DrawOptions, *, strict: bool) -> list[SheetEntry]:
+    """Restore what the complete batches of an interrupted run had on the contact sheet."""
     if journal.done:
         progress.say(f"resuming: {journal.done} of {total} images done")
     if strict and journal.count < journal.done:

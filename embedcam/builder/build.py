@@ -1,25 +1,27 @@
-"""From a network and a data set to a weight database."""
+"""Build a weight database from a network and a data set."""
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .._version import __version__
 from ..data.arrays import as_samples
+from ..data.samples import fingerprint
 from ..database.weight_database import WeightDatabase
 from ..errors import DatabaseError
 from ..explain.weighting import WEIGHTINGS
 from ..nets.inference import Embedded
 from ..nets.network import Network
+from ..utils import shards as sharding
 from ..utils.distributed import Group
-from ..utils.locks import locked
-from .shards import Shards, fingerprint
+from ..utils.resume import Parts, SavedParts, work_folder
 from .steps import Build, BuildOptions
 from .triplets import Partners
+
+logger = logging.getLogger("embedcam")
 
 
 def build_database(
@@ -43,37 +45,40 @@ def build_database(
 ) -> WeightDatabase:
     """Embed the training images, cluster them, and average their Grad-CAM channel weights over each cluster.
 
-    What is worked out of single images goes to files, so that memory does not grow with the data set but for some
-    20 bytes an image and, where they are kept, its exemplar.
+    Without `work`, memory grows by 4 (D + K) bytes per image, or 4 D for networks whose head needs whole feature maps.
+    With it, memory grows by 24 bytes per image. Exemplars, if they are kept, add their own size.
+
+    An image that is the only one of its class has no positive. It is embedded and clustered like any other image, and
+    is its own positive: that term of the margin has no gradient there, so its weights come from the negatives alone.
 
     Args:
-        net: The network; its parameters, mode and `.grad` are left as they are.
+        net: The network; its parameters, mode and `.grad` do not change.
         dataset: `Samples`; a SPEC such as "folder:PATH"; or a sequence of (image, label) or of images, each (3, H, W)
-            as the network wants it. Without labels, the clusters serve as labels.
-        clusters: How many; fewer if there are fewer different images.
-        top_k: Channels T kept of each cluster, at most the layer's K.
-        pairs: Triplets an image.
+            preprocessed for the network. Without labels, the clusters serve as labels.
+        clusters: Number C of clusters; at most a third of the number of different images.
+        top_k: Number T of channels kept per cluster, at most the layer's K.
+        pairs: Triplets per image.
         method: Name of a channel weighting, one of `WEIGHTINGS`, such as "gradcam" or "gradcam++-exact".
-        exemplars: Keep every image's embedding and strongest channels too.
-        refinement: Also run some images of each cluster at a larger size, for sharper maps by default; without it,
+        exemplars: Keep the embedding and the strongest channels of every image too.
+        refinement: Also run some images of each cluster at a larger size, for sharper maps by default. Without it,
             images are explained at the network's own size and by its feature layer alone.
-        embedded: What `nets.inference.embed` has seen of this data set, to save the pass.
-        seed: Of the partners and the k-means.
-        batch_size: Images a batch.
+        embedded: Result of `nets.inference.embed` for this data set, to save that pass.
+        seed: Seed of the triplets and the k-means.
+        batch_size: Images per batch.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
         workers: Threads that read images ahead.
-        work: Folder for those files, which stay; a temporary one if None. Several processes must all see it.
-        resume: Go on with what an interrupted run left in `work`.
-        group: The processes that share the work, see `distributed.join`. All get the same database.
+        work: Folder for finished parts, which remains; None keeps them in memory. Several processes must all see it.
+        resume: Continue with the parts that an interrupted run left in `work`.
+        group: The processes that share the work, see `distributed.join`. All return the same database.
 
     Returns:
-        The database; the same from any number of processes, and from a resumed run.
+        The database; it does not depend on the number of processes, nor on whether the run was resumed.
 
     Raises:
         DataError: If the images or their labels do not allow triplets.
-        DatabaseError: If `top_k` cannot be used, or `work` holds another run's work.
+        DatabaseError: If `top_k` is out of range, or several processes have no `work`.
         TargetError: If `method` is unknown.
-        OutputError: If `work` cannot be written.
+        OutputError: If `work` cannot be written, or holds parts of another run.
 
     Source:
         Chen et al. 2020, Adapting Grad-CAM for Embedding Networks (arXiv 2001.06538).
@@ -84,37 +89,41 @@ def build_database(
             f"top_k {top_k} is outside 1..{net.channels}, the channels of layer {net.layer!r}; choose --top-k within"
         )
     WEIGHTINGS[method]  # raises now, not after the long pass
-    if samples.labels is not None:  # fail before the long pass, not after it
-        Partners(samples.labels, samples.names, pairs, seed)
+    if samples.labels is not None:  # likewise
+        alone = Partners(samples.labels, samples.names, pairs, seed).alone
+        if alone and group.main:
+            logger.warning("%d of %d classes have a single image, which has no positive", alone, len(samples.names))
     if work is None and group.size > 1:
-        raise DatabaseError("several processes share their work in files; name a folder for them that all see (work)")
+        raise DatabaseError("several processes share their work in files; name a folder that all of them see (work)")
     options = BuildOptions(clusters, top_k, pairs, method, exemplars, refinement, seed, batch_size)
-    about = {
-        "embedcam": __version__,
-        "network": net.sha256(),
-        "layer": net.layer,
-        "data set": fingerprint(samples),
-        **asdict(options),
-    }
-    with contextlib.nullcontext(work) if work is not None else tempfile.TemporaryDirectory() as folder:
-        shards = Shards(Path(folder), len(samples), about, group, resume=resume)
-        return Build(net, samples, shards, group, options, strict=strict, workers=workers).run(embedded)
+    parts = Parts()
+    if work is not None:
+        run = {
+            "embedcam": __version__,
+            "network": net.sha256(),
+            "layer": net.layer,
+            "data set": fingerprint(samples),
+            "shard": sharding.SHARD,
+            **asdict(options),
+        }
+        parts = SavedParts(work, run, resume=resume, group=group)
+    return Build(net, samples, parts, group, options, strict=strict, workers=workers).run(embedded)
 
 
 def build_file(
     net: Network, dataset: Any, out: str | Path, *, resume: bool = False, group: Group | None = None, **options: Any
 ) -> WeightDatabase:
-    """Build a weight database and write it, so that an interrupted run can be resumed.
+    """Build a weight database and write it; an interrupted run can be resumed.
 
-    The work lies in `<out>.parts` until the database is written.
+    Finished parts are kept in `<out>.parts` until the database is written.
 
     Args:
         net: The network.
         dataset: The training images.
         out: File to write.
-        resume: Go on with what an interrupted run left.
+        resume: Continue with the parts that an interrupted run left.
         group: The processes that share the work.
-        options: As for `build_database`.
+        options: Options of `build_database`.
 
     Returns:
         The database.
@@ -124,13 +133,8 @@ def build_file(
         EmbedcamError: As `build_database`.
     """
     out, group = Path(out), group or Group()
-    work = out.with_name(f"{out.name}.parts")
-    with locked(out) if group.main else contextlib.nullcontext():
-        try:
-            database = build_database(net, dataset, work=work, resume=resume, group=group, **options)
-        finally:
-            Shards.remove_if_empty(work)
+    with work_folder(out, group) as work:
+        database = build_database(net, dataset, work=work, resume=resume, group=group, **options)
         if group.main:
             database.save(out)
-            Shards.remove(work)
     return database

@@ -1,4 +1,4 @@
-"""Clusters of embeddings, and what is known of each."""
+"""Clusters of embeddings, and statistics of each."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ logger = logging.getLogger("embedcam")
 
 
 def kmeans(
-    embeddings: NDArray[np.float32], clusters: int, metric: str, seed: int = 0
+    embeddings: NDArray[np.float32], clusters: int, metric: str, seed: int = 0, *, starts: int = 5
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
     """Cluster embeddings by k-means; clusters are never empty.
 
-    With fewer different embeddings than clusters asked for, there are as many clusters as different embeddings, and
-    a warning says so.
+    If there are fewer different embeddings than `clusters`, each becomes a cluster, with a warning.
 
     Args:
         embeddings: (N, D) float32, of length 1 for cosine.
-        clusters: How many, at least 1.
+        clusters: Number of clusters, at least 1.
         metric: "cosine" (spherical k-means) or "euclidean".
-        seed: Of the first centroids.
+        seed: Seed of the initial centroids.
+        starts: Number of initialisations, of which the best result is kept.
 
     Returns:
-        Centroids (C, D), each embedding's cluster (N,), its distance to that centroid (N,).
+        Centroids (C, D), the cluster of each embedding (N,), and its distance to that centroid (N,).
 
     Raises:
         DataError: If `clusters` is below 1, there is no embedding, or one is not finite or far too long.
@@ -47,22 +47,19 @@ def kmeans(
             "check the network and its training"
         )
     different = len(np.unique(embeddings, axis=0)) if len(embeddings) <= 100 * clusters else len(embeddings)
-    wanted, clusters = clusters, min(clusters, different)
-    if clusters < wanted:
+    if different < clusters:
         logger.warning(
-            "%d clusters asked for, but only %d different images: making %d clusters",
-            wanted,
-            different,
-            clusters,
+            "%d clusters asked for, but only %d different images: making %d clusters", clusters, different, different
         )
+        clusters = different
     trainer = faiss.Kmeans(
         embeddings.shape[1],
         clusters,
         niter=50,
-        nredo=5,
+        nredo=starts,
         seed=seed % 2**31,
         spherical=metric == "cosine",
-        # faiss otherwise samples 256 points a centroid without a word, and complains below 39.
+        # By default, faiss silently samples 256 points per centroid, and warns below 39.
         max_points_per_centroid=len(embeddings),
         min_points_per_centroid=1,
     )
@@ -71,7 +68,7 @@ def kmeans(
     cluster, _ = Neighbors(centroids, metric).nearest(embeddings)
     used = np.unique(cluster)
     if len(used) < clusters:
-        # Where there are too few different embeddings, faiss has split clusters of equal ones and moved the halves.
+        # With too few different embeddings, faiss splits clusters of equal ones and moves the halves.
         centroids = np.stack([embeddings[cluster == c].mean(axis=0, dtype=np.float64) for c in used]).astype(np.float32)
         if metric == "cosine":
             centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), np.finfo(np.float32).tiny)
@@ -80,10 +77,40 @@ def kmeans(
     return np.ascontiguousarray(centroids[used]), cluster, distance
 
 
-class Moments:
-    """Sums of the channel weights of each cluster's images, in float64.
+def held_out_distances(
+    embeddings: NDArray[np.float32], clusters: int, metric: str, seed: int = 0, folds: int = 5
+) -> NDArray[np.float32]:
+    """Measure how far embeddings lie from the centroids of a clustering without them.
 
-    They are additive: parts can be worked out apart, in any process, and put together in the end.
+    Embeddings lie closer to centroids that were computed from them than new embeddings do, so their own distances would
+    make too many new images look unusual.
+
+    Args:
+        embeddings: (N, D) float32, of length 1 for cosine.
+        clusters: Number of clusters.
+        metric: "cosine" or "euclidean".
+        seed: Seed of the folds and the k-means.
+        folds: Number of parts, each measured with centroids of all others.
+
+    Returns:
+        (N,); zero for a single embedding.
+    """
+    count = len(embeddings)
+    distance = np.zeros(count, dtype=np.float32)
+    if count == 1:
+        return distance
+    fold = np.random.default_rng(seed % 2**63).permutation(count) % folds
+    for number in range(min(folds, count)):
+        others = embeddings[fold != number]
+        centroids, _, _ = kmeans(others, min(clusters, len(others)), metric, seed, starts=1)
+        distance[fold == number] = Neighbors(centroids, metric).nearest(embeddings[fold == number])[1]
+    return distance
+
+
+class Moments:
+    """Sums of the channel weights over each cluster's images, in float64.
+
+    They are additive: any process can compute those of some images, and they are merged at the end.
 
     Args:
         clusters: C.
@@ -91,7 +118,7 @@ class Moments:
 
     Attributes:
         sums: (C, K).
-        squares: (C, K), of the squared weights.
+        squares: (C, K), sums of the squared weights.
     """
 
     def __init__(self, clusters: int, channels: int) -> None:
@@ -109,7 +136,7 @@ class Moments:
         np.add.at(self.squares, cluster, exact * exact)
 
     def merge(self, sums: NDArray[np.float64], squares: NDArray[np.float64]) -> None:
-        """Add what was worked out apart.
+        """Add the sums of other images.
 
         Args:
             sums: (C, K).
@@ -119,10 +146,10 @@ class Moments:
         self.squares += squares
 
     def result(self, counts: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Work out what all images of a cluster have in common, and how far they differ.
+        """Compute mean and standard deviation of each cluster.
 
         Args:
-            counts: (C,) images of each cluster, all above 0.
+            counts: (C,) number of images, all above 0.
 
         Returns:
             Mean (C, K) and standard deviation (C, K).
@@ -133,14 +160,31 @@ class Moments:
 
 
 def distance_quantiles(distance: NDArray[np.float32], cluster: NDArray[np.int64], clusters: int) -> NDArray[np.float32]:
-    """Describe how far out each cluster's members lie.
+    """Compute the quantiles of the distances of each cluster's images.
 
     Args:
-        distance: (N,) of each image to its centroid.
-        cluster: (N,).
+        distance: (N,) of each image.
+        cluster: (N,) index of each image's cluster.
         clusters: C.
 
     Returns:
         (C, 5) at 0.5, 0.9, 0.95, 0.99 and 1.
     """
     return np.stack([np.quantile(distance[cluster == c], QUANTILES) for c in range(clusters)]).astype(np.float32)
+
+
+def histogram(cluster: NDArray[np.int64], labels: NDArray[np.int64], clusters: int, names: int) -> NDArray[np.int64]:
+    """Count the images of each label in each cluster.
+
+    Args:
+        cluster: (N,) index of each image's cluster.
+        labels: (N,).
+        clusters: C.
+        names: L, number of labels.
+
+    Returns:
+        (C, L).
+    """
+    counts = np.zeros((clusters, names), dtype=np.int64)
+    np.add.at(counts, (cluster, labels), 1)
+    return counts

@@ -18,8 +18,8 @@ from ..errors import DatabaseError, DataError
 from ..nets import receptive_field
 from ..nets.inference import embed
 from ..nets.network import Network
+from ..utils.clock import now
 from . import clusters as clustering
-from .steps import histogram, now
 
 # As Faster-Grad-CAM spells them.
 _CHANNELS, _WEIGHTS, _CENTROIDS = "channel_adress.csv", "channel_weight.csv", ("centroids.csv", "centroids.npy")
@@ -80,7 +80,7 @@ def import_faster_gradcam(
             f"cluster {empty[0]} of {len(counts)} holds none of the {len(cluster)} images; measure on more of them, "
             f"best on those that {folder} was made of, with the network that it was made with"
         )
-    labels = samples.subset(seen.kept).labels
+    labels, names = samples.subset(seen.kept).labels, tuple(samples.names)
     mean = np.repeat(np.minimum(weights[:, -1:], 0), net.channels, axis=1)
     np.put_along_axis(mean, channels.astype(np.int64), weights, axis=1)
     return WeightDatabase(
@@ -98,8 +98,8 @@ def import_faster_gradcam(
         top_channels=channels,
         top_weights=weights,
         distance_quantiles=clustering.distance_quantiles(distance, cluster, len(centroids)),
-        label_names=None if labels is None else tuple(samples.names),
-        label_histogram=None if labels is None else histogram(cluster, labels, len(counts), len(samples.names)),
+        label_names=None if labels is None else names,
+        label_histogram=None if labels is None else clustering.histogram(cluster, labels, len(counts), len(names)),
         embedcam_version=__version__,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -161,3 +162,18 @@ def read_lines(file: Path) -> list[str]:
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror or error}; restore or repair it") from error
     return [line.strip() for line in text.splitlines()]
+
+
+def fingerprint(samples: Samples) -> str:
+    """Identify a data set by the names and labels of its images.
+
+    Args:
+        samples: The data set.
+
+    Returns:
+        SHA-256 in hexadecimal digits.
+    """
+    digest = hashlib.sha256(np.asarray(-1 if samples.labels is None else samples.labels, dtype=np.int64).tobytes())
+    for name in samples.ids:
+        digest.update(f"{name}\n".encode())
+    return digest.hexdigest()

@@ -188,7 +188,7 @@ def of_gallery(net: Network, db: WeightDatabase, gallery: Gallery) -> list[Metho
         of each channel, the nearest class's proxy and the channel-wise similarity with the nearest image.
     """
     methods = []
-    for count in (c for c in _CLUSTERS if c != db.clusters and 2 * c <= len(gallery.embedded.kept)):
+    for count in (c for c in _CLUSTERS if c != db.clusters and 3 * c <= len(gallery.embedded.kept)):
         other = build_database(
             net,
             gallery.samples,

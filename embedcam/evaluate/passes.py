@@ -1,4 +1,4 @@
-"""Run all methods over the images, shard by shard; each shard's results are a file, from which a run is resumed."""
+"""Run all methods over the images, shard by shard; the results of each shard are a part of the run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..builder.shards import Shards
 from ..data.preprocess import Preprocess
 from ..data.samples import Samples
 from ..errors import DataError, UnreadableError
 from ..nets.inference import Embedded, Gathered, embed, tensor_batches
 from ..nets.network import Network
 from ..utils.progress import counting
+from ..utils.shards import Shards
 from .method import Method
 from .scores import nest, nested
 
@@ -52,12 +52,13 @@ class Passes:
             DataError: If no image can be read, or one cannot and `strict` is set.
         """
         kept, embeddings, vectors = (Gathered(len(samples)) for _ in range(3))
-        with counting("gallery", sum(len(shards.rows(number)) for number in shards.unfinished("embedded"))) as count:
+        unfinished = shards.unfinished()
+        with counting("gallery", sum(len(shards.images(number)) for number in unfinished)) as count:
             for number in range(len(shards)):
-                rows = shards.rows(number)
-                if not shards.done("embedded", number):
-                    shards.write("embedded", number, **self._embedded(samples.subset(rows), count, pooled=pooled))
-                shard = shards.read("embedded", number)
+                rows = shards.images(number)
+                if number in unfinished:
+                    shards.write(number, **self._embedded(samples.subset(rows), count, pooled=pooled))
+                shard = shards.read(number)
                 if len(shard["kept"]):
                     kept.add(shard["kept"] + rows.start)
                     embeddings.add(shard["embeddings"])
@@ -113,13 +114,14 @@ class Passes:
             DataError: If no image can be read, or a mask cannot be used.
         """
         kept, embeddings, masks = Gathered(len(among)), Gathered(len(among)), 0
-        with counting(what, sum(len(shards.rows(number)) for number in shards.unfinished("explained"))) as count:
+        unfinished = shards.unfinished()
+        with counting(what, sum(len(shards.images(number)) for number in unfinished)) as count:
             for number in range(len(shards)):
-                if not shards.done("explained", number):
-                    rows = shards.rows(number)
+                if number in unfinished:
+                    rows = shards.images(number)
                     shard = self._shard(test, among[rows.start : rows.stop], methods, preprocess, reference, count)
-                    shards.write("explained", number, **shard)
-                shard = shards.read("explained", number)
+                    shards.write(number, **shard)
+                shard = shards.read(number)
                 if len(shard["kept"]):
                     kept.add(shard["kept"])
                     embeddings.add(shard["embeddings"])

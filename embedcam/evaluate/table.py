@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,15 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._version import __version__
-from ..builder.shards import Shards, fingerprint
-from ..data.samples import Samples
+from ..data.samples import Samples, fingerprint
 from ..database.checks import arrays
 from ..database.weight_database import WeightDatabase
 from ..errors import DataError, EmbedcamError
 from ..explain import Explainer
 from ..nets.network import Network
 from ..show.report import RETRIEVAL
-from ..utils.distributed import Group
+from ..utils import shards as sharding
+from ..utils.resume import Parts, SavedParts
+from ..utils.shards import Shards
 from .compare import Gallery, of_explainer, of_gallery, published, transfers, with_backprop
 from .method import Method, score_columns
 from .passes import Passes
@@ -49,7 +48,8 @@ def evaluate(
     """Score heat maps against masks, and embeddings against labels.
 
     Memory grows by 4 D bytes per image and per gallery image, another 4 D per image that is searched, and about 190
-    bytes per method and image with a mask; with `compare`, also by 4 K bytes per gallery image.
+    bytes per method and image with a mask; with `compare`, also by 4 K bytes per gallery image. Without `work`, it
+    grows by twice as much.
 
     Args:
         net: The network.
@@ -65,7 +65,7 @@ def evaluate(
         batch_size: Images per batch.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
         workers: Threads that read images ahead.
-        work: Folder for finished parts, which are kept; a temporary one if None.
+        work: Folder for finished parts, which remains; None keeps them in memory.
         resume: Continue an interrupted run from `work`.
 
     Returns:
@@ -74,8 +74,8 @@ def evaluate(
 
     Raises:
         DataError: If an image or mask cannot be used.
-        DatabaseError: If the database was made for another network, or `work` belongs to another run.
-        OutputError: If `work` cannot be written.
+        DatabaseError: If the database was made for another network.
+        OutputError: If `work` cannot be written, or holds parts of another run.
         EmbedcamError: If the columns of two scores have the same key.
     """
     score_columns()  # raises now, not after the long pass
@@ -84,7 +84,7 @@ def evaluate(
     passes, complete = Passes(net, batch_size, strict, workers), compare and not brief
     methods, natives = [default, *extra], [published(net, database)]
     own, best = net.preprocess, explainer.preprocess
-    about = {
+    run = {
         "embedcam": __version__,
         "network": net.sha256(),
         "database": _fingerprint(database),
@@ -94,32 +94,28 @@ def evaluate(
         "methods": [*(method.name for method in methods), *["compare"] * compare, *["brief"] * brief],
         "size": list(best.input_size),
         "batch_size": batch_size,
+        "shard": sharding.SHARD,
     }
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if work is None else work)
-
-        def shards(step: str, images: int) -> Shards:
-            return Shards(folder / step, images, about, Group(), resume=resume)
-
-        searched = None
-        if gallery is not None and _has_classes_of(test, gallery):
-            searched = Gallery(gallery, passes.embed(gallery, shards("gallery", len(gallery)), pooled=complete))
-        reference = None
-        if compare:
-            if searched is None or test.labels is None:
-                raise DataError("--compare needs labels, and training images of the test images' classes; leave it out")
-            reference, *others = with_backprop(net, database, searched, test.labels)
-            if brief:
-                methods.append(reference)
-            else:
-                methods += [*transfers(net, database), *of_gallery(net, database, searched), reference, *others]
-        run, everything = partial(passes.run, test, reference=reference), np.arange(len(test))
-        first, what = ([*natives, *methods], "") if best == own else (natives, " at the network's size")
-        native = shards("own-size", len(test))
-        read, embeddings, masks = run(everything, first, own, native, what=f"explaining{what}")
-        if best != own:
-            size = " x ".join(map(str, best.input_size))
-            run(read, methods, best, shards("best-size", len(read)), what=f"explaining at {size} pixels")
+    parts = Parts() if work is None else SavedParts(work, run, resume=resume)
+    searched = None
+    if gallery is not None and _has_classes_of(test, gallery):
+        searched = Gallery(gallery, passes.embed(gallery, Shards(parts, "gallery", len(gallery)), pooled=complete))
+    reference = None
+    if compare:
+        if searched is None or test.labels is None:
+            raise DataError("--compare needs labels, and training images of the test images' classes; leave it out")
+        reference, *others = with_backprop(net, database, searched, test.labels)
+        if brief:
+            methods.append(reference)
+        else:
+            methods += [*transfers(net, database), *of_gallery(net, database, searched), reference, *others]
+    score, everything = partial(passes.run, test, reference=reference), np.arange(len(test))
+    first, what = ([*natives, *methods], "") if best == own else (natives, " at the network's size")
+    native = Shards(parts, "own-size", len(test))
+    read, embeddings, masks = score(everything, first, own, native, what=f"explaining{what}")
+    if best != own:
+        size = " x ".join(map(str, best.input_size))
+        score(read, methods, best, Shards(parts, "best-size", len(read)), what=f"explaining at {size} pixels")
     rows = [method.row() for method in [default, *natives, *methods[1:]]]
     return {
         "schema": 1,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .._version import __version__
 from ..data.samples import Samples
 from ..errors import NetworkError
 from ..evaluate.retrieval import retrieval
@@ -23,8 +23,8 @@ from ..nets.embedding import EmbeddingNet
 from ..show.curve import training_curve
 from ..utils.distributed import Group
 from ..utils.files import require_writable
-from ..utils.locks import locked
 from ..utils.progress import say, track
+from ..utils.resume import SavedParts, work_folder
 from . import checkpoint
 from .batch_norm import synchronized
 from .cut import cut
@@ -78,7 +78,7 @@ def train(
         test: Labelled images to evaluate on; None to evaluate leave-one-out on the training images.
         out: Network file to write; the training curve is written to a PNG file of the same name.
         options: Options of the training.
-        resume: Go on from the checkpoint of an interrupted run, if there is one.
+        resume: Continue after the last epoch of an interrupted run, if there is one.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
         workers: Threads that read images ahead.
         group: The processes that share the images, see `distributed.join`. Each computes its part of every batch; loss
@@ -90,9 +90,9 @@ def train(
 
     Raises:
         DataError: If the images do not allow training.
-        NetworkError: If an option cannot be used, the loss is not finite, or the checkpoint is of another run.
+        NetworkError: If an option cannot be used, or the loss is not finite.
         LayerError: If the network cannot be cut at `train_from`.
-        OutputError: If `out` cannot be written.
+        OutputError: If `out` cannot be written, or the interrupted run is another one.
     """
     options, out, group = options or TrainOptions(), Path(out), group or Group()
     if out.suffix != ".safetensors":
@@ -105,8 +105,7 @@ def train(
     optimizer = _optimizer(second, net.head, objective, options)
     net.eval()
     with contextlib.ExitStack() as stack:
-        if group.main:
-            stack.enter_context(locked(out))
+        work = stack.enter_context(work_folder(out, group))
 
         def feed(samples: Samples) -> Inputs:
             inputs = Inputs(first, net, samples, out.parent, strict=strict, workers=workers, group=group)
@@ -114,9 +113,9 @@ def train(
 
         inputs, held_out = feed(training), None if test is None else feed(test)
         warn_of_single_images(labels_of(inputs.samples))
-        run = _plain(asdict(options) | {"config": net.config(), "images": len(inputs)})
+        run = asdict(options) | {"embedcam": __version__, "config": net.config(), "images": len(inputs)}
+        parts = SavedParts(work, run, resume=resume, group=group)
         history: list[dict[str, float]] = []
-        saved = checkpoint.path_of(out)
 
         def measure(epoch: int, **loss: float) -> None:
             embedded = partial(_embed, second, net, batch_size=options.batch_size, group=group)
@@ -126,28 +125,20 @@ def train(
                 _report(history)
                 training_curve(history, out.with_suffix(".png"))
 
-        if resume and saved.is_file():
-            state = checkpoint.load(saved, run, net, objective, optimizer)
-            history.extend(state.history)
-            say(f"going on after epoch {state.epoch}")
+        if "epoch" in parts:
+            history.extend(checkpoint.restore(parts.read("epoch"), net, objective, optimizer))
+            say(f"resuming after epoch {len(history) - 1}")
         else:
             measure(epoch=0)
         for epoch in range(len(history), options.epochs + 1):
             loss = _epoch(epoch, second, net, objective, optimizer, inputs, options, group)
             measure(epoch=epoch, loss=loss)
             if group.main:
-                checkpoint.save(saved, checkpoint.Checkpoint(run, epoch, history), net, objective, optimizer)
+                parts.write("epoch", **checkpoint.state(history, net, objective, optimizer))
         if group.main:
             net.save(out)
-            saved.unlink(missing_ok=True)
         group.wait()
     return history
-
-
-def _plain(run: dict[str, Any]) -> dict[str, Any]:
-    """Bring tuples to lists, as a checkpoint's JSON does, so that runs compare equal."""
-    plain: dict[str, Any] = json.loads(json.dumps(run))
-    return plain
 
 
 def _parts(net: EmbeddingNet, train_from: str | None) -> tuple[nn.Module | None, nn.Module]:

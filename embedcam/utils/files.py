@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import OutputError
+
+# Names of the temporary files of `atomic_path` and `require_writable`.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
 
 
 @contextlib.contextmanager
@@ -88,3 +92,14 @@ def require_writable(path: str | Path) -> None:
         probe.unlink()
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+
+
+def remove_unfinished(files: Iterable[Path]) -> None:
+    """Remove temporary files that a killed process left behind.
+
+    Args:
+        files: Files to look at; those with other names are kept.
+    """
+    for file in files:
+        if _TEMPORARY.fullmatch(file.name):
+            file.unlink(missing_ok=True)

@@ -66,10 +66,19 @@ def test_a_run_killed_at_any_two_moments_ends_as_if_it_had_not_been(run, picture
     assert content(tmp_path) == files
 
 
-@pytest.mark.parametrize("before_the_end", [1, 3, 6])
+@pytest.mark.parametrize("before_the_end", [6, 8, 10])
 def test_a_run_killed_while_it_finishes_draws_the_same_contact_sheet(run, pictures, whole, tmp_path, before_the_end):
     files, operations = whole
     run(pictures, tmp_path, operations - before_the_end)
-    assert (tmp_path / "explanations.journal").exists()
+    assert (tmp_path / "explanations.jsonl.parts" / "batch-0000002.npz").exists()
     assert int(run(pictures, tmp_path)) < operations // 2  # finished batches are not written again
+    assert content(tmp_path) == files
+
+
+@pytest.mark.parametrize("before_the_end", [1, 3, 4])
+def test_a_run_killed_while_it_removes_its_parts_has_its_result(run, pictures, whole, tmp_path, before_the_end):
+    files, operations = whole
+    run(pictures, tmp_path, operations - before_the_end)
+    assert content(tmp_path).items() >= files.items()
+    run(pictures, tmp_path)
     assert content(tmp_path) == files

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import embedcam
+from embedcam.builder.clusters import held_out_distances
 from embedcam.builder.triplets import Partners
 from embedcam.data import load
+from embedcam.database.record import QUANTILES
 from embedcam.errors import DatabaseError, DataError, TargetError
 from embedcam.explain.weighting import WEIGHTINGS, Weighting
 from embedcam.nets import EmbeddingNet
@@ -135,11 +137,43 @@ def test_exemplars_are_optional(net, folder):
     assert built(net, folder, exemplars=False).exemplars is None
 
 
-def test_more_clusters_than_images_make_fewer_with_a_warning(net, folder, caplog):
-    db = built(net, folder, clusters=500)
-    assert db.clusters == 18
-    assert (db.counts == 1).all()
-    assert "500 clusters asked for" in caplog.text
+@pytest.mark.parametrize(("images", "clusters"), [(2, 2), (5, 2), (12, 4), (60, 20)])
+def test_few_images_make_fewer_clusters_with_a_warning(net, caplog, images, clusters):
+    pictures = torch.rand(images, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    db = embedcam.build_database(net, [(picture, i % 2) for i, picture in enumerate(pictures)], pairs=2)
+    assert db.clusters == clusters
+    assert db.counts.sum() == images
+    assert f"50 clusters asked for, but only {images} images: making {clusters} clusters" in caplog.text
+
+
+def test_images_alone_in_their_class_are_clustered_and_weighed_by_negatives(net, folder, caplog):
+    samples = load(f"folder:{folder}", "train")
+    images = [(net.preprocess(samples.image(i)), f"class {i % 3}" if i > 1 else f"alone {i}") for i in range(12)]
+    db = embedcam.build_database(net, images, clusters=3, top_k=128, pairs=5)
+
+    assert "2 of 5 classes have a single image" in caplog.text
+    assert len(db.exemplars) == db.counts.sum() == db.label_histogram.sum() == 12
+    z = torch.from_numpy(db.exemplars.embeddings)
+    _, negatives = Partners(db.exemplars.label, db.label_names, 5, 0).draw(0)
+    with torch.no_grad():
+        maps = net.backbone.features(torch.from_numpy(images[0][0])[None])
+    leaf = maps.clone().requires_grad_()
+    (g,) = torch.autograd.grad(net.head_embed(leaf.mean(dim=(2, 3)))[0] @ -z[negatives].mean(dim=0), leaf)
+    expected = g.mean(dim=(2, 3))[0].numpy()
+    weights = np.empty_like(expected)
+    weights[db.exemplars.top_channels[0]] = db.exemplars.top_weights[0]
+    np.testing.assert_allclose(weights, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_distances_are_calibrated_on_clusterings_without_the_image(net):
+    pictures = list(torch.rand(30, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    db = embedcam.build_database(net, [(picture, i % 2) for i, picture in enumerate(pictures)], clusters=6, pairs=2)
+    held_out = held_out_distances(db.exemplars.embeddings, 6, "cosine", 0)
+    for cluster in range(6):
+        expected = np.quantile(held_out[db.exemplars.cluster == cluster], QUANTILES)
+        np.testing.assert_allclose(db.distance_quantiles[cluster], expected, rtol=1e-6)
+    own = 1 - (db.exemplars.embeddings * db.centroids[db.exemplars.cluster]).sum(axis=1)
+    assert held_out.mean() > 1.2 * own.mean()
 
 
 def test_an_unreadable_image_is_left_out_or_an_error(net, folder, tmp_path, caplog):

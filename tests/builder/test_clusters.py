@@ -70,6 +70,27 @@ def test_an_embedding_that_is_not_finite_is_named():
         clusters.kmeans(points, 3, "cosine")
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_held_out_distances_are_those_to_centroids_of_the_other_folds(metric):
+    points = np.random.default_rng(1).standard_normal((23, 4)).astype(np.float32)
+    if metric == "cosine":
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+    distance = clusters.held_out_distances(points, 3, metric, seed=7)
+
+    fold = np.random.default_rng(7).permutation(23) % 5
+    for number in range(5):
+        centroids, _, _ = clusters.kmeans(points[fold != number], 3, metric, 7, starts=1)
+        own = points[fold == number]
+        away = 1 - own @ centroids.T if metric == "cosine" else np.linalg.norm(own[:, None] - centroids, axis=2)
+        np.testing.assert_allclose(distance[fold == number], away.min(axis=1), atol=1e-5)
+
+
+def test_few_embeddings_are_held_out_one_by_one():
+    points = np.eye(3, dtype=np.float32)
+    np.testing.assert_allclose(clusters.held_out_distances(points, 3, "cosine"), 1, atol=1e-6)
+    np.testing.assert_array_equal(clusters.held_out_distances(points[:1], 3, "cosine"), 0)
+
+
 def moments(weights, cluster, count):
     found = clusters.Moments(count, weights.shape[1])
     found.add(cluster, weights)

@@ -10,12 +10,14 @@ import pytest
 
 import embedcam
 from embedcam.builder import build as building
-from embedcam.builder import shards, steps
+from embedcam.builder import steps
 from embedcam.data import load
 from embedcam.database.neighbors import Partitions
 from embedcam.errors import DatabaseError, DataError, OutputError
 from embedcam.nets import EmbeddingNet
 from embedcam.nets.inference import embed
+from embedcam.utils import resume as resuming
+from embedcam.utils import shards
 from embedcam.utils.locks import locked
 
 OPTIONS = {"clusters": 4, "top_k": 12, "pairs": 5, "batch_size": 4}
@@ -49,6 +51,20 @@ def test_shards_change_nothing_but_rounding(net, folder, small_shards, monkeypat
     assert_same(in_shards, embedcam.build_database(net, f"folder:{folder}", **OPTIONS))
 
 
+def test_a_build_of_images_in_memory_opens_no_file_and_gives_what_one_with_a_folder_gives(
+    net, folder, tmp_path, small_shards, monkeypatch
+):
+    samples = load(f"folder:{folder}", "train")
+    images = [(net.preprocess(samples.image(i)), label) for i, label in enumerate(samples.labels.tolist())]
+    embedcam.build_database(net, images, work=tmp_path / "work", **OPTIONS).save(tmp_path / "saved.h5")
+    with monkeypatch.context() as patch:
+        for opens in ("builtins.open", "pathlib.Path.open", "numpy.savez", "tempfile.mkdtemp"):
+            patch.setattr(opens, None)
+        database = embedcam.build_database(net, images, **OPTIONS)
+    database.save(tmp_path / "memory.h5")
+    assert (tmp_path / "memory.h5").read_bytes() == (tmp_path / "saved.h5").read_bytes()
+
+
 def test_what_is_embedded_already_is_not_embedded_again(net, folder, small_shards, monkeypatch):
     samples = load(f"folder:{folder}", "train")
     expected = embedcam.build_database(net, samples, **OPTIONS)
@@ -67,7 +83,7 @@ def test_an_interrupted_build_is_resumed_to_the_same_bytes(
 ):
     build_file(net, folder, tmp_path / "whole.h5")
     with monkeypatch.context() as patch:
-        written, write = [], shards.Shards.write
+        written, write = [], resuming.SavedParts.write
 
         def stop(self, *args, **arrays):
             if len(written) == done_before:
@@ -75,7 +91,7 @@ def test_an_interrupted_build_is_resumed_to_the_same_bytes(
             written.append(args)
             write(self, *args, **arrays)
 
-        patch.setattr(shards.Shards, "write", stop)  # 4 shards embedded, the clusters, 4 shards weighed
+        patch.setattr(resuming.SavedParts, "write", stop)  # 4 shards embedded, the clusters, 4 shards weighed
         with pytest.raises(Stop):
             build_file(net, folder, tmp_path / "cut.h5")
         assert not (tmp_path / "cut.h5").exists()
@@ -93,7 +109,7 @@ def test_only_the_same_build_is_resumed(net, folder, tmp_path, monkeypatch):
         patch.setattr(steps, "measure_refinement", lambda *args, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             build_file(net, folder, tmp_path / "a.h5")
-    with pytest.raises(DatabaseError, match=r"another run \(pairs 5 then, 6 now\)"):
+    with pytest.raises(OutputError, match=r"another run \(pairs 5 then, 6 now\)"):
         build_file(net, folder, tmp_path / "a.h5", pairs=6, resume=True)
 
 
@@ -125,13 +141,15 @@ def test_an_embedding_that_is_not_finite_is_named(net, folder, monkeypatch):
 
 def test_of_many_images_a_sample_is_clustered_and_all_are_assigned(net, folder, monkeypatch):
     monkeypatch.setattr(steps, "_SAMPLE", 9)
-    monkeypatch.setattr(steps, "_SAMPLE_OF_CLUSTER", 1)
+    monkeypatch.setattr(steps, "_SAMPLE_PER_CLUSTER", 1)
     sizes, kmeans = [], steps.clustering.kmeans
     monkeypatch.setattr(
-        steps.clustering, "kmeans", lambda points, *rest: sizes.append(len(points)) or kmeans(points, *rest)
+        steps.clustering,
+        "kmeans",
+        lambda points, *rest, **options: sizes.append(len(points)) or kmeans(points, *rest, **options),
     )
     db = embedcam.build_database(net, f"folder:{folder}", **OPTIONS)
-    assert sizes == [9]
+    assert sizes == [9, 7, 7, 7, 7, 8]  # once all, then each fifth held out
     assert db.counts.sum() == 18
     away = np.linalg.norm(db.exemplars.embeddings[:, None] - db.centroids, axis=2)
     np.testing.assert_array_equal(db.exemplars.cluster, away.argmin(axis=1))
@@ -143,7 +161,7 @@ def test_several_processes_need_a_folder_that_they_share(net, folder):
 
 
 SMALL_SHARDS = """
-from embedcam.builder import shards
+from embedcam.utils import shards
 shards.SHARD = 5
 """
 DIES = """

@@ -38,9 +38,13 @@ def test_negative_seeds_are_seeds_too():
     Partners(LABELS, NAMES, pairs=2, seed=-1).draw(0)
 
 
-def test_a_class_with_one_image_is_an_error_that_names_it():
-    with pytest.raises(DataError, match="two images of a class, but 'b' has only one"):
-        Partners(np.array([0, 0, 1, 2, 2]), NAMES, pairs=1)
+def test_an_image_alone_in_its_class_is_its_own_positive():
+    partners = Partners(np.array([0, 0, 1, 2, 2]), NAMES, pairs=50)
+    positives, negatives = partners.draw(2)
+
+    assert partners.alone == 1
+    assert set(positives) == {2}
+    assert set(negatives) == {0, 1, 3, 4}
 
 
 def test_one_class_only_is_an_error():

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedcam.builder import shards
 from embedcam.data import load
 from embedcam.database import WeightDatabase
-from embedcam.errors import DatabaseError, DataError
+from embedcam.errors import DataError, OutputError
 from embedcam.evaluate.method import Method
 from embedcam.evaluate.table import evaluate
 from embedcam.nets import EmbeddingNet
+from embedcam.utils import shards
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_resumed_evaluation_ends_as_an_undisturbed_one_and_does_only_what_is_l
 
 def test_the_work_of_another_evaluation_is_refused(everything, tmp_path):
     evaluate(*everything, work=tmp_path)
-    with pytest.raises(DatabaseError, match="another run.*batch_size 16 then, 8 now"):
+    with pytest.raises(OutputError, match="another run.*batch_size 16 then, 8 now"):
         evaluate(*everything, work=tmp_path, batch_size=8, resume=True)
 
 

@@ -28,7 +28,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # sends itself a signal. Shards are of a few images, so that a build of few images has many of them.
 CODE = """
 import os, signal, sys
-from embedcam.builder import shards
+from embedcam.utils import shards
 from embedcam.cli import main
 moment, number = map(int, sys.argv[1:3])
 del sys.argv[1:3]

@@ -58,13 +58,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(folder, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         run(folder, broken, objective=objective)
     assert not broken.exists()
-    assert (tmp_path / "broken.checkpoint.safetensors").exists()
+    assert (tmp_path / "broken.safetensors.parts" / "epoch.npz").exists()
 
     monkeypatch.setattr(trainer, "_epoch", epoch_of)
     _, history = run(folder, broken, objective=objective, resume=True)
     assert history == expected
     assert broken.read_bytes() == whole.read_bytes()
-    assert not (tmp_path / "broken.checkpoint.safetensors").exists()
+    assert not (tmp_path / "broken.safetensors.parts").exists()
 
 
 def test_a_checkpoint_of_another_run_is_refused(folder, tmp_path, monkeypatch):
@@ -76,10 +76,10 @@ def test_a_checkpoint_of_another_run_is_refused(folder, tmp_path, monkeypatch):
         patch.setattr(trainer, "_epoch", lambda epoch, *rest: epoch_of(epoch, *rest) if epoch < 2 else stop())
         with pytest.raises(KeyboardInterrupt):
             run(folder, tmp_path / "net.safetensors")
-    with pytest.raises(NetworkError, match=r"another run \(lr 0.001 then, 0.01 now\)"):
+    with pytest.raises(OutputError, match=r"another run \(lr 0.001 then, 0.01 now\)"):
         run(folder, tmp_path / "net.safetensors", lr=1e-2, resume=True)
-    (tmp_path / "net.checkpoint.safetensors").write_bytes(b"damaged")
-    with pytest.raises(NetworkError, match="not a readable checkpoint"):
+    (tmp_path / "net.safetensors.parts" / "epoch.npz").write_bytes(b"damaged")
+    with pytest.raises(OutputError, match="epoch.npz cannot be read"):
         run(folder, tmp_path / "net.safetensors", resume=True)
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from embedcam.errors import OutputError
-from embedcam.utils.files import atomic_path, require_writable, write_bytes, write_text
+from embedcam.utils.files import atomic_path, remove_unfinished, require_writable, write_bytes, write_text
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -39,3 +39,10 @@ def test_a_folder_in_the_place_of_the_file_is_named(tmp_path):
 def test_asking_leaves_nothing_behind(tmp_path):
     require_writable(tmp_path / "new" / "a.txt")
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_only_temporary_files_of_a_killed_process_are_removed(tmp_path):
+    for name in ("a.png", ".a.png", ".a.0123abcd.png", ".a.b.89ef0123.npz", ".a.jsonl.0123abcd", "a.0123abcd.png"):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path.iterdir())
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".a.png", "a.0123abcd.png", "a.png"]
