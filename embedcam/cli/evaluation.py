@@ -68,14 +68,13 @@ def evaluate(
       embedcam evaluate --net net.safetensors --db weights.h5 \\
         --data folder:birds --json scores.json
     """
-    from ..builder.shards import Shards
     from ..data import load, load_gallery
     from ..database.weight_database import WeightDatabase
     from ..evaluate.checks import check_faithfulness, check_randomisation
     from ..evaluate.table import evaluate as run
     from ..show.curve import draw_faithfulness, draw_randomisation
     from ..utils.files import require_writable, write_text
-    from ..utils.locks import locked
+    from ..utils.resume import work_folder
 
     if resume and json_file is None:
         raise typer.BadParameter("--resume needs --json FILE: finished scores are stored beside it")
@@ -83,9 +82,7 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         if json_file is not None:
             require_writable(json_file)
-            work = json_file.with_name(f"{json_file.name}.parts")
-            stack.enter_context(locked(json_file))
-            stack.callback(Shards.remove_if_empty, work)
+            work = stack.enter_context(work_folder(json_file))
         network, database = console.network(net, weights, device), WeightDatabase.load(db)
         test, gallery = load(data, "test"), load_gallery(data)
         reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
@@ -102,7 +99,6 @@ def evaluate(
             printing.print_randomisation(result["randomisation"])
             draw_randomisation(result["randomisation"], out / "randomisation.png")
             typer.echo(f"wrote {out / 'randomisation.png'}")
-        if json_file is not None and work is not None:
+        if json_file is not None:
             write_text(json_file, json.dumps({**result, "data": data}, indent=2) + "\n")
-            Shards.remove(work)
             typer.echo(f"wrote {json_file}")

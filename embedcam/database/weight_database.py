@@ -38,7 +38,8 @@ class WeightDatabase(Record):
         weights_std: (C, K) float32.
         top_channels: (C, T) int32, the channels with the largest signed mean weights.
         top_weights: (C, T) float32, their mean weights, strongest first.
-        distance_quantiles: (C, 5) float32, quantiles 0.5, 0.9, 0.95, 0.99 and 1 of the members' distances.
+        distance_quantiles: (C, 5) float32, quantiles 0.5, 0.9, 0.95, 0.99 and 1 of the distances from the members to
+            the nearest centroids of a clustering without them.
         label_names: Names of the classes, or None if the data had no labels.
         label_histogram: (C, L) int64, or None likewise.
         exemplars: The training images, or None if they were not kept.

@@ -303,13 +303,16 @@ def test_nothing_but_unreadable_images_is_an_error(fails, net_and_db, tmp_path):
     assert left_in(tmp_path / "out") == []
 
 
-def test_a_class_with_one_image_does_not_stop_training(run, copy, tmp_path):
+def test_a_class_with_one_image_stops_neither_training_nor_building(run, trained, copy, tmp_path):
     data = ("--data", f"folder:{copy}@all")
     for image in sorted((copy / "images" / "class0").iterdir())[1:]:
         image.unlink()
     code, _, err = run("train", *data, *TRAIN, "--epochs", 1, "--out", tmp_path / "net.safetensors")
     assert code == 0, err
     assert "1 of 3 classes have one image" in err
+    code, _, err = run("build", "--net", trained / "net.safetensors", *BUILD, *data, "--out", tmp_path / "weights.h5")
+    assert code == 0, err
+    assert "1 of 3 classes have a single image, which has no positive" in err
 
 
 def test_one_class_only_is_refused(fails, trained, copy, tmp_path):
