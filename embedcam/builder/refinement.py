@@ -17,6 +17,7 @@ from ..database.neighbors import Neighbors
 from ..database.record import Fusion, Refinement
 from ..explain.grad_weights import weigh
 from ..nets import layers, receptive_field
+from ..nets.choice import suggest_finer
 from ..nets.geometry import Geometry
 from ..nets.inference import tensor_batches
 from ..nets.network import Network
@@ -102,7 +103,7 @@ def measure_refinement(
 def _finer(net: Network) -> tuple[str, Geometry] | tuple[None, None]:
     """Choose the finer layer, if there is one that sees more than edges."""
     size = net.preprocess.input_size
-    layer = layers.suggest_finer(net.body, net.layer, size)
+    layer = suggest_finer(net.body, net.layer, size)
     if layer is None:
         return None, None
     geometry = receptive_field.geometry(net.body, layer, size)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import LayerError, TargetError
 from ..nets import layers, receptive_field
+from ..nets.choice import suggest
 from ..nets.geometry import Geometry
 from ..nets.network import Network
 from .explanation import Explanation
@@ -60,7 +61,7 @@ class GradCAM:
         self._weighting, self.placement, self.reshape = WEIGHTINGS[method], placement, reshape
         self._body = self.model.body if isinstance(self.model, Network) else self.model
         if layer is None:
-            layer = self.model.layer if isinstance(self.model, Network) else layers.suggest(self.model)
+            layer = self.model.layer if isinstance(self.model, Network) else suggest(self.model)
         self._single = isinstance(layer, str)
         self.layers = (layer,) if isinstance(layer, str) else tuple(layer)
         if not self.layers:

@@ -17,6 +17,7 @@ from ..errors import NetworkError
 from ..utils.files import write_bytes
 from ..utils.limits import LARGEST_INPUT, allowance
 from . import backbones, layers
+from .choice import suggest
 from .network import Network
 
 # One metadata key only: safetensors writes several in no fixed order, and files must not differ between runs.
@@ -72,7 +73,7 @@ class EmbeddingNet(Network):
         )
         if saved:
             self._load_saved(Path(str(weights)), saved, dim)
-        self.layer = layer or (saved or {}).get("layer") or layers.suggest(self.backbone, self.preprocess.input_size)
+        self.layer = layer or (saved or {}).get("layer") or suggest(self.backbone, self.preprocess.input_size)
 
     @property
     def body(self) -> nn.Module:

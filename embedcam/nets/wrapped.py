@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ..data.preprocess import Preprocess
 from ..errors import NetworkError
-from . import layers
+from .choice import suggest
 from .network import Network
 
 
@@ -28,7 +28,7 @@ class WrappedNet(Network):
         super().__init__(type(module).__name__, metric, preprocess)
         self.module = module
         self._output = output
-        self.layer = layer or layers.suggest(module, preprocess.input_size)
+        self.layer = layer or suggest(module, preprocess.input_size)
 
     @property
     def body(self) -> nn.Module:
