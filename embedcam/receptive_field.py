@@ -1,4 +1,4 @@
-"""Where a feature-map cell sits in the image."""
+"""Positions of feature-map cells in the image."""
 
 from .nets.geometry import Geometry
 from .nets.receptive_field import geometry

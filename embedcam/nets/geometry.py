@@ -1,4 +1,4 @@
-"""Where the cells of a feature map sit in the image."""
+"""Positions of the cells of a feature map in the image."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the cells of a feature map sit in the image.
+    """Positions of the cells of a feature map in the image.
 
     Cell (i, j) is centred at `first_cell_center + (i, j) * cell_stride` in continuous input pixels: pixel p spans
     [p, p + 1).
 
     Attributes:
-        cell_stride: (y, x) pixels from one cell's centre to the next.
-        first_cell_center: (y, x) centre of cell (0, 0).
+        cell_stride: (y, x) distance between the centres of neighboring cells, in pixels.
+        first_cell_center: (y, x) centre of cell (0, 0), in pixels.
     """
 
     cell_stride: tuple[float, float]
@@ -22,14 +22,14 @@ class Geometry:
 
     @classmethod
     def stretch(cls, map_size: tuple[int, int], input_size: tuple[int, int]) -> Geometry:
-        """Lay the cells out evenly, as a plain bilinear resize (without aligned corners) does.
+        """Return the geometry of cells that tile the image evenly, as in a plain bilinear resize.
 
         Args:
             map_size: (h, w) of the feature map.
             input_size: (H, W) of the image.
 
         Returns:
-            The geometry of the plain resize.
+            The geometry (a resize with `align_corners=False`).
         """
         stride = (input_size[0] / map_size[0], input_size[1] / map_size[1])
         return cls(stride, (stride[0] / 2, stride[1] / 2))

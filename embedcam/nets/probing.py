@@ -1,4 +1,4 @@
-"""Measure where a feature-map cell sits in the image, from where its gradient comes."""
+"""Measure the positions of feature-map cells in the image from their gradients."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ from . import layers
 Array = NDArray[np.float64]
 Line = tuple[float, float]  # (stride, first centre) along one axis
 
-IMAGES = 8  # of noise, at most; half as many are enough to confirm a candidate, one if it is right on the line
+IMAGES = 8  # of noise, at most; half are enough to confirm a candidate, one if it lies exactly on the line
 CELLS = 6  # probed in each image
-# How much more of the profiles than the best line a candidate may leave unexplained: a share of what that line leaves,
-# and a share of all. Measured at 22 layers of convolutional networks and transformers: the true geometry leaves up to
-# 1.06 times as much, one that is a quarter of a cell off at least 1.25 times.
+# Tolerance of a candidate's unexplained share: relative to that of the best line, and absolute. At 22 layers of
+# convolutional networks and transformers, the true geometry leaves up to 1.06 times as much unexplained as the best
+# line, one that is off by a quarter of a cell at least 1.25 times.
 WORSE, NEGLIGIBLE = 1.1, 0.005
-# The same for a line of the even tiling's stride: up to 1.022 times where that is the stride, from 1.03 times on where
-# it is 4 to 9 % off.
+# The same for a line with the stride of the even tiling: up to 1.022 times if that is the stride, at least 1.03 times
+# if it is off by 4 to 9 %.
 WORSE_STRIDE = 1.025
-UNUSABLE = 0.4  # what the best line may leave; at those layers up to 0.3, and over 0.4 where all cells see everything
+UNUSABLE = 0.4  # unexplained share of the best line: up to 0.3 at those layers, above 0.4 if all cells see everything
 NARROWEST = 0.25  # standard deviation of a bump in pixels
 
 T = TypeVar("T")
 
 
-# Under inference mode, nothing has a gradient.
+# In inference mode, there are no gradients.
 @torch.inference_mode(False)
 def probe(model: nn.Module, layer: str, input_size: tuple[int, int], candidates: Sequence[Geometry] = ()) -> Geometry:
     """Measure the stride and the first cell's centre of a layer's output from gradients.
 
-    The model is run on noise. For some cells of the middle, the squared gradient of a random mixture of the cell's
-    channels, summed over colours and over rows or columns, is the cell's profile along the other axis. After
-    subtracting what all cells have in common, such as global attention, the profiles are explained as bumps of one
-    width with their centres on a line. What explains them about as well as the best line is preferred to it: a
-    candidate, then the even tiling of the image, then a line with the stride of that tiling. Where gradients are
-    missing, zero or tell no places, the first candidate is taken, or else the even tiling.
+    The model runs on noise. For some central cells, the squared gradient of a random mixture of the cell's channels,
+    summed over colors and over rows or columns, is the cell's profile along the other axis. The mean profile, such as
+    that of global attention, is subtracted; the rest is fitted by bumps of equal width with their centres on a line.
+    Instead of the best line, a simpler geometry is returned if it fits about as well: a candidate, the even tiling of
+    the image, or a line with the stride of that tiling, in this order. If gradients are missing, zero or not
+    localised, the first candidate is returned, or the even tiling if there is none.
 
-    The measurement is of weights as they are: learned kernels that look to one side move it.
+    The result depends on the weights: asymmetric kernels shift it.
 
     Args:
-        model: Any module that takes images (1, 3, H, W).
+        model: A module that takes images (1, 3, H, W).
         layer: Dotted name of the feature layer.
         input_size: (H, W) in pixels.
         candidates: Geometries to prefer, best first.
 
     Returns:
-        The geometry in continuous input pixels; what is measured is rounded to hundredths.
+        The geometry in continuous input pixels; measured values are rounded to hundredths.
 
     Raises:
         LayerError: If the layer does not exist, does not run, or has no spatial output.
@@ -90,18 +90,18 @@ def run(
     look: Callable[[Tensor, Tensor], T],
     gradients: contextlib.AbstractContextManager[Any],
 ) -> T:
-    """Run a model in evaluation mode, look at a layer's output, and leave the model as it was.
+    """Run a model in evaluation mode and evaluate a function of a layer's output.
 
     Args:
-        model: Any module that takes images.
+        model: A module that takes images.
         layer: Dotted name of the layer.
         image: (1, 3, H, W).
-        look: Called with the layer's first output and its feature maps (1, K, h, w) as soon as they are there, since
-            a later layer may work in place.
-        gradients: Whether to build the graph: `torch.no_grad()` or `torch.enable_grad()`.
+        look: Called with the layer's first output and its feature maps (1, K, h, w), before later layers run, which
+            may work in place.
+        gradients: `torch.no_grad()`, or `torch.enable_grad()` to build the graph.
 
     Returns:
-        What `look` returns.
+        The result of `look`.
 
     Raises:
         LayerError: If the layer does not exist, does not run, or has no spatial output.
@@ -116,24 +116,24 @@ def run(
 
     handle = module.register_forward_hook(hook)
     try:
-        # Compiled code shows neither its layers nor its operations.
+        # Compiled code runs neither hooks nor dispatch modes.
         with layers.uncompiled(), layers.evaluating(model), gradients:
             model(image)
     finally:
         handle.remove()
     if not seen:
-        raise LayerError(f"layer {layer!r} did not run or does not put out one tensor; choose another")
+        raise LayerError(f"layer {layer!r} did not run, or its output is not a tensor; choose another")
     return seen[0]
 
 
 def _middle(count: int, generator: torch.Generator) -> Array:
-    """Choose cells of the middle half of an axis: nearer the image's border, padding eats into the profiles.
+    """Draw cells from the middle half of an axis, since padding changes the profiles near the border.
 
-    They lie at random in equal parts of it, since even steps could fall in with the windows of an attention.
+    One is drawn from each of equal parts: even steps could coincide with the windows of an attention.
     """
     first, last = (count - 1) // 4, -(-(count - 1) * 3 // 4)
-    places = (np.arange(CELLS) + torch.rand(CELLS, generator=generator).numpy()) / CELLS
-    cells: Array = np.floor(first + places * (last + 1 - first))
+    fractions = (np.arange(CELLS) + torch.rand(CELLS, generator=generator).numpy()) / CELLS
+    cells: Array = np.floor(first + fractions * (last + 1 - first))
     return cells
 
 
@@ -162,13 +162,13 @@ def _profiles(
 
 
 def _line(profiles: Array, index: Array, candidates: list[Line]) -> tuple[Line, bool]:
-    """Choose the line on which the bumps of the profiles (n, length) of the cells `index` lie.
+    """Fit the line on which the bumps of the profiles (n, length) of the cells `index` lie.
 
-    The last of the candidates is the even tiling. The second answer is whether a further image would tell no more.
+    The last candidate is the even tiling. Also returned is whether further images are unnecessary.
     """
     enough = len(index) >= IMAGES * CELLS // 2
-    lively = profiles.any(axis=1)
-    profiles, index = profiles[lively], index[lively]
+    has_gradient = profiles.any(axis=1)
+    profiles, index = profiles[has_gradient], index[has_gradient]
     profiles = profiles / profiles.sum(axis=1, keepdims=True)
     if len(set(index.tolist())) < 2 or np.ptp(profiles, axis=0).max() < 1e-6 * profiles.max():
         return candidates[0], True
@@ -179,7 +179,7 @@ def _line(profiles: Array, index: Array, candidates: list[Line]) -> tuple[Line, 
     heights = _unexplained(profiles, index, stride, first, width)[1]
     centers = first + stride * index
     inside = stride > 0 and centers.min() >= 0 and centers.max() <= profiles.shape[1]
-    if not left <= UNUSABLE or np.median(heights) <= 0 or not inside:  # what is left may be no number
+    if not left <= UNUSABLE or np.median(heights) <= 0 or not inside:  # `left` may be NaN
         return candidates[0], enough
     for line in candidates:
         if _fit(profiles, index, (*line, width), [2])[1] <= WORSE * left + NEGLIGIBLE:
@@ -193,7 +193,7 @@ def _line(profiles: Array, index: Array, candidates: list[Line]) -> tuple[Line, 
 
 
 def _best(profiles: Array, index: Array, even: float) -> tuple[float, float, float]:
-    """Find the best (stride, first centre, width), starting from the even tiling and from the profiles' peaks."""
+    """Fit (stride, first centre, width), starting from the even tiling and from the peaks of the profiles."""
     smooth = gaussian_filter1d(profiles - profiles.mean(axis=0), even / 2, axis=1)
     peaks = smooth.argmax(axis=1) + 0.5
     one, other = np.nonzero(index[:, None] < index)
@@ -204,7 +204,7 @@ def _best(profiles: Array, index: Array, even: float) -> tuple[float, float, flo
 
 
 def _inner(index: Array, best: tuple[float, float, float], length: int) -> NDArray[np.bool_]:
-    """Keep the cells whose bump lies inside the image, and at least three: beyond the border it is cut."""
+    """Select the cells whose bump is not cut off by the border of the image, and at least three."""
     stride, first, width = best
     room = {int(i): min(first + stride * i, length - first - stride * i) / width for i in index}
     third = sorted(room.values())[-3:][0]
@@ -214,7 +214,7 @@ def _inner(index: Array, best: tuple[float, float, float], length: int) -> NDArr
 def _fit(
     profiles: Array, index: Array, start: tuple[float, float, float], free: list[int]
 ) -> tuple[tuple[float, float, float], float]:
-    """Vary some of (stride, first centre, width); give the best and the share that it leaves unexplained."""
+    """Optimise some of (stride, first centre, width); return the optimum and its unexplained share."""
     values = np.array(start)
     steps = np.array([start[2] / 8, start[2] / 2, start[2] / 2])[free]
 
@@ -223,23 +223,23 @@ def _fit(
         return _unexplained(profiles, index, *values)[0]
 
     simplex = values[free] + np.vstack([np.zeros(len(free)), np.diag(steps)])
-    found = minimize(
+    optimum = minimize(
         left, simplex[0], method="Nelder-Mead", options={"initial_simplex": simplex, "xatol": 3e-3, "fatol": 1e-5}
     )
-    values[free] = found.x
+    values[free] = optimum.x
     stride, first, width = values.tolist()
-    return (stride, first, max(width, NARROWEST)), float(found.fun)
+    return (stride, first, max(width, NARROWEST)), float(optimum.fun)
 
 
 def _unexplained(profiles: Array, index: Array, stride: float, first: float, width: float) -> tuple[float, Array]:
-    """Explain profiles as bumps plus something common to all; give the share left, and the bumps' heights."""
+    """Fit profiles by bumps plus a common profile; return the unexplained share and the heights of the bumps."""
     pixels = np.arange(profiles.shape[1]) + 0.5
     bumps = np.exp(-0.5 * ((pixels - first - stride * index[:, None]) / max(width, NARROWEST)) ** 2)
-    # Least squares of (profile - mean profile) against (bump - mean bump): the common part cancels.
-    wanted = profiles - profiles.mean(axis=0)
+    # Least squares of (profile - mean profile) against (bump - mean bump): the common profile cancels.
+    residuals = profiles - profiles.mean(axis=0)
     products = bumps @ bumps.T
     normal = np.diag(np.diag(products)) - products / len(bumps)
-    right = (bumps * wanted).sum(axis=1)
+    right = (bumps * residuals).sum(axis=1)
     heights = np.linalg.solve(normal + 1e-9 * (np.trace(normal) + 1e-9) * np.eye(len(bumps)), right)
-    total = (wanted**2).sum()
+    total = (residuals**2).sum()
     return float(1 - heights @ right / total), heights

@@ -1,4 +1,4 @@
-"""Where a feature-map cell sits in the image."""
+"""Compute the positions of feature-map cells in the image."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from .probing import probe, run
 __all__ = ["Geometry", "geometry"]
 
 
-# Under inference mode, convolutions do not show as such.
+# In inference mode, convolutions are not dispatched as such.
 @torch.inference_mode(False)
 def geometry(model: nn.Module, layer: str, input_size: tuple[int, int]) -> Geometry:
-    """Work out the stride and the first cell's centre of a layer's output.
+    """Compute the stride and the first cell's centre of a layer's output.
 
-    One forward pass is followed operation by operation; each puts cell i of its output at a * i + b on the cells of
-    its input, for each axis. A convolution or pooling with kernel k, stride s, padding p and dilation d has a = s and
-    b = d (k - 1) / 2 - p, a transposed convolution the inverse. Resizing, padding, cropping, slicing, pixel
-    shuffling and adaptive pooling to a divisor of the size are followed too; what works on each place by itself keeps
-    the geometry. Where paths meet, the mean of those that could be followed is taken.
+    The operations of one forward pass are traced. Along each axis, an operation puts cell i of its output at
+    a * i + b on the cells of its input. A convolution or pooling with kernel k, stride s, padding p and dilation d has
+    a = s and b = d (k - 1) / 2 - p; a transposed convolution has the inverse. Resizing, padding, cropping, slicing,
+    pixel shuffling and adaptive pooling to a divisor of the size are traced too; pointwise operations keep the
+    geometry. Where branches meet, the mean of those that could be traced is taken.
 
-    Where no path to the layer could be followed (tokens of a transformer, cells rearranged by hand, custom
-    operations), the geometry is measured by `probing.probe`. What was met on the way at the layer's own size, such as
-    the patch embedding of a transformer, is returned if the measurement agrees with it.
+    If no path to the layer can be traced (tokens of a transformer, rearranged cells, custom operations), the geometry
+    is measured by `probing.probe`. Traced geometries of the same size as the layer, such as that of a transformer's
+    patch embedding, are preferred if the measurement agrees with them.
 
     Args:
-        model: Any module that takes images (1, 3, H, W).
+        model: A module that takes images (1, 3, H, W).
         layer: Dotted name of the feature layer.
         input_size: (H, W) in pixels.
 
@@ -63,28 +63,28 @@ def geometry(model: nn.Module, layer: str, input_size: tuple[int, int]) -> Geome
 
 
 class _Grid(NamedTuple):
-    """A geometry, and which axes of the tensor are y and x, counted from the end."""
+    """A geometry, and the axes of the tensor that are y and x, counted from the end."""
 
     geometry: Geometry
     axes: tuple[int, int]
 
 
 class _Tracker(TorchDispatchMode):
-    """Follow the grid of every tensor through one forward pass; `met` lists all, with their sizes (h, w)."""
+    """Traces the grid of every tensor through one forward pass; `met` lists all geometries with their sizes (h, w)."""
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()
-        # Keyed by identity, dropped with the tensor, so that a re-used id never finds an old entry.
-        self._known: dict[int, tuple[weakref.ref[Tensor], _Grid]] = {}
+        # By id of the tensor; the weak reference detects an id that is used again.
+        self._grids: dict[int, tuple[weakref.ref[Tensor], _Grid]] = {}
         self.met: list[tuple[tuple[int, int], Geometry]] = []
         self._remember(image, _Grid(PIXELS, (-2, -1)))
 
     def of(self, tensor: object) -> _Grid | None:
-        entry = self._known.get(id(tensor))
+        entry = self._grids.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
     def _remember(self, tensor: Tensor, grid: _Grid) -> None:
-        self._known[id(tensor)] = (weakref.ref(tensor), grid)
+        self._grids[id(tensor)] = (weakref.ref(tensor), grid)
         met = (_size(tensor, grid.axes), grid.geometry)
         if met not in self.met:
             self.met.append(met)
@@ -103,7 +103,7 @@ class _Tracker(TorchDispatchMode):
                 if grid is not None:
                     self._remember(tensor, grid)
                 else:
-                    self._known.pop(id(tensor), None)  # what worked in place may have moved the cells
+                    self._grids.pop(id(tensor), None)  # an operation in place may have moved the cells
         return output
 
     def _next(self, func: Callable[..., Any], args: tuple[Any, ...], output: Tensor) -> _Grid | None:
@@ -132,13 +132,13 @@ class _Tracker(TorchDispatchMode):
         return _Grid(Geometry((sy * ay, sx * ax), (cy + sy * by, cx + sx * bx)), grid.axes)
 
     def _joined(self, tensors: Iterable[object], output: Tensor) -> _Grid | None:
-        """Average the paths that meet in an operation; those without a grid (constants) do not count."""
+        """Average the branches that meet in an operation; tensors without a grid (constants) are ignored."""
         grids = [(tensor, self.of(tensor)) for tensor in tensors if isinstance(tensor, Tensor)]
-        known = [g for tensor, g in grids if g is not None and _size(tensor, g.axes) == _size(output, g.axes)]
-        if not known or any(g.axes != known[0].axes or not _same_stride(g, known[0]) for g in known):
+        traced = [g for tensor, g in grids if g is not None and _size(tensor, g.axes) == _size(output, g.axes)]
+        if not traced or any(g.axes != traced[0].axes or not _same_stride(g, traced[0]) for g in traced):
             return None
-        y, x = (sum(g.geometry.first_cell_center[n] for g in known) / len(known) for n in (0, 1))
-        return known[0]._replace(geometry=Geometry(known[0].geometry.cell_stride, (y, x)))
+        y, x = (sum(g.geometry.first_cell_center[n] for g in traced) / len(traced) for n in (0, 1))
+        return traced[0]._replace(geometry=Geometry(traced[0].geometry.cell_stride, (y, x)))
 
 
 def _size(tensor: Tensor, axes: tuple[int, int]) -> tuple[int, int]:
@@ -149,11 +149,11 @@ def _same_stride(one: _Grid, other: _Grid) -> bool:
     return all(map(math.isclose, one.geometry.cell_stride, other.geometry.cell_stride))
 
 
-# --- What operations do to a grid -------------------------------------------------------------------------------------
+# --- Effects of operations on a grid ----------------------------------------------------------------------------------
 
 
 class _Side(NamedTuple):
-    """One side of the grid that an operation meets: 0 for y or 1 for x, its axis, and its sizes before and after."""
+    """One axis of a grid in an operation: 0 for y or 1 for x, the tensor's axis, and the sizes before and after."""
 
     number: int
     axis: int
@@ -163,7 +163,7 @@ class _Side(NamedTuple):
 
 
 _Step = tuple[float, float]  # (a, b): cell i of the output lies at a * i + b on the cells of the input
-_NOT_EVEN = (0.0, 0.0)  # the operation does not keep the cells at even steps, or there is but one
+_NOT_EVEN = (0.0, 0.0)  # the cells of the output are not evenly spaced, or there is only one
 
 
 def _window(kernel: int, stride: int, padding: int, dilation: int) -> _Step:
@@ -202,7 +202,7 @@ def _average_pool(
 
 
 def _spread(side: _Side, *_: object) -> _Step:
-    """Both grids cover the same area: pixel shuffling, pooling to a divisor of the size, reducing an axis to 1."""
+    """Input and output cover the same area: pixel shuffling, pooling to a divisor of the size, reduction to 1."""
     ratio = side.size / side.out
     return (ratio, (ratio - 1) / 2)
 
@@ -219,14 +219,14 @@ def _linear(side: _Side, _size: object, align_corners: bool, *scales: float | No
 
 
 def _nearest(side: _Side, _size: object, *scales: float | None, shift: float = 0.0) -> _Step:
-    # Cell i takes the value of cell floor(ratio (i + shift)); the steps are uneven, their mean is what counts.
+    # Cell i has the value of cell floor(ratio (i + shift)); the steps are uneven, so their mean is taken.
     ratio = _ratio(side, scales)
     taken = (math.floor(ratio * (i + shift) + 1e-6) for i in range(side.out))
     return ratio, sum(t - ratio * i for i, t in enumerate(taken)) / side.out
 
 
 def _ratio(side: _Side, scales: Sequence[float | None]) -> float:
-    """Give the step of a resize: torch takes the scale that it was called with, else that of the sizes."""
+    """Return the step of a resize: torch uses the given scale, or else the ratio of the sizes."""
     scale = scales[side.number] if scales else None
     return 1 / scale if scale else side.size / side.out
 
@@ -247,8 +247,8 @@ def _of(side: _Side, value: int | Sequence[int]) -> int:
 
 
 def _permuted(source: Tensor, _output: Tensor, axes: tuple[int, int], order: Sequence[int]) -> tuple[int, int]:
-    places = [place % source.ndim for place in order]
-    y, x = (places.index(axis % source.ndim) - source.ndim for axis in axes)
+    order = [axis % source.ndim for axis in order]
+    y, x = (order.index(axis % source.ndim) - source.ndim for axis in axes)
     return y, x
 
 
@@ -259,7 +259,7 @@ def _transposed(source: Tensor, output: Tensor, axes: tuple[int, int], one: int,
 
 
 def _reshaped(source: Tensor, output: Tensor, axes: tuple[int, int], *_: object) -> tuple[int, int] | None:
-    """Find the two axes again, with as many numbers behind them as before."""
+    """Find the two axes in the output: they have the same sizes, and the same number of values behind them."""
     y, x = axes
     behind = math.prod(source.shape[x:][1:])
     for axis in range(-output.ndim, -1):
@@ -268,11 +268,11 @@ def _reshaped(source: Tensor, output: Tensor, axes: tuple[int, int], *_: object)
     return None
 
 
-# By aten's names, in the spelling that shows under a dispatch mode. Pointwise operations are known by their tag.
+# By the names of aten operators in a dispatch mode. Pointwise operators are recognised by their tag.
 _KEEPING = {
     *("_to_copy", "alias", "detach", "expand", "repeat", "split", "split_with_sizes", "channel_shuffle"),
     *("native_channel_shuffle", "_softmax", "_log_softmax", "_prelu_kernel", "glu"),
-    # Which versions of torch before 2.10 do not tag as pointwise, at least in place.
+    # Not tagged as pointwise before torch 2.10, at least in place.
     *("hardswish", "hardtanh", "leaky_relu", "elu", "selu", "celu", "rrelu", "threshold"),
     *("native_dropout", "log_sigmoid_forward", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"),
     *("_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_batch_norm_with_update"),

@@ -1,4 +1,4 @@
-"""Cut a backbone in two at a layer, to train only what comes after it."""
+"""Split a backbone at a layer, to train only the layers after it."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ def cut(backbone: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
         layer: Dotted name of the last layer of the first part.
 
     Returns:
-        The part up to and with the layer, and the part after it; both share the backbone's parameters, and one after
-        the other they do what the backbone does in evaluation mode.
+        The part up to and including the layer, and the part after it. They share the backbone's parameters, and
+        together compute what the backbone computes in evaluation mode.
 
     Raises:
-        LayerError: If there is no such layer, or the backbone is not a chain there: something after the layer also
-            needs what was before it.
+        LayerError: If there is no such layer, or a later layer also depends on the layers before it.
     """
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
     layers.resolve(backbone, layer)
     with layers.evaluating(backbone), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # training and evaluation differ in dropout nodes; the latter is what we take
+        warnings.simplefilter("ignore")  # the graphs of training and evaluation differ in dropout nodes
         _, nodes = get_graph_node_names(backbone)
         try:
             traced: Any = create_feature_extractor(
@@ -43,13 +42,13 @@ def cut(backbone: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
             raise LayerError(
                 f"cannot cut {type(backbone).__name__} at {layer!r}: {error}; choose another layer"
             ) from error
-        traced.eval()  # chooses the graph; the layers are shared, so this too must be undone
+        traced.eval()  # chooses the graph; also changes the mode of the shared layers, which `evaluating` restores
     ends = next(node for node in traced.graph.nodes if node.op == "output").args[0]
 
     try:
         return part(traced, None, ends["cut"]), part(traced, ends["cut"], ends["out"])
     except ValueError as error:
         raise LayerError(
-            f"cannot train from {layer!r} on: a later layer also needs what was before it; "
+            f"cannot train from {layer!r} on: a later layer also depends on the layers before it; "
             "choose a layer that everything passes through, such as the end of a stage"
         ) from error

@@ -1,4 +1,4 @@
-"""What a network is trained for: losses and miners of pytorch-metric-learning, by name."""
+"""Losses and miners of pytorch-metric-learning, by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OBJECTIVES = ("triplet", "arcface", "proxy-anchor", "multi-similarity")
 
 
 class Objective(nn.Module):
-    """A loss, with the miner that goes with it.
+    """A loss and its miner.
 
     Args:
         name: "triplet" (semi-hard), "arcface", "proxy-anchor" or "multi-similarity".
@@ -22,7 +22,7 @@ class Objective(nn.Module):
         metric: "cosine" or "euclidean"; only triplets can be Euclidean.
 
     Raises:
-        NetworkError: If the objective is unknown or does not go with the metric.
+        NetworkError: If the objective is unknown or does not support the metric.
 
     Source:
         FaceNet (arXiv 1503.03832), ArcFace (1801.07698), Proxy Anchor (2003.13911), Multi-Similarity (1904.06627).
@@ -55,7 +55,7 @@ class Objective(nn.Module):
             self.miner = miners.MultiSimilarityMiner()
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Measure a batch.
+        """Compute the loss of a batch.
 
         Args:
             embeddings: (B, D).

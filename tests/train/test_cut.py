@@ -40,7 +40,7 @@ def test_cutting_leaves_the_mode_alone():
 
 
 def test_a_network_that_is_no_chain_at_the_layer_is_refused():
-    with pytest.raises(LayerError, match=r"cannot train from 'layer2.0.conv1' on: a later layer also needs"):
+    with pytest.raises(LayerError, match=r"cannot train from 'layer2.0.conv1' on: a later layer also depends"):
         cut(backbones.create("resnet18"), "layer2.0.conv1")
 
 
