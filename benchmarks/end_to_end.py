@@ -1,13 +1,13 @@
-"""Time `explain_files` from image files to overlays: images per second, busy cores, where time goes, peak memory.
+"""Measure `explain_files` from image files to overlays: throughput, processor use, time per step, peak memory.
 
     python benchmarks/end_to_end.py [--images 1000] [--batch-size 4] [--concurrency 1] [--json FILE]
     python benchmarks/end_to_end.py --net net.safetensors --db weights.h5 --data DIR ...
     python benchmarks/end_to_end.py --onnx explainer.onnx --data DIR ...
 
-The made pictures are JPEGs of 400 x 300 pixels; without a network it is MobileNetV2 of random weights, with a small
-database. `busy %` is the processor time of the process by its wall time and all cores, `peak MB` its resident memory;
-both runs are processes of their own, so that their peaks can be compared. The three parts are timed alone, on one core
-and on a few images; `share %` is of their sum. With several concurrency, each computes on one core.
+Synthetic pictures are JPEGs of 400 x 300 pixels; the default network is MobileNetV2 with random weights and a small
+database. `busy %` is the processor time relative to wall time and cores, `peak MB` the resident memory; both runs have
+their own process, so that their peaks can be compared. The three steps are timed separately, on one core and on a few
+images; `share %` is relative to their sum. With `--concurrency` above 1, each batch is computed on one core.
 """
 
 from __future__ import annotations
@@ -52,40 +52,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--net", type=Path, help="network file")
     parser.add_argument("--db", type=Path, help="its weight database")
-    parser.add_argument("--onnx", type=Path, help="exported explainer, instead of these two")
-    parser.add_argument("--backbone", default="mobilenet_v2", help="of random weights, without any of these")
-    parser.add_argument("--image-size", type=int, default=224, help="its input")
-    parser.add_argument("--data", type=Path, help="folder of real images; made ones if left out")
-    parser.add_argument("--images", type=int, default=1000, help="of them; a run with a quarter of it comes first")
+    parser.add_argument("--onnx", type=Path, help="exported explainer, instead of network and database")
+    parser.add_argument(
+        "--backbone", default="mobilenet_v2", help="network with random weights, without --net and --onnx"
+    )
+    parser.add_argument("--image-size", type=int, default=224, help="side of its input, in pixels")
+    parser.add_argument("--data", type=Path, help="folder of images; synthetic ones by default")
+    parser.add_argument(
+        "--images", type=int, default=1000, help="number of images; a run with a quarter of it comes first"
+    )
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--concurrency", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--one", nargs=2, metavar=("WORK", "IMAGES"), help="do one work in this process")
+    parser.add_argument("--one", nargs=2, metavar=("WORK", "IMAGES"), help="run one work in this process")
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(one(given, *given.one)))
+        print(json.dumps(run_here(given, *given.one)))
         return
     with contextlib.ExitStack() as stack:
         if given.data is None:
-            made = stack.enter_context(images(None, given.images))
-            assert isinstance(made, FileSamples)
-            given.data = made.files[0].parents[1]
+            samples = stack.enter_context(images(None, given.images))
+            assert isinstance(samples, FileSamples)
+            given.data = samples.files[0].parents[1]
         if given.net is None and given.onnx is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             given.net, given.db = random_network(folder, given.backbone, given.image_size)
         sizes = [given.images // 4, given.images]
-        rows = [*(apart(given, "end to end", size)[0] for size in sizes), *apart(given, "parts", SAMPLE)]
+        rows = [run_in_process(given, "end to end", size)[0] for size in sizes]
+        rows += run_in_process(given, "steps", SAMPLE)
     made_with = about("torch", "numpy", "pillow") | {"batch size": given.batch_size, "concurrency": given.concurrency}
     report(COLUMNS, rows, made_with, given.json)
 
 
-def apart(given: argparse.Namespace, work: str, count: int) -> list[dict[str, Any]]:
-    """Do one work in a process of its own."""
+def run_in_process(given: argparse.Namespace, work: str, count: int) -> list[dict[str, Any]]:
+    """Run one work in its own process."""
     model = ["--onnx", given.onnx] if given.onnx else ["--net", given.net, "--db", given.db]
-    # What is given twice counts as it is given last.
-    more = map(str, ["--data", given.data, *model, "--one", work, count])
-    command = [sys.executable, __file__, *sys.argv[1:], *more]
+    # Later options override earlier ones.
+    options = map(str, ["--data", given.data, *model, "--one", work, count])
+    command = [sys.executable, __file__, *sys.argv[1:], *options]
     rows: list[dict[str, Any]] = json.loads(
         subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     )
@@ -93,7 +98,7 @@ def apart(given: argparse.Namespace, work: str, count: int) -> list[dict[str, An
 
 
 def random_network(folder: Path, backbone: str, image_size: int) -> tuple[Path, Path]:
-    """Write a network of random weights and a database of random images."""
+    """Write a network with random weights and a database of random images."""
     import torch
 
     torch.manual_seed(0)
@@ -104,23 +109,22 @@ def random_network(folder: Path, backbone: str, image_size: int) -> tuple[Path, 
     return folder / "net.safetensors", folder / "weights.h5"
 
 
-def one(given: argparse.Namespace, work: str, count: str) -> list[dict[str, Any]]:
-    """Do one work in this process."""
+def run_here(given: argparse.Namespace, work: str, count: str) -> list[dict[str, Any]]:
+    """Run one work in this process."""
     inputs = files.find_files([given.data]).files[: int(count)]
-    explainer = load(given, alone=work == "parts" or given.concurrency > 1)
+    explainer = load(given, single_thread=work == "steps" or given.concurrency > 1)
     with tempfile.TemporaryDirectory() as out:
-        if work == "parts":
-            return parts(explainer, inputs, given.batch_size, Path(out))
+        if work == "steps":
+            return steps(explainer, inputs, given.batch_size, Path(out))
         return [end_to_end(explainer, inputs, given, Path(out))]
 
 
-def load(given: argparse.Namespace, *, alone: bool) -> AnyExplainer:
-    """Load the explainer, to compute on all cores or on one alone."""
+def load(given: argparse.Namespace, *, single_thread: bool) -> AnyExplainer:
     if given.onnx:
-        return OnnxExplainer(given.onnx, threads=int(alone))
+        return OnnxExplainer(given.onnx, threads=int(single_thread))
     import torch
 
-    if alone:
+    if single_thread:
         torch.set_num_threads(1)
     return embedcam.Explainer(embedcam.EmbeddingNet.load(given.net), given.db)
 
@@ -128,7 +132,7 @@ def load(given: argparse.Namespace, *, alone: bool) -> AnyExplainer:
 def end_to_end(
     explainer: AnyExplainer, inputs: tuple[Path, ...], given: argparse.Namespace, out: Path
 ) -> dict[str, Any]:
-    """Explain files as the command line does."""
+    """Explain files like the command line."""
     wall, busy = time.perf_counter(), time.process_time()
     done = files.explain_files(
         explainer, inputs, out, batch_size=given.batch_size, workers=given.workers, concurrency=given.concurrency
@@ -145,7 +149,7 @@ def end_to_end(
 
 
 def peak_mb() -> float:
-    """Tell the peak of this process's resident memory, on Linux without what the process that started it held."""
+    """Peak of resident memory of this process in MB, on Linux without that of its parent."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
@@ -153,8 +157,8 @@ def peak_mb() -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def parts(explainer: AnyExplainer, inputs: tuple[Path, ...], batch_size: int, out: Path) -> list[dict[str, Any]]:
-    """Time reading, the network, and drawing and writing, each alone."""
+def steps(explainer: AnyExplainer, inputs: tuple[Path, ...], batch_size: int, out: Path) -> list[dict[str, Any]]:
+    """Time reading, explaining and writing separately."""
     samples, draw = files.find_files(inputs), DrawOptions()
     prepare = functools.partial(files.prepare, explainer.preprocess, files._LONGEST_SIDE)
     files._explain(explainer, samples, [(0, prepare(read_image(inputs[0])))])  # warm up
@@ -175,10 +179,10 @@ def parts(explainer: AnyExplainer, inputs: tuple[Path, ...], batch_size: int, ou
         {
             "work": name,
             "images": len(inputs),
-            "CPU ms/image": 1000 * taken / len(inputs),
-            "share %": 100 * taken / sum(seconds),
+            "CPU ms/image": 1000 * elapsed / len(inputs),
+            "share %": 100 * elapsed / sum(seconds),
         }
-        for name, taken in zip(names, seconds, strict=True)
+        for name, elapsed in zip(names, seconds, strict=True)
     ]
 
 

@@ -1,24 +1,23 @@
-"""Time explanations beside the plain embedding that they come with, and beside grad-cam, torchcam and captum.
+"""Compare the time of explanations with the plain forward pass, and with grad-cam, torchcam and captum.
 
     pip install "embedcam[test]"
     python benchmarks/explain_peers.py [--weights mobilenet_v2.safetensors] [--compile] [--json explain_peers.json]
 
-One embedding network, one feature layer (the default also looks at a finer one), the same images for all. Every method
-has a copy of the network of its own and runs once a round, so that all share whatever else the machine does. A ratio is
-the median, over the rounds, of two times of the same round:
+All methods explain the same images with the same network and feature layer; the default of embedcam also uses a finer
+layer. Every method has its own copy of the network and runs once per round. Ratios are medians over the rounds:
 
-- "x torch": this by the plain forward pass in torch;
-- "x channels last": this by the same with the images turned into that memory format, as embedcam turns them;
-- "x compiled": this by that one compiled with `torch.compile`, only of what is compiled too;
-- "x ONNX": this by the plain forward pass in onnxruntime, which is of float32 even where this is of 8 bits;
-- "grad-cam / this", "torchcam / this": how many times as long those take.
+- "x torch": relative to the plain forward pass in torch;
+- "x channels last": relative to the forward pass in the channels-last format, which embedcam uses;
+- "x compiled": relative to the same compiled with `torch.compile`, for compiled methods only;
+- "x ONNX": relative to the float32 forward pass in onnxruntime, for ONNX methods only;
+- "grad-cam / this", "torchcam / this": time of these methods relative to this one.
 
-Images are handed over as they mostly come: float32, contiguous. embedcam and grad-cam return heat maps at image size;
-torchcam and captum return a value a cell, and are spared the rest. Methods with backpropagation explain how near the
-embedding is to one fixed vector. onnxruntime gets as many threads as torch, and everything starts after a rest.
+Images are float32 and contiguous. embedcam and grad-cam return heat maps at image size; torchcam and captum return one
+value per cell, which takes less time. Methods with backpropagation explain the similarity to a fixed vector.
+onnxruntime uses as many threads as torch, and a pause precedes every call.
 
-With random weights, int8 leaves many convolutions in float, which the run counts, and takes minutes to find them: it
-tells little of a trained network.
+With random weights, int8 leaves many convolutions in float (their number is reported) and takes minutes to find them,
+so the result does not apply to trained networks.
 """
 
 from __future__ import annotations
@@ -53,9 +52,9 @@ from embedcam.onnx.quantise import QuantiseReport, quantise
 DIM, TRAINING, CALIBRATING = 128, 60, 16
 TORCH, CHANNELS_LAST = "torch forward", "torch forward, channels last"
 COMPILED, ONNX = "torch forward, channels last, compiled", "ONNX forward"
-# Seconds. Threads go on spinning after their work, onnxruntime's for 30 ms, torch's for 5: right after onnxruntime, the
-# torch forward took twice as long. Rests hardly change the ratios within torch.
-REST = 0.05
+# Seconds. Idle threads spin, in onnxruntime for 30 ms and in torch for 5 ms: without a pause, a forward pass in torch
+# after one in onnxruntime took twice as long.
+PAUSE = 0.05
 COLUMNS = {
     **dict.fromkeys(("backbone", "batch", "method", "backprop"), ""),
     "ms": ".1f",
@@ -70,39 +69,41 @@ Method = Callable[[Tensor], object]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--backbones", nargs="+", default=["mobilenet_v2", "resnet50"])
-    parser.add_argument("--weights", type=Path, help="state dict of torchvision's mobilenet_v2; random if left out")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="images at once")
-    parser.add_argument("--rounds", type=int, default=40, help="times that every method runs")
-    parser.add_argument("--image-size", type=int, default=224, help="side of every method's images")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too: minutes, and a C++ compiler")
-    parser.add_argument("--json", type=Path, help="also write the table there")
+    parser.add_argument("--weights", type=Path, help="state dict of torchvision's mobilenet_v2; random by default")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="batch sizes")
+    parser.add_argument("--rounds", type=int, default=40, help="timed calls per method")
+    parser.add_argument("--image-size", type=int, default=224, help="side of the images, in pixels")
+    parser.add_argument(
+        "--compile", action="store_true", help="also with torch.compile; takes minutes, and a C++ compiler"
+    )
+    parser.add_argument("--json", type=Path, help="JSON file for the table")
     given = parser.parse_args()
-    rows, left = [], {}
+    rows, float_layers = [], {}
     for backbone in given.backbones:
         torch.manual_seed(0)
         training = torch.rand(TRAINING, 3, given.image_size, given.image_size)
         net = network(backbone, given.weights if backbone == "mobilenet_v2" else None, training)
         explaining, small = explainers(net, training, given.compile)
-        left[backbone] = f"{len(small.float_layers)} of {small.layers}"
+        float_layers[backbone] = f"{len(small.float_layers)} of {small.layers}"
         without, backprop = {**plain(net, given.compile), **explaining}, with_backprop(net)
         for batch in given.batches:
             images = torch.rand(batch, *training.shape[1:])
-            found = measure({**without, **backprop}, images, given.rounds)
             rows += [
-                {"backbone": backbone, "batch": batch, "backprop": row["method"] in backprop, **row} for row in found
+                {"backbone": backbone, "batch": batch, "backprop": row["method"] in backprop, **row}
+                for row in measure({**without, **backprop}, images, given.rounds)
             ]
     made_with = about("torch", "onnxruntime", "grad-cam", "torchcam", "captum")
     made_with |= {"threads": torch.get_num_threads(), "image size": given.image_size, "rounds": given.rounds}
-    report(COLUMNS, rows, {**made_with, "convolutions left in float by int8": left}, given.json)
+    report(COLUMNS, rows, {**made_with, "convolutions left in float by int8": float_layers}, given.json)
 
 
 def measure(methods: dict[str, Method], images: Tensor, rounds: int) -> list[dict[str, Any]]:
-    """Time every method once a round, each after a rest."""
-    works: dict[str, Callable[[], object]] = {}
+    """Time every method once per round, each after a pause."""
+    calls: dict[str, Callable[[], object]] = {}
     for name, method in methods.items():
-        works[f"rest before {name}"] = partial(time.sleep, REST)
-        works[name] = partial(method, images)
-    seconds = interleaved(works, rounds)
+        calls[f"pause before {name}"] = partial(time.sleep, PAUSE)
+        calls[name] = partial(method, images)
+    seconds = interleaved(calls, rounds)
     return [
         {
             "method": name,
@@ -119,10 +120,10 @@ def measure(methods: dict[str, Method], images: Tensor, rounds: int) -> list[dic
 
 
 def network(backbone: str, weights: Path | None, training: Tensor) -> embedcam.EmbeddingNet:
-    """Make the network that all methods explain."""
+    """The network that all methods explain."""
     net = embedcam.EmbeddingNet(backbone, DIM, weights=weights, image_size=training.shape[-1])
     if weights is None:
-        # Or the signal of random weights fades from layer to layer, and all embeddings lie in one cluster.
+        # Else activations vanish with random weights, and all embeddings are in one cluster.
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = None
@@ -132,7 +133,7 @@ def network(backbone: str, weights: Path | None, training: Tensor) -> embedcam.E
 
 
 def plain(net: embedcam.EmbeddingNet, compiled: bool) -> dict[str, Method]:
-    """Embed without explaining: what the others are compared with."""
+    """Forward passes without an explanation, as baselines."""
     session = onnx_session(net)
     methods = {
         TORCH: forward(copy.deepcopy(net), torch.contiguous_format),
@@ -153,9 +154,9 @@ def forward(model: Callable[[Tensor], object], memory_format: torch.memory_forma
 
 
 def onnx_session(net: embedcam.EmbeddingNet) -> onnxruntime.InferenceSession:
-    """Write the embedding alone as a graph, and open it, both as embedcam does with an explainer."""
+    """Export the embedding alone, with the settings of embedcam."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's advice to its developers
+        warnings.simplefilter("ignore")  # of the exporter
         program = torch.onnx.export(
             net,
             (torch.zeros(2, 3, *net.preprocess.input_size),),
@@ -175,7 +176,7 @@ def onnx_session(net: embedcam.EmbeddingNet) -> onnxruntime.InferenceSession:
 def explainers(
     net: embedcam.EmbeddingNet, training: Tensor, compiled: bool
 ) -> tuple[dict[str, Method], QuantiseReport]:
-    """Explain by a database of random images: by default and as published, in torch and in onnxruntime."""
+    """Explainers with a database of random images, per preset, in torch and in onnxruntime."""
     labelled = [(image, number % 2) for number, image in enumerate(training)]
     database = embedcam.build_database(net, labelled, pairs=5)
     methods: dict[str, Method] = {}
@@ -201,7 +202,7 @@ def on_arrays(explainer: embedcam.OnnxExplainer) -> Method:
 
 
 def with_backprop(net: embedcam.EmbeddingNet) -> dict[str, Method]:
-    """Explain by gradients how near the embedding is to one vector."""
+    """Gradient methods for the similarity to a fixed vector."""
     proxy = functional.normalize(torch.randn(DIM), dim=0)
     ours, for_torchcam, for_captum, for_grad_cam = (copy.deepcopy(net) for _ in range(4))
     extractor = torchcam.methods.GradCAM(for_torchcam, for_torchcam.feature_layer)

@@ -1,8 +1,8 @@
-"""Choose the explainer's settings by cross-validation on training images; test images are never touched.
+"""Choose the settings of the explainer by cross-validation on the training images.
 
 Example: python benchmarks/heatmap_choices.py --net b.safetensors --data folder:butterflies --sizes 224 320 384 448
 
-Each fold of the training images is explained from a database that was built of the other folds.
+Each fold of the training images is explained with a database of the other folds. Test images are not used.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ SCORES = ("mean_ratio", "pointing", "best_iou", "best_threshold", "iou_50")
 
 
 def settings(db: WeightDatabase) -> dict[str, dict[str, Any]]:
-    """Name the explainers to be compared."""
-    found: dict[str, dict[str, Any]] = {"paper": {"preset": "paper"}}
+    """Settings to compare, by name."""
+    options: dict[str, dict[str, Any]] = {"paper": {"preset": "paper"}}
     for transfer in TRANSFERS:
-        found[transfer] = {"transfer": transfer}
+        options[transfer] = {"transfer": transfer}
     if db.fusion is not None:
         for transfer in TRANSFERS[:4]:
-            found[f"{transfer}, fused"] = {"transfer": transfer, "fused": True}
-    return found
+            options[f"{transfer}, fused"] = {"transfer": transfer, "fused": True}
+    return options
 
 
 def score(
     net: embedcam.EmbeddingNet, db: WeightDatabase, held: Samples, size: int, into: dict[str, Localization]
 ) -> None:
-    """Explain the images of one fold in one size with every explainer."""
+    """Add the scores of one fold, at one size, of every explainer."""
     explainers = {name: Explainer(net, db, **options) for name, options in settings(db).items()}
     preprocess = replace(net.preprocess, input_size=(size, size))
     for indices, images in batches(held, preprocess, 16):
@@ -59,17 +59,17 @@ def score(
 def _mask(held: Samples, index: int, preprocess: Preprocess) -> NDArray[np.bool_]:
     mask = held.mask(index)
     if mask is None:
-        raise DataError(f"{held.ids[index]} has no mask; choose a data set in which every training image has one")
+        raise DataError(f"{held.ids[index]} has no mask; use a data set with a mask for every training image")
     return preprocess.mask(mask)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", required=True, help="network file")
-    parser.add_argument("--data", required=True, help="SPEC whose training images have masks")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[224, 384], help="sides to explain at, in pixels")
+    parser.add_argument("--data", required=True, help="SPEC of training images with masks")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[224, 384], help="sizes to explain at, in pixels")
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the scores here")
+    parser.add_argument("--json", type=Path, help="JSON file for the scores")
     given = parser.parse_args()
     progress.show()
 
@@ -84,8 +84,8 @@ def main() -> None:
             score(net, db, training.subset(held), size, scores[size])
     rows = []
     print("| size | transfer | " + " | ".join(SCORES) + " |\n|---|---|" + "---|" * len(SCORES))
-    for size, found in scores.items():
-        for name, localization in found.items():
+    for size, by_name in scores.items():
+        for name, localization in by_name.items():
             result = localization.result()
             rows.append({"size": size, "method": name, **result})
             print(f"| {size} | {name} | " + " | ".join(f"{result[key]:.3f}" for key in SCORES) + " |")

@@ -1,10 +1,10 @@
-"""Do heat maps lie on the object? Every method of embedcam and two peers on one data set with masks, as one table.
+"""Compare the localization of all methods of embedcam and two other libraries on a data set with masks.
 
     python benchmarks/localization.py --net b.safetensors --db b.h5 --data folder:butterflies --out runs/localization
 
-Writes `localization.md`, `localization.json` and `localization.png`: the same images under the peers, per-image
-Grad-CAM, and embedcam's default. The peers are given what embedcam does without: each image's class, as similarity to
-the mean embedding of its training images. They need `pip install grad-cam torchcam`.
+Writes `localization.md`, `localization.json` and `localization.png`, the same images with the other libraries,
+per-image Grad-CAM, and the default of embedcam. Unlike embedcam, the other libraries use the true class of each image,
+as similarity to the mean embedding of its training images. They need `pip install grad-cam torchcam`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PICTURES = 8
 
 
 class ByProxy(nn.Module):
-    """An embedding network as a classifier, which the peers ask for: a class's score is the similarity to its proxy."""
+    """An embedding network as a classifier: the score of a class is the similarity to its proxy."""
 
     def __init__(self, net: EmbeddingNet, gallery: Gallery) -> None:
         super().__init__()
@@ -53,13 +53,13 @@ class ByProxy(nn.Module):
         self.register_buffer("proxies", gallery.proxies())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score every class (B, classes)."""
+        """Class scores (B, classes)."""
         scores: Tensor = self.net(images) @ self.proxies.T
         return scores
 
 
 def peers(net: EmbeddingNet, gallery: Gallery, labels: NDArray[np.int64]) -> list[Method]:
-    """Give grad-cam and torchcam, each with its own resize."""
+    """The methods grad-cam and torchcam, each with its own resize."""
     classifier = ByProxy(net, gallery).eval()
     grad_cam = PeerGradCAM(model=classifier, target_layers=[net.feature_layer])
 
@@ -68,7 +68,7 @@ def peers(net: EmbeddingNet, gallery: Gallery, labels: NDArray[np.int64]) -> lis
         return Explanation.of(np.asarray(maps, dtype=np.float32))
 
     def by_torchcam(images: Tensor, indices: NDArray[np.int64]) -> Explanation:
-        # Its hooks are taken off again, or every other row would pay for them.
+        # The context removes the hooks, which would slow down the other methods.
         with TorchCAM(classifier, net.feature_layer) as extractor, torch.enable_grad():
             (maps,) = extractor([int(labels[i]) for i in indices], classifier(images.clone()))
         resized = functional.interpolate(maps[:, None].detach(), images.shape[2:], mode="bilinear")[:, 0]
@@ -78,7 +78,7 @@ def peers(net: EmbeddingNet, gallery: Gallery, labels: NDArray[np.int64]) -> lis
 
 
 def table(result: dict[str, Any], given: argparse.Namespace) -> str:
-    """Write the rows as Markdown, with 95 % intervals."""
+    """Format the rows as Markdown, with 95 % intervals."""
     size, columns = result["explain_size"][0], score_columns()
     lines = [
         f"# Localization on {given.data}",
@@ -92,19 +92,21 @@ def table(result: dict[str, Any], given: argparse.Namespace) -> str:
         "|---|---|" + "---|" * (len(columns) + 2),
     ]
     for row in result["rows"]:
-        cells = []
+        texts = []
         for column in columns:
             interval = row["interval"][column.key]
-            cells.append(column.text(row) + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""))
+            texts.append(column.text(row) + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""))
         name = f"**{row['method']}** (default)" if row["default"] else row["method"]
-        known = "" if row["correlation"] is None else f"{row['correlation']:.2f}"
+        correlation = "" if row["correlation"] is None else f"{row['correlation']:.2f}"
         backprop = "yes" if row["backprop"] else "no"
-        lines.append(f"| {name} | {backprop} | " + " | ".join(cells) + f" | {known} | {row['ms_per_image']:.1f} |")
+        lines.append(
+            f"| {name} | {backprop} | " + " | ".join(texts) + f" | {correlation} | {row['ms_per_image']:.1f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def picture(net: EmbeddingNet, methods: list[Method], test: Samples, explainer: Explainer, path: Path) -> None:
-    """Draw the same images under several methods: as many images as fit, evenly spread over the data set."""
+    """Draw images evenly spread over the data set, with several methods."""
     indices = np.linspace(0, len(test) - 1, PICTURES + 2).round().astype(np.int64)[1:-1]
     images = torch.from_numpy(np.stack([explainer.preprocess(test.image(i)) for i in indices.tolist()])).to(net.device)
     pictures = list(explainer.preprocess.restore(images.cpu().numpy()))
@@ -117,7 +119,7 @@ def main() -> None:
     parser.add_argument("--net", required=True, help="network file")
     parser.add_argument("--db", required=True, help="its weight database")
     parser.add_argument("--data", required=True, help="SPEC with masks")
-    parser.add_argument("--out", type=Path, default=Path("runs/localization"), help="folder to write to")
+    parser.add_argument("--out", type=Path, default=Path("runs/localization"), help="output folder")
     parser.add_argument("--explain-size", type=int, help="side in pixels; the database's by default")
     given = parser.parse_args()
     progress.show()

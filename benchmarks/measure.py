@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, medians with intervals, the machine, tables and JSON."""
+"""Shared by the benchmarks: interleaved timing, medians with intervals, tables and JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedcam.utils.files import write_text
 
 
 class Median(NamedTuple):
-    """A median, and the order statistics that enclose it with 95 % probability."""
+    """A median with its 95 % confidence interval by order statistics."""
 
     value: float
     low: float
@@ -25,45 +25,44 @@ class Median(NamedTuple):
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Median:
-        """Take the median of at least one value; below six values the interval is their whole range."""
-        ranked = sorted(values)
-        count = len(ranked)
-        reach = round(0.98 * count**0.5) if count >= 6 else count
-        return cls(
-            statistics.median(ranked), ranked[max(0, count // 2 - reach)], ranked[min(count - 1, count // 2 + reach)]
-        )
+        """Median of at least one value; with fewer than six, the interval is their range."""
+        ordered = sorted(values)
+        count = len(ordered)
+        half_width = round(0.98 * count**0.5) if count >= 6 else count
+        low, high = max(0, count // 2 - half_width), min(count - 1, count // 2 + half_width)
+        return cls(statistics.median(ordered), ordered[low], ordered[high])
 
 
-def interleaved(works: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
-    """Time every work once a round, so that all share whatever else the machine does.
+def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
+    """Time every call once per round, so that other load on the machine affects all alike.
 
     Args:
-        works: What is timed, by name.
-        rounds: Times that each runs.
-        warm_up: Rounds before these that do not count.
+        calls: Functions to time, by name.
+        rounds: Number of timed rounds.
+        warm_up: Rounds before them that are not timed.
 
     Returns:
         Seconds of each round, by name.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(warm_up + rounds):
-        # There and back: none always runs after the same other one, with what that left in the caches.
-        for name in list(works)[:: 1 if number % 2 else -1]:
+        # In alternating order, so that no call always runs on the caches of the same other call.
+        for name in list(calls)[:: 1 if number % 2 else -1]:
             start = time.perf_counter()
-            works[name]()
-            taken = time.perf_counter() - start
+            calls[name]()
+            elapsed = time.perf_counter() - start
             if number >= warm_up:
-                seconds[name].append(taken)
+                seconds[name].append(elapsed)
     return seconds
 
 
-def ratio(above: Sequence[float], below: Sequence[float]) -> Median:
-    """Take the median, over the rounds, of one work's time by another's of the same round."""
-    return Median.of(a / b for a, b in zip(above, below, strict=True))
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Median:
+    """Median of the ratios of two times of the same round."""
+    return Median.of(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
 def about(*packages: str) -> dict[str, Any]:
-    """Name the machine and the versions that a table was made with."""
+    """Describe the machine and the versions."""
     return {
         "schema": 1,
         "embedcam": embedcam.__version__,
@@ -77,20 +76,19 @@ def about(*packages: str) -> dict[str, Any]:
 def report(
     columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], made_with: Mapping[str, Any], json_path: Path | None
 ) -> None:
-    """Print a table and, if wanted, write it.
+    """Print a table and optionally write it as JSON.
 
     Args:
-        columns: Format of each column to print, such as ".2f", by its name; a `Median` shows its interval.
-        rows: What was measured; more than is printed may be in them. None, and what is not there, is left empty.
-        made_with: From `about`.
-        json_path: Where to write all of it.
+        columns: Name and format, such as ".2f", of each printed column; a `Median` is printed with its interval.
+        rows: Measurements, also of columns that are not printed. Missing values and None are left empty.
+        made_with: Result of `about`.
+        json_path: JSON file, or None.
     """
     print(", ".join(f"{name} {value}" for name, value in made_with.items() if name != "schema"))
-    cells = [list(columns)]
-    cells += [[_cell(row.get(name), form) for name, form in columns.items()] for row in rows]
-    widths = [max(len(row[place]) for row in cells) for place in range(len(columns))]
-    for number, row in enumerate(cells):
-        print("| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |")
+    table = [list(columns), *([_text(row.get(name), form) for name, form in columns.items()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for number, texts in enumerate(table):
+        print("| " + " | ".join(text.ljust(width) for text, width in zip(texts, widths, strict=True)) + " |")
         if number == 0:
             print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
     if json_path is not None:
@@ -98,7 +96,7 @@ def report(
         write_text(json_path, json.dumps({**made_with, "rows": plain}, indent=2) + "\n")
 
 
-def _cell(value: Any, form: str) -> str:
+def _text(value: Any, form: str) -> str:
     if value is None:
         return ""
     if isinstance(value, Median):
@@ -111,10 +109,7 @@ def _plain(value: Any) -> Any:
 
 
 def _processor() -> str:
-    known = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in known.read_text().splitlines() if "model name" in line]
-        if known.exists()
-        else []
-    )
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
     return names[0] if names else platform.processor() or platform.machine()

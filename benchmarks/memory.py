@@ -1,11 +1,11 @@
-"""Measure the peak of resident memory: of a build and of `evaluate` as images grow, of explaining again and again.
+"""Measure the peak of resident memory of builds and evaluations of different sizes, and of repeated explanations.
 
     python benchmarks/memory.py [--sizes 1000 200000] [--explanations 1000] [--works build ...] [--json FILE]
 
-Each figure is of a process of its own. The pictures, 16 x 16 pixels in 50 classes, are computed from their numbers, so
-that only what embedcam keeps grows; the network is `tiny` with 16 dimensions. `evaluate` has a quarter as many training
-images as test images, every tenth of them with a mask. `x smallest` is the peak beside that of the smallest size;
-`grown MB` is how much more is resident at the end than after the first 50 explanations (Linux).
+Each row is measured in its own process. The pictures, 16 x 16 pixels in 50 classes, are computed from their index, so
+that only the memory of embedcam grows; the network is `tiny` with 16 dimensions. `evaluate` has a quarter as many
+training images as test images, and every tenth image has a mask. `x smallest` is the peak relative to that of the
+smallest size; `grown MB` is the growth of resident memory after the first 50 explanations (Linux).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from PIL import Image
 SIZE, DIM, CLASSES = 16, 16, 50
 NOISE = np.random.default_rng(0).integers(0, 90, 2**20, dtype=np.uint8)
 COLOURS = np.random.default_rng(1).integers(0, 256, (CLASSES, 3), dtype=np.uint8)
-WARM_UP = 50  # allocators and caches fill in the first calls
+WARM_UP = 50  # calls that fill allocators and caches
 COLUMNS = {
     "work": "",
     "images": ",",
@@ -46,7 +46,7 @@ COLUMNS = {
 
 
 class Names(Sequence[str]):
-    """The names of pictures, made when they are asked for."""
+    """Names of pictures, computed on access."""
 
     def __init__(self, rows: NDArray[np.int64]) -> None:
         self._rows = rows
@@ -63,12 +63,12 @@ class Names(Sequence[str]):
 
 
 @dataclass(frozen=True, eq=False)
-class Simulated:
-    """Pictures computed from their numbers: on noise, a square in the colour of the class.
+class Synthetic:
+    """Pictures computed from their index: a square in the colour of the class, on noise.
 
     Attributes:
-        rows: (N,) the numbers.
-        labels: (N,) the classes.
+        rows: (N,) indices.
+        labels: (N,) classes.
     """
 
     rows: NDArray[np.int64]
@@ -77,27 +77,27 @@ class Simulated:
     has_masks = True
 
     @classmethod
-    def of(cls, rows: NDArray[np.int64]) -> Simulated:
-        """Make those of some numbers."""
+    def of(cls, rows: NDArray[np.int64]) -> Synthetic:
+        """The pictures of some indices."""
         return cls(rows, rows % CLASSES)
 
     @property
     def ids(self) -> Names:
-        """The numbers as names."""
+        """Names of the pictures."""
         return Names(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def image(self, index: int) -> Image.Image:
-        """Compute picture `index`."""
+        """Picture `index`."""
         start = 7919 * int(self.rows[index]) % (len(NOISE) - 3 * SIZE * SIZE)
         pixels = NOISE[start : start + 3 * SIZE * SIZE].reshape(SIZE, SIZE, 3).copy()
         pixels[self._square(index)] = COLOURS[self.labels[index]]
         return Image.fromarray(pixels)
 
     def mask(self, index: int) -> NDArray[np.bool_] | None:
-        """Compute its mask, if it has one."""
+        """Mask of picture `index`, if it has one."""
         if self.rows[index] % 10:
             return None
         mask = np.zeros((SIZE, SIZE), dtype=bool)
@@ -109,26 +109,26 @@ class Simulated:
         return slice(top, top + 8), slice(left, left + 8)
 
     def ignore(self, index: int) -> None:
-        """Return None: every pixel counts."""
+        """No pixel is ignored."""
 
-    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Simulated:
-        """Keep only these pictures."""
+    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Synthetic:
+        """Select pictures."""
         return self.of(self.rows[np.asarray(indices, dtype=np.int64)])
 
 
 def prepare(folder: Path, count: int) -> None:
-    """Write the network, a database and an ONNX file for the others."""
+    """Write the network, the database and the ONNX file."""
     import torch
 
     import embedcam
     from embedcam.onnx.export import export
 
     torch.manual_seed(0)
-    samples = Simulated.of(np.arange(count))
+    samples = Synthetic.of(np.arange(count))
     net = embedcam.EmbeddingNet("tiny", DIM, image_size=SIZE)
-    some = torch.from_numpy(np.stack([net.preprocess(samples.image(row)) for row in range(CLASSES)]))
+    images = torch.from_numpy(np.stack([net.preprocess(samples.image(row)) for row in range(CLASSES)]))
     for _ in range(50):
-        net.train()(some)  # so that batch norms part the classes
+        net.train()(images)  # batch norms adapt, which separates the classes
     net.eval().save(folder / "net.safetensors")
     database = embedcam.build_database(net, samples)
     database.save(folder / "weights.h5")
@@ -136,44 +136,41 @@ def prepare(folder: Path, count: int) -> None:
 
 
 def build(folder: Path, count: int, *, exemplars: bool) -> None:
-    """Build a database as the command line does."""
+    """Build a database like the command line."""
     from embedcam.builder.build import build_file
     from embedcam.nets import EmbeddingNet
 
     net = EmbeddingNet.load(folder / "net.safetensors")
-    build_file(net, Simulated.of(np.arange(count)), folder / "built.h5", exemplars=exemplars)
+    build_file(net, Synthetic.of(np.arange(count)), folder / "built.h5", exemplars=exemplars)
 
 
 def evaluate(folder: Path, count: int) -> None:
-    """Score as the command line does."""
+    """Evaluate like the command line."""
     from embedcam.evaluate import table
     from embedcam.nets import EmbeddingNet
 
-    net, test, gallery = (
-        EmbeddingNet.load(folder / "net.safetensors"),
-        np.arange(count),
-        np.arange(count, count + count // 4),
-    )
-    table.evaluate(net, load_database(folder), Simulated.of(test), Simulated.of(gallery))
+    net = EmbeddingNet.load(folder / "net.safetensors")
+    test, training = np.arange(count), np.arange(count, count + count // 4)
+    table.evaluate(net, load_database(folder), Synthetic.of(test), Synthetic.of(training))
 
 
 def with_torch(folder: Path, count: int) -> float:
-    """Explain by torch."""
+    """Explain with torch."""
     import embedcam
 
     net = embedcam.EmbeddingNet.load(folder / "net.safetensors")
-    return growth(embedcam.Explainer(net, load_database(folder)), some_image(), count)
+    return growth(embedcam.Explainer(net, load_database(folder)), random_image(), count)
 
 
 def with_onnx(folder: Path, count: int) -> float:
-    """Explain by onnxruntime."""
+    """Explain with onnxruntime."""
     from embedcam.onnx import OnnxExplainer
 
-    return growth(OnnxExplainer(folder / "explainer.onnx"), some_image(), count)
+    return growth(OnnxExplainer(folder / "explainer.onnx"), random_image(), count)
 
 
 def with_gradients(folder: Path, count: int) -> float:
-    """Explain by backpropagation, by either method, at one layer and at two."""
+    """Explain with every Grad-CAM weighting, at one layer and at two."""
     import torch
 
     from embedcam.gradient import WEIGHTINGS, GradCAM, TripletMargin
@@ -183,23 +180,23 @@ def with_gradients(folder: Path, count: int) -> float:
     target = TripletMargin(*torch.randn(2, DIM))
     choices = itertools.product((net.layer, [net.layer, "features.5"]), WEIGHTINGS)
     cams = itertools.cycle([GradCAM(net, layer, method=method) for layer, method in choices])
-    return growth(lambda images: next(cams)(images, target), torch.from_numpy(some_image()), count)
+    return growth(lambda images: next(cams)(images, target), torch.from_numpy(random_image()), count)
 
 
 def load_database(folder: Path) -> Any:
-    """Load the database that `prepare` wrote."""
+    """Load the database of `prepare`."""
     from embedcam.database import WeightDatabase
 
     return WeightDatabase.load(folder / "weights.h5")
 
 
-def some_image() -> NDArray[np.float32]:
-    """Make an image batch of one."""
+def random_image() -> NDArray[np.float32]:
+    """A random image batch of size 1."""
     return np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE), dtype=np.float32)
 
 
 def growth(explain: Callable[[Any], object], image: Any, count: int) -> float:
-    """Explain an image again and again; tell by how many MB the resident memory grows."""
+    """Explain an image many times, and return the growth of resident memory in MB."""
     for _ in range(WARM_UP):
         explain(image)
     before = resident()
@@ -209,59 +206,60 @@ def growth(explain: Callable[[Any], object], image: Any, count: int) -> float:
 
 
 def resident() -> float:
-    """Tell the resident memory of this process in MB."""
+    """Resident memory of this process, in MB."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-OF_SIZES: dict[str, Callable[[Path, int], None]] = {
+SIZED_WORKS: dict[str, Callable[[Path, int], None]] = {
     "build": partial(build, exemplars=True),
     "build, no exemplars": partial(build, exemplars=False),
     "evaluate": evaluate,
 }
-EXPLAINING: dict[str, Callable[[Path, int], float]] = {
+EXPLAIN_WORKS: dict[str, Callable[[Path, int], float]] = {
     "Explainer": with_torch,
     "OnnxExplainer": with_onnx,
     "Grad-CAM": with_gradients,
 }
-WORKS = {"prepare": prepare, **OF_SIZES, **EXPLAINING}
+WORKS = {"prepare": prepare, **SIZED_WORKS, **EXPLAIN_WORKS}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 200_000], help="images")
     parser.add_argument("--explanations", type=int, default=1000)
-    works = [*OF_SIZES, *EXPLAINING]
+    works = [*SIZED_WORKS, *EXPLAIN_WORKS]
     parser.add_argument("--works", choices=works, nargs="+", default=works)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--one", nargs=3, metavar=("WORK", "IMAGES", "FOLDER"), help="do one work in this process")
+    parser.add_argument("--one", nargs=3, metavar=("WORK", "IMAGES", "FOLDER"), help="run one work in this process")
     given = parser.parse_args()
     if given.one:
         work, count, folder = given.one
-        one(work, int(count), Path(folder))
+        run_here(work, int(count), Path(folder))
         return
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        apart("prepare", min(given.sizes), name)
+        run_in_process("prepare", min(given.sizes), name)
         for work in given.works:
-            of_work = [apart(work, size, name) for size in (given.sizes if work in OF_SIZES else [given.explanations])]
+            counts = given.sizes if work in SIZED_WORKS else [given.explanations]
+            of_work = [run_in_process(work, count, name) for count in counts]
             rows += [{**row, "x smallest": row["peak MB"] / of_work[0]["peak MB"]} for row in of_work]
     report(COLUMNS, rows, about("torch", "faiss-cpu", "numpy"), given.json)
 
 
-def apart(work: str, count: int, folder: str) -> dict[str, Any]:
-    """Do one work in a process of its own."""
+def run_in_process(work: str, count: int, folder: str) -> dict[str, Any]:
+    """Run one work in its own process."""
     command = [sys.executable, __file__, "--one", work, str(count), folder]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     row: dict[str, Any] = json.loads(done.stdout)
     return row
 
 
-def one(work: str, count: int, folder: Path) -> None:
-    """Do one work, and print what it took.
+def run_here(work: str, count: int, folder: Path) -> None:
+    """Run one work and print its measurements.
 
-    The peak of a process is at least what the one that started it held then; that one holds little, without torch.
+    The peak of a process includes the memory of its parent at the start, which is small here, without torch.
     """
     start = time.perf_counter()
     grown = WORKS[work](folder, count)

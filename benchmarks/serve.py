@@ -1,11 +1,11 @@
-"""Send very many requests at once to a server of its own, and look for what is lost, slow, or grows.
+"""Load test of the server: many simultaneous requests, and their losses, latency and memory.
 
     python benchmarks/serve.py [--net FILE --db FILE | --onnx FILE] [--requests 200] [--rounds 5] [--json FILE]
 
-The server is a process of its own on this machine, which works on the same cores as the clients. By default it
-explains with a tiny network of the built-in pictures, which shows what the server itself costs. Every request has a
-connection of its own, and all of a round are sent at the same time: the slowest is the last in the queue. Lost is what
-was not answered with a whole explanation, the same for each. Memory is what is resident of the server.
+The server is a process on this machine and shares the cores with the clients. The default is a tiny network of the
+built-in pictures, which measures the overhead of the server. Every request has its own connection, and all requests of
+a round are sent at the same time, so the slowest is the last in the queue. A request is lost if its response is not
+the complete explanation. Memory is the resident memory of the server.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WARM_UP = 20
 
 
 class Answer(NamedTuple):
-    """What came back, and how long after all were sent."""
+    """Content of a response, or None, and its latency."""
 
     content: bytes | None
     seconds: float
@@ -52,47 +52,49 @@ def main() -> None:
     parser.add_argument("--net", type=Path)
     parser.add_argument("--db", type=Path)
     parser.add_argument("--onnx", type=Path)
-    parser.add_argument("--image", type=Path, help="what is sent; a made picture of 640 x 480 pixels by default")
-    parser.add_argument("--requests", type=int, default=200, help="at the same time")
+    parser.add_argument("--image", type=Path, help="picture to send; a synthetic one of 640 x 480 pixels by default")
+    parser.add_argument("--requests", type=int, default=200, help="simultaneous requests")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--concurrency", type=int, default=2, help="pictures explained at the same time, one thread each"
     )
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--serve", action="store_true", help="be the server")
+    parser.add_argument("--serve", action="store_true", help="run the server")
     given = parser.parse_args()
     if given.serve:
         serve(given)
         return
-    picture = given.image.read_bytes() if given.image else made_picture()
+    picture = given.image.read_bytes() if given.image else synthetic_picture()
     with tempfile.TemporaryDirectory() as folder:
         if not (given.onnx or given.net):
             given.net, given.db = prepare(Path(folder))
         with server(given) as (process, port):
-            whole = [send(port, picture).content for _ in range(WARM_UP)][-1]
+            expected = [send(port, picture).content for _ in range(WARM_UP)][-1]
             rows: list[dict[str, Any]] = []
             before = resident(process)
             for number in range(given.rounds):
-                rows.append({"round": number + 1, "MB before": before, **crowd(port, picture, whole, given.requests)})
+                rows.append(
+                    {"round": number + 1, "MB before": before, **load_test(port, picture, expected, given.requests)}
+                )
                 before = rows[-1]["MB after"] = resident(process)
     report(COLUMNS, rows, about("fastapi", "uvicorn", "torch") | {"concurrency": given.concurrency}, given.json)
 
 
-def crowd(port: int, picture: bytes, whole: bytes | None, requests: int) -> dict[str, Any]:
-    """Send so many requests at the same time."""
-    together = Barrier(requests)
+def load_test(port: int, picture: bytes, expected: bytes | None, requests: int) -> dict[str, Any]:
+    """Send requests at the same time."""
+    barrier = Barrier(requests)
 
-    def one(_: int) -> Answer:
-        together.wait()
+    def request(_: int) -> Answer:
+        barrier.wait()
         return send(port, picture)
 
     start = time.perf_counter()
-    with ThreadPoolExecutor(requests) as many:
-        answers = list(many.map(one, range(requests)))
+    with ThreadPoolExecutor(requests) as threads:
+        answers = list(threads.map(request, range(requests)))
     seconds = time.perf_counter() - start
     return {
         "requests": requests,
-        "lost": sum(answer.content is None or answer.content != whole for answer in answers),
+        "lost": sum(answer.content is None or answer.content != expected for answer in answers),
         "answers/s": requests / seconds,
         "median s": Median.of(answer.seconds for answer in answers),
         "slowest s": max(answer.seconds for answer in answers),
@@ -100,7 +102,7 @@ def crowd(port: int, picture: bytes, whole: bytes | None, requests: int) -> dict
 
 
 def send(port: int, picture: bytes) -> Answer:
-    """Have a picture explained, over a connection of its own."""
+    """Request the explanation of a picture over a new connection."""
     start = time.perf_counter()
     content = None
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
@@ -111,8 +113,8 @@ def send(port: int, picture: bytes) -> Answer:
     return Answer(content, time.perf_counter() - start)
 
 
-def made_picture() -> bytes:
-    """Make the file of a picture that is neither flat nor noise."""
+def synthetic_picture() -> bytes:
+    """A JPEG file of smooth random colours."""
     import numpy as np
     from PIL import Image
 
@@ -135,24 +137,24 @@ def prepare(folder: Path) -> tuple[Path, Path]:
 
 @contextlib.contextmanager
 def server(given: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Start this file as the server; gives its process and port."""
+    """Start the server; yields its process and port."""
     command = [sys.executable, __file__, "--serve"]
     for option in ("concurrency", "requests", "net", "db", "onnx"):
         if getattr(given, option):
             command += [f"--{option}", str(getattr(given, option))]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        said = process.stderr.readline()
-        if not said.startswith("serving at http://"):
-            raise SystemExit(said + process.stderr.read())
+        line = process.stderr.readline()
+        if not line.startswith("serving at http://"):
+            raise SystemExit(line + process.stderr.read())
         try:
-            yield process, int(said.split()[2].rpartition(":")[2])
+            yield process, int(line.split()[2].rpartition(":")[2])
         finally:
             process.terminate()
 
 
 def serve(given: argparse.Namespace) -> None:
-    """Be the server."""
+    """Run the server."""
     from embedcam.app import serve
     from embedcam.app.limits import Limits
     from embedcam.onnx import OnnxExplainer
@@ -174,7 +176,7 @@ def serve(given: argparse.Namespace) -> None:
 
 
 def resident(process: subprocess.Popen[str]) -> float:
-    """Tell the resident memory of a process in MB."""
+    """Resident memory of a process, in MB."""
     pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 

@@ -1,11 +1,11 @@
-"""Count the frames a second of a video that are read, explained through ONNX, drawn and written.
+"""Measure the frame rate of explaining a video with ONNX, including reading, drawing and writing.
 
     python benchmarks/video.py [--sizes 96 224] [--frame 640 480] [--json video.json]
     python benchmarks/video.py --video FILE ...
 
-The network is Faster-Grad-CAM's, MobileNetV2 of width 0.5, with random weights, explained by default. Without a file,
-the video is made: a picture that wanders. "CPU ms" is what all threads together spend on a frame; on idle cores, their
-number times 1000 / "CPU ms" is the most frames a second that could be. Nothing is shown.
+The network is that of Faster-Grad-CAM, MobileNetV2 of width 0.5, with random weights. The default video is synthetic, a
+moving picture. "CPU ms" is the processor time of all threads per frame; the number of cores times 1000 / "CPU ms" is an
+upper bound of the frame rate. No window is opened.
 """
 
 from __future__ import annotations
@@ -37,17 +37,23 @@ COLUMNS = {"input": "", "mode": "", "frames/s": ".1f", "CPU ms": ".1f"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[96, 224], help="sides of the network's input")
-    parser.add_argument("--frame", type=int, nargs=2, default=[640, 480], help="width and height of the made video")
-    parser.add_argument("--frames", type=int, default=300, help="of the made video")
-    parser.add_argument("--video", type=Path, help="a video file; a made one if left out")
-    parser.add_argument("--threads", type=int, default=1, help="of onnxruntime; drawing and writing have their own")
-    parser.add_argument("--rounds", type=int, default=5, help="times that every work runs")
-    parser.add_argument("--json", type=Path, help="also write the table there")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[96, 224], help="sides of the network's input, in pixels"
+    )
+    parser.add_argument(
+        "--frame", type=int, nargs=2, default=[640, 480], help="width and height of the synthetic video"
+    )
+    parser.add_argument("--frames", type=int, default=300, help="frames of the synthetic video")
+    parser.add_argument("--video", type=Path, help="a video file; a synthetic one by default")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of onnxruntime; drawing and writing have their own"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs per mode")
+    parser.add_argument("--json", type=Path, help="JSON file for the table")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        video = given.video or made(folder / "made.mp4", given.frame, given.frames)
+        video = given.video or synthetic_video(folder / "synthetic.mp4", given.frame, given.frames)
         rows = []
         for size in given.sizes:
             explainer = embedcam.OnnxExplainer(exported(size, folder / f"{size}.onnx"), threads=given.threads)
@@ -57,37 +63,37 @@ def main() -> None:
 
 
 def measure(explainer: embedcam.OnnxExplainer, video: Path, out: Path, rounds: int) -> list[dict[str, Any]]:
-    """Explain the whole video once a round in both modes."""
+    """Explain the video once per round in both modes."""
     modes = {"heat map": VIDEO_DRAW, "box": DrawOptions(boxes=True, threshold=VIDEO_DRAW.threshold)}
-    spent: dict[str, list[tuple[int, float]]] = {mode: [] for mode in modes}
+    cpu_times: dict[str, list[tuple[int, float]]] = {mode: [] for mode in modes}
 
-    def work(mode: str) -> StreamReport:
+    def run(mode: str) -> StreamReport:
         start = time.process_time()
-        done = explain_stream(explainer, video, out, modes[mode], show=False)
-        spent[mode].append((done.frames, time.process_time() - start))
-        return done
+        report = explain_stream(explainer, video, out, modes[mode], show=False)
+        cpu_times[mode].append((report.frames, time.process_time() - start))
+        return report
 
-    seconds = interleaved({mode: partial(work, mode) for mode in modes}, rounds, warm_up=1)
+    seconds = interleaved({mode: partial(run, mode) for mode in modes}, rounds, warm_up=1)
     return [
         {
             "input": explainer.preprocess.input_size[0],
             "mode": mode,
-            "frames/s": Median.of(spent[mode][0][0] / taken for taken in seconds[mode]),
-            "CPU ms": Median.of(1000 * cpu / frames for frames, cpu in spent[mode][1:]),
+            "frames/s": Median.of(cpu_times[mode][0][0] / elapsed for elapsed in seconds[mode]),
+            "CPU ms": Median.of(1000 * cpu / frames for frames, cpu in cpu_times[mode][1:]),
         }
         for mode in modes
     ]
 
 
 def exported(size: int, path: Path) -> Path:
-    """Write an explainer of random images as an ONNX file."""
+    """Export an explainer with a database of random images."""
     torch.manual_seed(0)
     training = torch.rand(TRAINING, 3, size, size)
     module = mobilenet_v2(width_mult=0.5)
     module.classifier = nn.Identity()
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
-            part.momentum = None  # or random weights fade from layer to layer, and all embeddings are alike
+            part.momentum = None  # else activations vanish with random weights
     with torch.no_grad():
         module.train()(training)
     net = embedcam.wrap(module.eval(), preprocess=embedcam.Preprocess((size, size)))
@@ -96,8 +102,8 @@ def exported(size: int, path: Path) -> Path:
     return path
 
 
-def made(path: Path, size: list[int], frames: int) -> Path:
-    """Write a video at 30 frames a second whose frames wander over a smooth picture."""
+def synthetic_video(path: Path, size: list[int], frames: int) -> Path:
+    """Write a video with 30 frames per second, a moving crop of a smooth picture."""
     (width, height), random = size, np.random.default_rng(0)
     coarse = Image.fromarray(random.integers(0, 256, (8, 16, 3), dtype=np.uint8))
     picture = np.asarray(coarse.resize((width + frames, height), Image.Resampling.BICUBIC))

@@ -18,13 +18,13 @@ def test_every_work_does_what_it_is_named_after(tmp_path, monkeypatch):
     memory = importlib.import_module("memory")
     memory.prepare(tmp_path, 400)
     for work, kept in (("build", True), ("build, no exemplars", False)):
-        memory.OF_SIZES[work](tmp_path, 410)
+        memory.SIZED_WORKS[work](tmp_path, 410)
         built = WeightDatabase.load(tmp_path / "built.h5")
         assert built.counts.sum() == 410
         assert (built.exemplars is not None) == kept
     memory.evaluate(tmp_path, 400)
-    for explain_again_and_again in memory.EXPLAINING.values():
-        assert isinstance(explain_again_and_again(tmp_path, 3), float)
+    for explain_many_times in memory.EXPLAIN_WORKS.values():
+        assert isinstance(explain_many_times(tmp_path, 3), float)
 
 
 def test_peaks_are_compared_with_that_of_the_smallest_size(run):
