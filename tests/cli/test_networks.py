@@ -1,0 +1,70 @@
+"""Networks of the user on every verb that takes one."""
+
+import json
+
+import numpy as np
+import pytest
+
+NETWORKS = """
+import torch
+from torch import nn
+import embedcam
+
+def make():
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
+    return nn.Sequential(trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 8))
+
+def wrapped():
+    return embedcam.wrap(make(), "0", preprocess=embedcam.Preprocess((32, 32)))
+"""
+RUN = """
+import os, runpy, sys
+os.chdir(sys.argv.pop(1))
+runpy.run_module("embedcam", run_name="__main__")
+"""
+
+
+@pytest.fixture
+def embedcam(forks, tmp_path):
+    """Run a command line that must succeed, beside a module of the user's own."""
+    (tmp_path / "users.py").write_text(NETWORKS)
+
+    def run(*words, code=0):
+        done = forks.run(RUN, tmp_path, *words)
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
+def test_a_wrapped_network_is_built_explained_evaluated_and_exported(embedcam, folder, tmp_path):
+    net, data = ("--net", "python:users:wrapped"), ("--data", f"folder:{folder}")
+    explained = (*net, "--db", "weights.h5")
+    images = folder / "images" / "class0"
+    embedcam("build", *net, *data, "--clusters", 4, "--top-k", 8, "--pairs", 5, "--out", "weights.h5")
+    embedcam("explain", *explained, images, "--out", "torch")
+    embedcam("evaluate", *explained, *data, "--json", "scores.json")
+    assert all(0 <= row["mean_ratio"] <= 1 for row in json.loads((tmp_path / "scores.json").read_text())["rows"])
+    embedcam("export", *explained, "--out", "explainer.onnx")
+    embedcam("explain", "--onnx", "explainer.onnx", images, "--out", "onnx")
+    maps = [np.load(tmp_path / runtime / "maps" / "00.png.npz")["heatmap"] for runtime in ("torch", "onnx")]
+    np.testing.assert_allclose(*maps, atol=1e-3)
+    said = embedcam("explain", *explained, images, "--against", images / "00.png", code=1)
+    assert "EmbeddingNet" in said
+    assert "Traceback" not in said
+
+
+def test_weights_go_with_a_name_alone(embedcam, folder, trained):
+    database = ("--db", trained / "weights.h5")
+    said = embedcam("explain", "--net", trained / "net.safetensors", *database, "--weights", "x.pth", folder, code=1)
+    assert "weights cannot be chosen: they are stored in" in said
+    said = embedcam("explain", "--net", "python:users:make", *database, "--weights", "x.pth", folder, code=1)
+    assert "no weights file x.pth" in said
+    said = embedcam("explain", "--onnx", "explainer.onnx", "--weights", "x.pth", folder, code=2)
+    assert "give --net and --db, or --onnx alone" in said
+
+
+def test_an_unknown_family_is_answered_with_the_nearest(embedcam, trained, folder):
+    said = embedcam("explain", "--net", "torchvison:resnet18", "--db", trained / "weights.h5", folder, code=1)
+    assert "unknown network family 'torchvison'; did you mean 'torchvision'?" in said
