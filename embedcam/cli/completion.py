@@ -18,7 +18,7 @@ _REGISTRIES = {
 
 
 def registry(name: str) -> Registry[Any]:
-    """Find a registry by the name that entry points and help texts use.
+    """Import a registry by the name that entry points and help texts use.
 
     Args:
         name: "datasets", "networks", "weightings" or "scores".
@@ -27,18 +27,19 @@ def registry(name: str) -> Registry[Any]:
         The registry.
     """
     module, _, variable = _REGISTRIES[name].partition(":")
-    found: Registry[Any] = getattr(importlib.import_module(f"embedcam.{module}"), variable)
-    return found
+    parts: Registry[Any] = getattr(importlib.import_module(f"embedcam.{module}"), variable)
+    return parts
 
 
 def registered(name: str) -> Callable[[str], list[str]]:
-    """Make the completion of a registry's names.
+    """Make a function that completes the names of a registry.
 
     Args:
         name: As for `registry`.
 
     Returns:
-        From what is typed so far to the names that begin so, with a colon where an argument follows.
+        A function of what is typed so far. It returns the names that begin with it, followed by a colon if they take
+        an argument.
     """
 
     def complete(incomplete: str) -> list[str]:
@@ -56,7 +57,7 @@ def backbones(incomplete: str) -> list[str]:
         incomplete: What is typed so far.
 
     Returns:
-        The names that begin so; none if torchvision is not installed.
+        The names that begin with it; none if torchvision is not installed.
     """
     try:
         from ..nets.backbones import names
@@ -73,7 +74,7 @@ def colormaps(incomplete: str) -> list[str]:
         incomplete: What is typed so far.
 
     Returns:
-        The short names that begin so.
+        The short names that begin with it.
     """
     from cmap import Catalog
 

@@ -1,1 +1,1 @@
-"""The data sets that embedcam reads, one module each; a new module here is found by itself."""
+"""The data sets of embedcam, one module each; new modules in this package are registered automatically."""

@@ -1,4 +1,4 @@
-"""The families of networks that `load_network` knows, one module each; a new module here is found by itself.
+"""The network families of embedcam, one module each; new modules in this package are registered automatically.
 
-The modules are imported for their names: torch and other large libraries are imported when a network is loaded.
+The modules are imported to list their names. They import torch and other large libraries only to load a network.
 """
