@@ -154,16 +154,16 @@ class Against:
             NetworkError: If the head sees more than the mean of each feature map.
         """
         with layers.evaluating(self.net, self._modules):
-            found = self.net.activations(images.to(self.net.device))
-            maps, vectors = found.maps, found.maps.mean(dim=(2, 3))
-            finite = found.embeddings.isfinite().all(dim=1)
-            entering = found.vector
-            if entering is None or not is_pooled(entering[finite], vectors[finite]):
+            seen = self.net.activations(images)
+            maps, vectors = seen.maps, seen.maps.mean(dim=(2, 3))
+            finite = seen.embeddings.isfinite().all(dim=1)
+            if seen.vector is None or not is_pooled(seen.vector[finite], vectors[finite]):
                 raise _cannot_share_out(self.net)
             lengths = torch.ones_like(vectors[:, 0])
             if self.net.metric == "cosine":
-                lengths = torch.linalg.vector_norm(self.net.head(vectors), dim=1).clamp(min=1e-12)
-        return Seen(maps, vectors, found.embeddings, lengths, (int(images.shape[2]), int(images.shape[3])))
+                output = self.net.head(layers.as_input(self.net.head, vectors)).float()
+                lengths = torch.linalg.vector_norm(output, dim=1).clamp(min=1e-12)
+        return Seen(maps, vectors, seen.embeddings, lengths, (int(images.shape[2]), int(images.shape[3])))
 
     @torch.inference_mode()
     def __call__(self, images: Tensor | Seen, other: Tensor | Seen) -> Comparison:
@@ -181,6 +181,10 @@ class Against:
             DataError: If the number of others does not fit.
         """
         ours, theirs = (side if isinstance(side, Seen) else self.see(side) for side in (images, other))
+        with torch.autocast(self.net.device.type, enabled=False):  # only the network runs in low precision
+            return self._compare(ours, theirs)
+
+    def _compare(self, ours: Seen, theirs: Seen) -> Comparison:
         count = len(ours.embeddings)
         if len(theirs.embeddings) not in (1, count):
             raise DataError(f"got {len(theirs.embeddings)} others for {count} images; give one, or one an image")

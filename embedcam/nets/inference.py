@@ -173,8 +173,8 @@ def embed(
                 vectors.add(on_host[:, dim:])
     if not len(kept):
         raise DataError(f"none of the {len(samples)} images can be read; see the warnings above")
-    known = len(vectors) == len(kept) and bool(all_pooled)
-    return Embedded(kept.result(), embeddings.result(), vectors.result() if known else None)
+    has_vectors = len(vectors) == len(kept) and bool(all_pooled)
+    return Embedded(kept.result(), embeddings.result(), vectors.result() if has_vectors else None)
 
 
 def is_pooled(vector: Tensor, means: Tensor) -> Tensor:

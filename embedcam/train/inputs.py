@@ -102,7 +102,9 @@ class Inputs:
         for rank in range(group.size):
             self._store_row[self._owner == rank] = np.arange(np.count_nonzero(self._owner == rank))
         if len(self._samples) < len(samples):
-            logger.warning("%d of %d images cannot be read and are skipped", len(samples) - len(self), len(samples))
+            logger.warning(
+                "%d of %d images could not be read and were left out", len(samples) - len(self), len(samples)
+            )
 
     def __enter__(self) -> Inputs:
         return self

@@ -1,4 +1,4 @@
-"""Network files of strangers."""
+"""Untrusted network files."""
 
 import json
 import resource

@@ -11,6 +11,7 @@ from torch.nn import functional
 import embedcam
 from embedcam.data import load
 from embedcam.data.arrays import as_samples
+from embedcam.explain.comparison import Against
 from embedcam.explain.grad_weights import weigh
 from embedcam.gradient import GradCAM, Similarity
 from embedcam.nets import EmbeddingNet
@@ -55,6 +56,9 @@ def test_a_network_of_any_number_type_is_built_explained_and_differentiated(floa
     db = embedcam.build_database(net, f"folder:{folder}", clusters=4, top_k=10, pairs=5)
     explanation = embedcam.Explainer(net, db)(IMAGES)
     seen = net.activations(IMAGES)
+    if isinstance(net, EmbeddingNet):
+        similarities = [Against(each)(IMAGES[:2], IMAGES[2:]).similarity for each in (net, float32_net)]
+        np.testing.assert_allclose(*similarities, atol=1e-2)
     maps = GradCAM(net)(IMAGES, Similarity(REFERENCE.to(device))).heatmaps
 
     assert seen.maps.dtype == seen.embeddings.dtype == torch.float32
@@ -71,6 +75,8 @@ def test_a_surrounding_autocast_is_allowed(float32_net, folder, device):
         db = embedcam.build_database(net, f"folder:{folder}", clusters=4, top_k=10, pairs=5)
         maps = GradCAM(net)(IMAGES, Similarity(REFERENCE.to(device))).heatmaps
         weights = weights_of(net, device)
+        if isinstance(net, EmbeddingNet):
+            Against(net)(IMAGES[:2], IMAGES[2:])
 
     assert np.isfinite(db.weights_mean).all()
     assert maps.dtype == np.float32
