@@ -151,7 +151,7 @@ def evaluate(folder: Path, count: int) -> None:
 
     net = EmbeddingNet.load(folder / "net.safetensors")
     test, training = np.arange(count), np.arange(count, count + count // 4)
-    table.evaluate(net, load_database(folder), Synthetic.of(test), Synthetic.of(training))
+    table.evaluate(net, load_database(folder), Synthetic.of(test), Synthetic.of(training), work=folder / "scores")
 
 
 def with_torch(folder: Path, count: int) -> float:

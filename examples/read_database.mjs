@@ -48,9 +48,9 @@ export async function openDatabase(bytes) {
     return [[path || "/", found], ...below];
   }
 
-  function heapText(cell) { // a variable-length string: its length, the address of the heap, and the index there
-    const length = cell.getUint32(0, true), number = cell.getUint32(12, true);
-    let at = Number(cell.getBigUint64(4, true)) + 16;
+  function heapText(reference) { // a variable-length string: its length, the address of the heap, and the index there
+    const length = reference.getUint32(0, true), number = reference.getUint32(12, true);
+    let at = Number(reference.getBigUint64(4, true)) + 16;
     while (length && u16(at) !== number) at += 16 + padded(u64(at + 8));
     return text(slice(at + 16, length));
   }
@@ -59,8 +59,8 @@ export async function openDatabase(bytes) {
     const kind = bytes[type], size = u32(type + 4), Numbers = NUMBERS[[kind, bytes[type + 1], size]];
     check(Numbers || kind === TEXT || kind === HEAP_TEXT, "an item has a datatype that format 1 does not use");
     if (Numbers) return new Numbers(data.buffer, 0, count);
-    const cells = range(count, (i) => data.slice(i * size, (i + 1) * size));
-    return cells.map((cell) => (kind === TEXT ? text(cell) : heapText(new DataView(cell.buffer))));
+    const elements = range(count, (i) => data.slice(i * size, (i + 1) * size));
+    return elements.map((element) => (kind === TEXT ? text(element) : heapText(new DataView(element.buffer))));
   }
 
   function attributes(path) { // name -> string or number, or an array of them; integers are bigint
@@ -88,8 +88,8 @@ export async function openDatabase(bytes) {
       check(chunk.length === height * width * size && u32(key + 4) === 0, `a chunk of ${path} is damaged`);
       const top = u64(key + 8), left = rank > 1 ? u64(key + 16) : 0; // chunks are cut off at the edges of the dataset
       for (let row = 0; row < Math.min(height, rows - top); row++) {
-        const cells = chunk.subarray(row * width * size).subarray(0, Math.min(width, columns - left) * size);
-        whole.set(cells, ((top + row) * columns + left) * size);
+        const elements = chunk.subarray(row * width * size).subarray(0, Math.min(width, columns - left) * size);
+        whole.set(elements, ((top + row) * columns + left) * size);
       }
     }
     const values = decode(type, whole, rows * columns);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,26 @@ from ..database.record import QUANTILES
 from ..errors import DataError
 
 logger = logging.getLogger("embedcam")
+
+
+class Clustered(NamedTuple):
+    """The clusters of the readable images.
+
+    Attributes:
+        kept: (N,) index of each readable image in the data set.
+        bounds: (S + 1,) index of each shard's first readable image, then N.
+        centroids: (C, D) float32.
+        cluster: (N,) index of each image's cluster.
+        distance: (N,) float32, to the centroid of that cluster.
+        held_out: (N,) float32, to the nearest centroid of a clustering without the image.
+    """
+
+    kept: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+    centroids: NDArray[np.float32]
+    cluster: NDArray[np.int64]
+    distance: NDArray[np.float32]
+    held_out: NDArray[np.float32]
 
 
 def kmeans(

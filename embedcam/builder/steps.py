@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +16,15 @@ from torch import Tensor
 
 from .._version import __version__
 from ..data.samples import Samples
-from ..database.neighbors import Neighbors, partition, searchable
+from ..database.neighbors import Neighbors, partition
 from ..database.record import Exemplars, NetworkRecord, top_channels
 from ..database.weight_database import WeightDatabase
-from ..errors import DataError, UnreadableError
+from ..errors import DataError
 from ..explain.grad_weights import direction, grad_weights, weigh
 from ..explain.weighting import WEIGHTINGS
 from ..nets import layers, receptive_field
 from ..nets.embedding import EmbeddingNet
-from ..nets.inference import Embedded, embed, tensor_batches
+from ..nets.inference import Embedded, tensor_batches
 from ..nets.network import Network
 from ..utils.clock import now
 from ..utils.distributed import Group
@@ -33,6 +32,7 @@ from ..utils.progress import counting
 from ..utils.resume import Parts, Rows, SavedParts
 from ..utils.shards import Shards
 from . import clusters as clustering
+from .embedding import embed_shards
 from .refinement import measure_refinement
 from .triplets import Partners
 
@@ -56,26 +56,6 @@ class BuildOptions:
     refinement: bool
     seed: int
     batch_size: int
-
-
-class Clustered(NamedTuple):
-    """The clusters of the readable images.
-
-    Attributes:
-        kept: (N,) index of each readable image in the data set.
-        bounds: (S + 1,) index of each shard's first readable image, then N.
-        centroids: (C, D) float32.
-        cluster: (N,) index of each image's cluster.
-        distance: (N,) float32, to the centroid of that cluster.
-        held_out: (N,) float32, to the nearest centroid of a clustering without the image.
-    """
-
-    kept: NDArray[np.int64]
-    bounds: NDArray[np.int64]
-    centroids: NDArray[np.float32]
-    cluster: NDArray[np.int64]
-    distance: NDArray[np.float32]
-    held_out: NDArray[np.float32]
 
 
 class Build:
@@ -116,7 +96,10 @@ class Build:
         Returns:
             The database.
         """
-        for step in (lambda: self.embed(embedded), self.cluster, self.weigh):
+        # Step 1, for each shard: embeddings and pooled features.
+        embed_shards(self.net, self.samples, self.embedded, embedded=embedded, strict=self.strict, **self.reading)
+        self.group.wait()
+        for step in (self.cluster, self.weigh):
             step()
             self.group.wait()
         if self.group.size == 1:
@@ -129,28 +112,6 @@ class Build:
         database = WeightDatabase.load(path)
         self.group.wait()  # before that, nobody may remove the file
         return database
-
-    def embed(self, embedded: Embedded | None) -> None:
-        """Step 1, for each shard: embeddings and pooled features."""
-        with _counting("embedding", self.embedded) as count:
-            for number in self.embedded.unfinished():
-                images = self.embedded.images(number)
-                seen = self._embed(images, count) if embedded is None else _part(embedded, images)
-                pooled = {} if seen.pooled is None else {"pooled": seen.pooled}
-                self.embedded.write(number, kept=seen.kept, embeddings=seen.embeddings, **pooled)
-
-    def _embed(self, images: range, count: Any) -> Embedded:
-        try:
-            seen = embed(self.net, self.samples.subset(images), strict=self.strict, count=count, **self.reading)
-        except UnreadableError:
-            return Embedded(np.empty(0, np.int64), np.empty((0, self.net.dim), np.float32), None)
-        wrong = np.flatnonzero(~searchable(seen.embeddings))
-        if len(wrong):
-            name = self.samples.ids[images[int(seen.kept[wrong[0]])]]
-            raise DataError(
-                f"the embedding of {name} is not finite, or too long to be compared; check the network and its training"
-            )
-        return Embedded(seen.kept + images.start, seen.embeddings, seen.pooled)
 
     def cluster(self) -> None:
         """Step 2, once: the clusters, and the distances of all images."""
@@ -177,7 +138,7 @@ class Build:
         distance = np.concatenate([distances for _, distances in nearest])
         held_out = distance.copy()  # images outside the sample are held out already
         held_out[chosen] = clustering.held_out_distances(sample, clusters, metric, seed)
-        clustered = Clustered(
+        clustered = clustering.Clustered(
             kept=np.concatenate(kept),
             bounds=bounds,
             centroids=centroids,
@@ -189,9 +150,9 @@ class Build:
 
     def weigh(self) -> None:
         """Step 3, for each shard: channel weights summed over each cluster, and the strongest of each image."""
-        clustered = self.clustered
-        with _counting("weighing", self.weighed) as count:
-            for number in self.weighed.unfinished():
+        clustered, unfinished = self.clustered, self.weighed.unfinished()
+        with counting("weighing", sum(len(self.weighed.images(number)) for number in unfinished)) as count:
+            for number in unfinished:
                 start, end = clustered.bounds[number : number + 2]
                 weights = self._weights(number, np.arange(start, end), count)
                 moments = clustering.Moments(len(clustered.centroids), self.net.channels)
@@ -301,9 +262,9 @@ class Build:
         return direction(positives, negatives, self.net.metric).to(self.net.device)
 
     @cached_property
-    def clustered(self) -> Clustered:
+    def clustered(self) -> clustering.Clustered:
         """Result of step 2."""
-        return Clustered(**self.parts.read("clusters"))
+        return clustering.Clustered(**self.parts.read("clusters"))
 
     @cached_property
     def embeddings(self) -> Rows:
@@ -329,18 +290,6 @@ class Build:
         labelled, clusters = self.readable.labels is not None, len(self.clustered.centroids)
         names = self.readable.names if labelled else [f"cluster {c}" for c in range(clusters)]
         return Partners(self.labels, names, self.options.pairs, self.options.seed)
-
-
-def _counting(what: str, shards: Shards) -> contextlib.AbstractContextManager[Any]:
-    """Show the progress of this process in a step."""
-    return counting(what, sum(len(shards.images(number)) for number in shards.unfinished()))
-
-
-def _part(embedded: Embedded, images: range) -> Embedded:
-    """Cut a shard out of available embeddings."""
-    inside = slice(*np.searchsorted(embedded.kept, [images.start, images.stop]).tolist())
-    pooled = None if embedded.pooled is None else embedded.pooled[inside]
-    return Embedded(embedded.kept[inside], embedded.embeddings[inside], pooled)
 
 
 def _of_pooled(net: EmbeddingNet, pooled: Tensor, directions: Tensor, method: str, cells: int) -> NDArray[np.float32]:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..builder.embedding import embed_shards
 from ..data.preprocess import Preprocess
 from ..data.samples import Samples
 from ..errors import DataError, UnreadableError
-from ..nets.inference import Embedded, Gathered, embed, tensor_batches
+from ..nets.inference import Embedded, Gathered, tensor_batches
 from ..nets.network import Network
 from ..utils.progress import counting
 from ..utils.shards import Shards
@@ -51,39 +52,20 @@ class Passes:
         Raises:
             DataError: If no image can be read, or one cannot and `strict` is set.
         """
+        options: dict[str, Any] = {"batch_size": self.batch_size, "strict": self.strict, "workers": self.workers}
+        embed_shards(self.net, samples, shards, what="gallery", pooled=pooled, **options)
         kept, embeddings, vectors = (Gathered(len(samples)) for _ in range(3))
-        unfinished = shards.unfinished()
-        with counting("gallery", sum(len(shards.images(number)) for number in unfinished)) as count:
-            for number in range(len(shards)):
-                rows = shards.images(number)
-                if number in unfinished:
-                    shards.write(number, **self._embedded(samples.subset(rows), count, pooled=pooled))
-                shard = shards.read(number)
-                if len(shard["kept"]):
-                    kept.add(shard["kept"] + rows.start)
-                    embeddings.add(shard["embeddings"])
-                    pooled &= "pooled" in shard
-                    if pooled:
-                        vectors.add(shard["pooled"])
+        for number in range(len(shards)):
+            shard = shards.read(number)
+            if len(shard["kept"]):
+                kept.add(shard["kept"])
+                embeddings.add(shard["embeddings"])
+                pooled &= "pooled" in shard
+                if pooled:
+                    vectors.add(shard["pooled"])
         if not len(kept):
             raise DataError(f"none of the {len(samples)} images can be read; see the warnings above")
         return Embedded(kept.result(), embeddings.result(), vectors.result() if pooled else None)
-
-    def _embedded(self, samples: Samples, count: Any, *, pooled: bool) -> dict[str, NDArray[Any]]:
-        try:
-            embedded = embed(
-                self.net,
-                samples,
-                batch_size=self.batch_size,
-                strict=self.strict,
-                workers=self.workers,
-                count=count,
-                pooled=pooled,
-            )
-        except UnreadableError:
-            return {"kept": np.empty(0, dtype=np.int64)}
-        pooled_vectors = {} if embedded.pooled is None else {"pooled": embedded.pooled}
-        return {"kept": embedded.kept, "embeddings": embedded.embeddings, **pooled_vectors}
 
     def run(
         self,

@@ -10,7 +10,7 @@ import pytest
 
 import embedcam
 from embedcam.builder import build as building
-from embedcam.builder import steps
+from embedcam.builder import embedding, steps
 from embedcam.data import load
 from embedcam.database.neighbors import Partitions
 from embedcam.errors import DatabaseError, DataError, OutputError
@@ -69,7 +69,7 @@ def test_what_is_embedded_already_is_not_embedded_again(net, folder, small_shard
     samples = load(f"folder:{folder}", "train")
     expected = embedcam.build_database(net, samples, **OPTIONS)
     seen = embed(net, samples, batch_size=4)
-    monkeypatch.setattr(steps, "embed", None)
+    monkeypatch.setattr(embedding, "embed", None)
     assert_same(embedcam.build_database(net, samples, embedded=seen, **OPTIONS), expected)
 
 
@@ -97,7 +97,7 @@ def test_an_interrupted_build_is_resumed_to_the_same_bytes(
         assert not (tmp_path / "cut.h5").exists()
     with monkeypatch.context() as patch:
         embedded = []
-        patch.setattr(steps, "embed", lambda *args, **options: embedded.append(1) or embed(*args, **options))
+        patch.setattr(embedding, "embed", lambda *args, **options: embedded.append(1) or embed(*args, **options))
         build_file(net, folder, tmp_path / "cut.h5", resume=True)
         assert len(embedded) == max(0, 4 - done_before)
     assert (tmp_path / "cut.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()

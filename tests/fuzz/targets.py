@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import io
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,23 +46,6 @@ class Target:
 def golden(name: str, checksum: int = 0) -> list[bytes]:
     content = (GOLDEN / name).read_bytes()
     return [content[: len(content) - checksum]]
-
-
-@functools.cache
-def databases() -> list[bytes]:
-    """The golden one, and the same with partitioned exemplars."""
-    import embedcam
-    from embedcam.database.neighbors import Partitions
-
-    db = embedcam.WeightDatabase.load(GOLDEN / "weights-1.0.0.h5")
-    assert db.exemplars is not None
-    points = db.exemplars.embeddings
-    partitions = Partitions(points[:3], (np.arange(len(points)) % 3).astype(np.int32), 2)
-    with tempfile.TemporaryDirectory() as folder:
-        dataclasses.replace(db, exemplars=dataclasses.replace(db.exemplars, partitions=partitions)).save(
-            Path(folder) / "partitions.h5"
-        )
-        return [*golden("weights-1.0.0.h5", TRAILER), (Path(folder) / "partitions.h5").read_bytes()[:-TRAILER]]
 
 
 def use_database(path: Path) -> None:
@@ -185,7 +167,7 @@ TRAILER = len("\nembedcam-sha256:") + 64
 ONNX_TRAILER = 2 + 2 + 15 + 2 + 64
 TARGETS = {
     "database": Target(
-        databases,
+        lambda: golden("weights-1.0.0.h5", TRAILER),
         (mutations.spoil_bytes, mutations.spoil_hdf5, mutations.spoil_hdf5, mutations.spoil_bomb),
         use_database,
         ".h5",

@@ -13,6 +13,7 @@ import torch
 
 from embedcam import Explainer
 from embedcam.database import Exemplars, Fusion, NetworkRecord, Refinement, WeightDatabase
+from embedcam.database.neighbors import Partitions
 from embedcam.nets import EmbeddingNet
 from embedcam.nets.geometry import Geometry
 from embedcam.onnx.export import export
@@ -77,6 +78,7 @@ def database(net: EmbeddingNet) -> WeightDatabase:
             cluster,
             np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 2, -1]),
             tuple(f"class/{number}.jpg" for number in range(N)),
+            Partitions(points(2, D), np.arange(N, dtype=np.int32) % 2, 1),
         ),
         refinement=Refinement((64, 64), 1.5, Fusion("features.8", Geometry((4.0, 4.0), (1.0, 1.0)), weights(C, FINE))),
         embedcam_version="0.1.0",

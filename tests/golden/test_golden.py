@@ -19,7 +19,7 @@ from embedcam.onnx.explainer import OnnxExplainer
 
 HERE = Path(__file__).parent
 SHA256 = {
-    "weights-1.0.0.h5": "d65e58f6de7046f07ebb62331c24b2148c3f6916256369a483ab244d7a48f389",
+    "weights-1.0.0.h5": "e986df846778c444e945804ad7f6d092d794968e574c088e9656f995e2ae136d",
     "net-1.safetensors": "3df88dd278ba18e4156ce0b91ecdcf2cf2539f80befcd705f79aa4d1843fc2d4",
     "explainer-1.onnx": "0d32cb234d1b6c9bbe854062a569e8d18ab076cefc6ab34bc313808c7bf632f4",
 }
@@ -75,6 +75,8 @@ def test_format_1_holds_the_numbers_that_it_held(db):
     assert ex.cluster.tolist() == [0, 1, 2] * 4
     assert ex.label.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 2, -1]
     assert ex.path == tuple(f"class/{number}.jpg" for number in range(N))
+    assert (ex.partitions.partition.tolist(), ex.partitions.probes) == ([0, 1] * 6, 1)
+    np.testing.assert_array_equal(ex.partitions.centroids, ex.embeddings[:2])
 
 
 def test_networks_of_format_1_hold_what_they_held():
