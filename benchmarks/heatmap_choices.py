@@ -36,10 +36,9 @@ SCORES = ("mean_ratio", "pointing", "best_iou", "best_threshold", "iou_50")
 def settings(db: WeightDatabase) -> dict[str, dict[str, Any]]:
     """Settings to compare, by name."""
     options: dict[str, dict[str, Any]] = {"paper": {"preset": "paper"}}
-    for transfer in TRANSFERS:
+    for transfer in TRANSFERS.names():
         options[transfer] = {"transfer": transfer}
-    if db.fusion is not None:
-        for transfer in TRANSFERS[:4]:
+        if db.fusion is not None:
             options[f"{transfer}, fused"] = {"transfer": transfer, "fused": True}
     return options
 

@@ -72,7 +72,7 @@ def pipeline(net: EmbeddingNet, database: WeightDatabase, samples: Samples) -> I
     for row, cluster in enumerate(explanation.clusters):
         channels, weights = database.top_channels[cluster], database.top_weights[cluster]
         strongest = maps[row, channels[:CHANNELS]]
-        summed = normalize(combine(maps[row : row + 1], weights[None], channels[None]))[0]
+        summed = normalize(combine(maps[row : row + 1, channels], weights[None]))[0]
         picture = np.asarray(samples.image(row))
         labels = ", ".join(f"{count} of {name}" for name, count in database.labels_of(int(cluster), 2))
         drawn = [squares(channel / max(float(strongest.max()), 1e-12)) for channel in strongest]

@@ -125,7 +125,7 @@ def reference(net, db, batch, fused):
         cells, stride = combined[0], 4.0
         if fused:
             cells, stride = combined[1] * placed(cells, 4.0, combined[1].shape, 2.0), 2.0
-            level = np.sort(cells.ravel())[-round(0.03 * cells.size)]
+            level = np.sort(cells.ravel())[-int(np.ceil(0.03 * cells.size))]
             cells = np.minimum(cells, level) if level > 0 else cells
         raw = placed(cells, stride, size)
         yield z, distance.argmin(), distance.min(), raw, (raw - raw.min()) / np.ptp(raw)
@@ -233,7 +233,7 @@ def test_sizes_of_one_work_for_every_transfer(metric, channels, dim, clusters):
 
     assert db.top_channels.shape == (db.clusters, channels)
     assert bool(db.weights_mean.any()) == moving
-    for transfer in TRANSFERS:
+    for transfer in TRANSFERS.names():
         found = embedcam.Explainer(net, db, transfer=transfer)(batch)
         assert np.isfinite(found.heatmaps).all() and np.isfinite(found.typicality).all()
         lit = found.heatmaps.any(axis=(1, 2))
@@ -250,7 +250,7 @@ def test_images_that_are_all_the_same_are_one_cluster_without_weights(metric, ca
 
     assert db.clusters == 1 and "only 1 different images" in caplog.text
     assert not db.weights_mean.any()  # nothing tells the positive from the negative
-    for transfer in TRANSFERS:
+    for transfer in TRANSFERS.names():
         found = embedcam.Explainer(net, db, transfer=transfer)(torch.cat([batch[:1], images(1, 3, 16, 16, seed=5)]))
         assert not found.heatmaps.any() and all(FLAT in notes for notes in found.notes)
         assert found.typicality.tolist() == [1, 0] and found.anomaly[0] < 1 < found.anomaly[1]

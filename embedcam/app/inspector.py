@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..errors import NetworkError
 from ..explain.comparison import Against, Pair
@@ -14,7 +13,6 @@ from ..explain.explainer import Explainer
 from ..explain.explanation import Explanation
 from ..explain.json_lines import comparison_line
 from ..explain.maps import place
-from ..nets import layers
 from ..nets.geometry import Geometry
 from .schemas import Channel, CompareResponse, Levels, LevelsPair
 
@@ -73,36 +71,28 @@ class NetworkInspector:
         Returns:
             At most 10 channels, strongest first.
         """
-        explainer, net = self._explainer, self._explainer.net
-        images = torch.from_numpy(image[None]).to(net.device)
-        with layers.evaluating(net), explainer.precision(images.device):
-            activations = net.activations(images)
-        size = (image.shape[1], image.shape[2])
-        embeddings = activations.embeddings.float().cpu().numpy()
-        assignment = explainer.transfer.find(embeddings, explainer.database.distance_scale(size))
-        chosen = explainer.transfer.choose(assignment)
-        maps = activations.maps[0].float().cpu().numpy()[chosen.channels[0]]
-        return list(self._channels(maps, chosen.channels[0], chosen.weights[0], size))
-
-    def _channels(
-        self,
-        maps: NDArray[np.float32],
-        channels: NDArray[np.int64],
-        weights: NDArray[np.float32],
-        size: tuple[int, int],
-    ) -> Iterator[Channel]:
-        stretched = self._explainer.placement == "stretch"
-        geometry = Geometry.stretch(maps.shape[1:], size) if stretched else self._explainer.database.geometry
-        contributions = weights * maps.sum(axis=(1, 2))
-        total = float(np.abs(contributions).sum()) or 1.0
-        for index in range(min(_CHANNELS, len(channels))):
-            placed = place(maps[index : index + 1].clip(min=0), geometry, size)[0]
-            yield Channel(
-                channel=int(channels[index]),
-                weight=float(weights[index]),
-                share=float(contributions[index]) / total,
-                levels=Levels.of(placed / max(float(placed.max()), np.finfo(np.float32).tiny)),
+        images = torch.from_numpy(image[None]).to(self._explainer.net.device)
+        maps, weights = (values[0] for values in self._explainer.channel_weights(images))
+        strongest = weights.topk(min(_CHANNELS, int(weights.count_nonzero())))
+        contributions = weights * maps.sum(dim=(1, 2))
+        shares = contributions / contributions.abs().sum().clamp(min=torch.finfo(torch.float32).tiny)
+        placed = self._placed(maps[strongest.indices].clamp(min=0), (image.shape[1], image.shape[2]))
+        return [
+            Channel(
+                channel=int(channel),
+                weight=float(weight),
+                share=float(shares[channel]),
+                levels=Levels.of(levels / max(float(levels.max()), np.finfo(np.float32).tiny)),
             )
+            for weight, channel, levels in zip(*strongest, placed, strict=True)
+        ]
+
+    def _placed(self, maps: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
+        stretched = self._explainer.module.placement == "stretch"
+        cells = (maps.shape[1], maps.shape[2])
+        geometry = Geometry.stretch(cells, size) if stretched else self._explainer.database.geometry
+        placed: NDArray[np.float32] = place(maps, geometry, size).cpu().numpy()
+        return placed
 
 
 def _levels(maps: Pair[Explanation]) -> LevelsPair:

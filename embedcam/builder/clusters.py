@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..database.neighbors import Neighbors, searchable
-from ..database.record import QUANTILES
+from ..database.quantiles import QUANTILES
 from ..errors import DataError
 
 logger = logging.getLogger("embedcam")

@@ -110,7 +110,8 @@ class GradCAM:
         target = Kept(scores)
         maps = [explanation.heatmaps for explanation in self._cam(input_tensor, target).values()]
         self.outputs = target.output
-        return maps[0] if len(maps) == 1 else normalize(np.mean(maps, axis=0))
+        averaged: NDArray[np.float32] = maps[0] if len(maps) == 1 else normalize(np.mean(maps, axis=0))
+        return averaged
 
     def __enter__(self) -> GradCAM:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +65,25 @@ class Preprocess:
         scale, shift = self.scale_and_shift
         pixels = np.asarray(image, dtype=np.float32) * scale - shift
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def batch(self, images: Any) -> Any:
+        """Prepare pictures; images that are prepared already are left as they are.
+
+        Args:
+            images: Pictures of any size: Pillow images or uint8 arrays (H, W, 3), in a sequence or an array; or
+                prepared images (B, 3, H, W), an array or a tensor.
+
+        Returns:
+            float32 (B, 3, H, W), normalised; what was prepared as it was given.
+        """
+        if isinstance(images, Image.Image):
+            images = [images]
+        is_array = isinstance(images, np.ndarray)
+        if hasattr(images, "is_floating_point") or (is_array and images.dtype != np.uint8):
+            return images
+        pictures = [image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images]
+        prepared = [self(picture.convert("RGB")) for picture in pictures]
+        return np.stack(prepared) if prepared else np.empty((0, 3, *self.input_size), np.float32)
 
     @property
     def scale_and_shift(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

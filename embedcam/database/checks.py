@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ..errors import DatabaseError
 from ..utils.limits import LARGEST_INPUT
-from .record import QUANTILES, Record
+from .quantiles import QUANTILES
+from .record import Record
 
 _TYPES = {
     "centroids": "float32",

@@ -13,8 +13,6 @@ from ..errors import DatabaseError
 from ..nets.geometry import Geometry
 from .neighbors import Partitions
 
-QUANTILES = (0.5, 0.9, 0.95, 0.99, 1.0)
-
 
 @dataclass(frozen=True)
 class NetworkRecord:

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from ..errors import DatabaseError
 from . import store
 from .checks import require_valid
-from .record import QUANTILES, Record, Refinement
+from .quantiles import Slopes
+from .record import Record, Refinement
 
-# Exponent of e: a distance multiplied by that is still a float32.
-_LARGEST_POWER = 40.0
+# Of the ratio of pixels, so that no distance leaves the range of float32.
+_LARGEST_EXPONENT = 6.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -142,81 +144,70 @@ class WeightDatabase(Record):
 
         return database_html(self)
 
-    def distance_scale(self, size: tuple[int, int]) -> float:
+    def distance_scale(self, size: tuple[Any, Any]) -> Any:
         """Estimate the factor by which distances to centroids grow at another input size.
 
-        The factor is measured at the size of `refinement`. Between that size and the network's own it is interpolated
-        linearly in the logarithms of factor and area.
+        The factor is measured at the size of `refinement`, and assumed to be a power of the number of pixels.
 
         Args:
-            size: (H, W) in pixels.
+            size: (H, W) in pixels, two numbers or two tensors.
 
         Returns:
-            The factor, 1 at the network's own input size.
+            A number or a tensor; 1 at the network's own input size.
         """
-        if self.refinement is None:
-            return 1.0
-        own, measured, asked = (
-            math.log(h * w) for h, w in (self.network.preprocess.input_size, self.refinement.input_size, size)
-        )
-        share = (asked - own) / (measured - own) if measured != own else 0.0
-        power = share * math.log(self.refinement.distance_scale)
-        return math.exp(max(-_LARGEST_POWER, min(power, _LARGEST_POWER)))
+        height, width = self.network.preprocess.input_size
+        return (size[0] * size[1] / (height * width)) ** self._distance_exponent
+
+    @cached_property
+    def _distance_exponent(self) -> float:
+        if self.refinement is None or self.refinement.input_size == self.network.preprocess.input_size:
+            return 0.0
+        own, refined = (h * w for h, w in (self.network.preprocess.input_size, self.refinement.input_size))
+        exponent = math.log(self.refinement.distance_scale) / math.log(refined / own) if refined != own else 0.0
+        return max(-_LARGEST_EXPONENT, min(exponent, _LARGEST_EXPONENT))
 
     def typicality(self, clusters: NDArray[np.int64], distances: NDArray[np.float32]) -> NDArray[np.float32]:
         """Rate how usual images are for their clusters.
 
         Args:
             clusters: (B,) indices.
-            distances: (B,) to the centroids of those clusters.
+            distances: (B,) to those clusters' centroids.
 
         Returns:
-            (B,) in [0, 1]: the share of the cluster's training images that lie at least as far from the centroid,
-            interpolated between the stored quantiles; 0 beyond the farthest.
+            (B,) in [0, 1]: the share of the cluster's training images that lie at least as far out, interpolated
+            between the stored quantiles; 0 beyond the farthest.
         """
-        rows = self.distance_quantiles[clusters].astype(float)
-        return _shares_beyond(distances.astype(float), rows).astype(np.float32)
+        share: NDArray[np.float64] = Slopes.of(self.distance_quantiles).beyond(clusters, distances.astype(float))
+        return share.astype(np.float32)
 
     def anomaly(self, distances: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Rate how unlike the training images others are.
-
-        The score is the distance relative to that of the outermost 1 % of all training images. Single clusters are too
-        small for such a quantile.
+        """Rate how unlike the training images others are: the distance relative to `far_distance`.
 
         Args:
             distances: (B,) to the nearest centroids.
 
         Returns:
-            (B,) not negative; above 1 if an image lies farther out than 99 % of the training images.
+            (B,) not negative; above 1 an image is farther out than 99 % of the training images.
         """
-        # If all training images lie on their centroids, rounding errors must not count as anomalies.
-        return np.asarray(distances / max(self._far_distance, 1e-6), dtype=np.float32)
+        return np.asarray(distances / self.far_distance, dtype=np.float32)
 
     @cached_property
-    def _far_distance(self) -> float:
-        """The distance beyond which 1 % of all training images lie from their centroids, from the stored quantiles."""
-        rows, least = self.distance_quantiles.astype(float), 0.01
-        steps = np.unique(rows)
+    def far_distance(self) -> float:
+        """The distance beyond which 1 % of all training images lie from their centroids.
+
+        It is taken over all clusters together: single clusters are too small for such a quantile.
+        """
+        slopes, share = Slopes.of(self.distance_quantiles), 0.01
+        clusters, steps = np.arange(self.clusters), np.unique(self.distance_quantiles.astype(float))
 
         def beyond(step: int) -> float:
-            return float(np.average(_shares_beyond(np.full(len(rows), steps[step]), rows), weights=self.counts))
+            return float(np.average(slopes.beyond(clusters, np.full(self.clusters, steps[step])), weights=self.counts))
 
-        # The share falls from step to step, so bisection finds the last step whose share is large enough.
-        last = bisect.bisect_right(range(len(steps)), -least, key=lambda step: -beyond(step)) - 1
+        # The share falls from step to step: bisection finds the last that is large enough, however many clusters.
+        last = bisect.bisect_right(range(len(steps)), -share, key=lambda step: -beyond(step)) - 1
         pair = [max(last, 0), min(last + 1, len(steps) - 1)]
-        return float(np.interp(-least, [-beyond(step) for step in pair], steps[pair]))
-
-
-def _shares_beyond(distances: NDArray[np.float64], quantiles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Interpolate the share of a cluster's images that lie at least as far out: (B,), for rows (B, 5) of quantiles."""
-    rows = np.concatenate([np.zeros((len(quantiles), 1)), quantiles], axis=1)
-    shares = np.array([1.0, *(1 - q for q in QUANTILES)])
-    below = ((rows <= distances[:, None]).sum(axis=1) - 1).clip(0, len(QUANTILES) - 1)
-    near, far = (rows[np.arange(len(rows)), column] for column in (below, below + 1))
-    fraction = (distances - near) / np.where(far > near, far - near, 1.0)
-    interpolated = np.where(distances < rows[:, -1], shares[below] + fraction * np.diff(shares)[below], 0.0)
-    # If quantiles are equal (a cluster of one image), the largest share holds and rounding must not change it.
-    return np.where(distances <= rows[:, 1] * 1e-6 + 1e-6, 1.0, interpolated)
+        distance = float(np.interp(-share, [-beyond(step) for step in pair], steps[pair]))
+        return max(distance, 1e-6)  # where all lie in their centroids, rounding alone is no anomaly
 
 
 def _explained(refinement: Refinement | None) -> str:

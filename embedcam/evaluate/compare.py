@@ -27,7 +27,6 @@ from ..explain.transfer import TRANSFERS
 from ..gradient import WEIGHTINGS, GradCAM, TripletMargin
 from ..nets import layers
 from ..nets.embedding import EmbeddingNet
-from ..nets.geometry import PIXELS
 from ..nets.inference import Embedded
 from ..nets.network import Network
 from .method import Explain, Method
@@ -240,7 +239,8 @@ def _two_layers(net: Network, db: WeightDatabase, pairs: _Pairs) -> Explain:
     def explain(images: Tensor, indices: NDArray[np.int64]) -> Explanation:
         positives, negatives = (side.mean(dim=1) for side in pairs(indices))
         by_layer = cam(images, TripletMargin(positives, negatives, metric=net.metric))
-        return Explanation.of(fuse(by_layer[coarse].raw, PIXELS, by_layer[fine].raw, PIXELS))
+        coarse_map, fine_map = (torch.from_numpy(by_layer[layer].raw) for layer in (coarse, fine))
+        return Explanation.of(fuse(coarse_map, fine_map).numpy())
 
     return explain
 

@@ -127,7 +127,7 @@ class Against:
         if not isinstance(network, EmbeddingNet):
             raise _cannot_share_out(network)
         self.net, self._modules = network, list(network.modules())
-        self.placement = placement or (explainer.placement if explainer else "receptive-field")
+        self.placement = placement or (explainer.module.placement if explainer else "receptive-field")
         if self.placement not in PLACEMENTS:
             raise DataError(f"unknown placement {placement!r}; use one of {', '.join(PLACEMENTS)}")
         self.preprocess = preprocess or (explainer or network).preprocess

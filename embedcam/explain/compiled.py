@@ -1,4 +1,4 @@
-"""Explain images with a compiled graph of network and weight database, at the cost of compiling it first."""
+"""Explain images with the method compiled into one program, at the cost of compiling it first."""
 
 from __future__ import annotations
 
@@ -12,58 +12,41 @@ from torch import Tensor
 
 from ..errors import EmbedcamError, NetworkError
 from ..nets import layers
-from ..onnx.record import OUTPUTS
 from .explainer import Explainer
-from .explanation import Explanation
-from .graph import ExplainerGraph
-from .notes import explanation_of
+from .explanation import Outputs
 
 
 class CompiledExplainer(Explainer):
-    """An `Explainer` as one graph that `torch.compile` compiled, lookup included.
+    """An `Explainer` whose module, lookup included, is compiled by `torch.compile`.
 
-    Nothing returns from a GPU before the end. Every size of images is compiled when it is first seen, which takes some
-    10 to 60 seconds, and once more when a single image is followed by several; the batch may have any length. Takes
-    what `Explainer` takes, but for transfers from exemplars.
+    Nothing returns from a GPU before the end. Each size of images is compiled when it first occurs, which takes some
+    10 to 60 seconds, and once more when a single image is followed by several; the batch may have any length.
+
+    Args:
+        args: As of `Explainer`.
+        options: As of `Explainer`, but for transfers from exemplars.
 
     Raises:
-        DatabaseError: As `Explainer`, or if the transfer is one from exemplars.
+        DatabaseError: As `Explainer`, or if the transfer needs exemplars.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._programs: dict[tuple[int, int], Callable[[Tensor], tuple[Tensor, ...]]] = {}
+        self._programs: dict[tuple[int, int], Callable[[Tensor], Outputs]] = {}
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor | NDArray[np.float32]) -> Explanation:
-        """Explain images.
-
-        Args:
-            images: (B, 3, H, W), normalised; moved to the network's device.
-
-        Returns:
-            As `Explainer` does.
-
-        Raises:
-            NetworkError: If the network cannot be compiled.
-        """
-        images = layers.as_images(self.net, torch.as_tensor(images)).contiguous(memory_format=torch.channels_last)
+    def _explain(self, images: Tensor) -> tuple[Outputs, NDArray[np.int64] | None]:
         size = (int(images.shape[2]), int(images.shape[3]))
         if size not in self._programs:
-            self._programs[size] = self._compile(images)
-        outputs = self._programs[size](images)
-        found = {name: values.cpu().numpy() for name, values in zip(OUTPUTS, outputs, strict=True)}
-        near = self.transfer.exemplars_near(np.nan_to_num(found["embedding"]))
-        return explanation_of(found, self.net.preprocess, None if near is None else near[:, 0])
+            self._programs[size] = self._compile(images, size)
+        return Outputs(*self._programs[size](images)), None
 
-    def _compile(self, images: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        size = (int(images.shape[2]), int(images.shape[3]))
-        example = torch.zeros(2, 3, *size, device=images.device)
+    def _compile(self, images: Tensor, size: tuple[int, int]) -> Callable[[Tensor], Outputs]:
+        example = torch.zeros(2, 3, *size, device=images.device, dtype=images.dtype)
         try:
             with layers.evaluating(self.net, self._modules), torch.inference_mode(False), torch.no_grad():
-                graph = ExplainerGraph(self, size, at_image_size=True).eval()
+                module = self.module.fixed(size).eval()
                 batch = ({0: torch.export.Dim.DYNAMIC},)
-                program = torch.compile(torch.export.export(graph, (example,), dynamic_shapes=batch).module())
+                program = torch.compile(torch.export.export(module, (example,), dynamic_shapes=batch).module())
             program(images)  # compiled only now, and so are its errors
         except EmbedcamError:
             raise

@@ -3,55 +3,55 @@
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..database.neighbors import searchable
+from ..database.neighbors import Neighbors
 from ..database.record import NetworkRecord
 from ..database.weight_database import WeightDatabase
 from ..errors import DatabaseError, LayerError
 from ..nets import layers
-from ..nets.geometry import Geometry
-from ..nets.network import Network
-from .explanation import Explanation
-from .maps import PLACEMENTS, combine, fuse, place
-from .notes import unlike_notes
-from .transfer import Chosen, Transfer
+from ..nets.network import Activations, Network
+from .explanation import Explanation, Outputs
+from .maps import PLACEMENTS
+from .module import ExplainerModule
+from .transfer import TRANSFERS
 
 PRESETS = ("default", "paper")
 
 
 class Explainer:
-    """Weight transfer: channel weights stored of the training images near an image make its heat map.
+    """Weight transfer: stored channel weights of the training images near an image make its heat map.
 
-    By default, the weights are those of the nearest clusters, mixed by distance, less what all clusters have in common,
-    and the maps of two layers are multiplied. The preset "paper" is the published method: the nearest cluster's
-    weights, one layer, a plain resize. What is chosen besides a preset takes its place; naming a transfer gives one
-    layer's maps unless `fused` is asked for.
+    By default, the weights of the nearest clusters are mixed by distance and contrasted with the mean over all
+    clusters, and the maps of two layers are multiplied. The preset "paper" is the published method: the nearest
+    cluster's weights, one layer, a plain resize. Other arguments override the preset; with `transfer`, one layer is
+    used unless `fused` is set.
 
     Args:
         net: The network; its parameters are shared, its mode and feature layer are left as they are.
-        database: Made for this network, or the path of its file.
+        database: Built for this network, or the path of its file.
         preset: "default" or "paper".
-        transfer: One of `TRANSFERS`, see `Transfer`.
-        fused: Multiply the maps of the feature layer with those of the finer layer that the database knows.
-        explain_size: Side in pixels of `preprocess`; if None, the one that the database knows to be best.
-        placement: "receptive-field" puts every cell where the network looked; "stretch" is the plain bilinear resize.
+        transfer: One of the registry `TRANSFERS`.
+        fused: Multiply the maps of the feature layer with those of the database's finer layer.
+        explain_size: Side in pixels of `preprocess`; if None, the one that the database records as best.
+        placement: "receptive-field" puts each cell at the centre of its receptive field; "stretch" is a bilinear
+            resize.
         autocast: torch.bfloat16 or torch.float16 to run the network in that precision; None for its own.
 
     Attributes:
-        preprocess: From a picture to an input of the size to explain it in. Inputs of any other size are explained too.
-
-        autocast: As given.
+        module: What computes, an `ExplainerModule`.
+        preprocess: From a picture to an input of the size to explain it at. Inputs of any other size work too.
 
     Raises:
-        DatabaseError: If the database was made for another network, or lacks what the transfer needs.
+        DatabaseError: If the database was built for another network, or lacks what the transfer needs.
 
     Source:
         Chen et al. 2020, Adapting Grad-CAM for Embedding Networks (arXiv 2001.06538), section 4.
@@ -75,81 +75,107 @@ class Explainer:
         if fused is None:
             fused = preset == "default" and transfer is None and db.fusion is not None
         elif fused and db.fusion is None:
-            raise DatabaseError("this weight database knows no finer layer to fuse; build it again, with a refinement")
+            raise DatabaseError("this weight database has no finer layer to fuse; build it again, with a refinement")
         paper = preset == "paper"
         placement = placement or ("stretch" if paper else "receptive-field")
         if placement not in PLACEMENTS:
             raise DatabaseError(f"unknown placement {placement!r}; use one of {', '.join(PLACEMENTS)}")
-        self.transfer = Transfer(db, transfer or ("cluster" if paper else "soft-contrast"))
-        self.net = _at_layer(net, db)
-        self.database, self.placement = db, placement
-        self.fusion = db.fusion if fused else None
-        # The published method looks at images in the size that the network was trained at.
+        self.transfer = transfer or ("cluster" if paper else "soft-contrast")
+        self.module = ExplainerModule(
+            _at_layer(net, db),
+            db,
+            TRANSFERS[self.transfer](db),
+            fused=fused,
+            placement=placement,
+            autocast=autocast,
+        )
+        # The published method explains images at the size that the network was trained at.
         refinement = db.refinement if preset == "default" and transfer is None else None
         best = self.net.preprocess.input_size if refinement is None else refinement.input_size
         size = best if explain_size is None else (explain_size, explain_size)
         self.preprocess = replace(self.net.preprocess, input_size=size)
-        # Listed once: to walk through them takes longer than a heat map.
-        self.autocast, self._modules = autocast, list(self.net.modules())
+        self._exemplars = None
+        if db.exemplars is not None:
+            self._exemplars = Neighbors(db.exemplars.embeddings, db.network.metric, db.exemplars.partitions)
+        # Listed once: walking through them takes longer than a heat map.
+        self._modules = list(self.net.modules())
+
+    @property
+    def net(self) -> Network:
+        """The network, at the database's feature layer."""
+        return self.module.net
+
+    @property
+    def database(self) -> WeightDatabase:
+        """The weight database."""
+        return self.module.database
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor | NDArray[np.float32]) -> Explanation:
+    def __call__(self, images: Any) -> Explanation:
         """Explain images.
 
         Args:
-            images: (B, 3, H, W), normalised; moved to the network's device.
+            images: (B, 3, H, W), normalised, a tensor or an array; moved to the network's device. Or pictures of any
+                size, Pillow images or uint8 (H, W, 3), which `preprocess` prepares.
 
         Returns:
             Heat maps (B, H, W) in [0, 1], and each image's embedding, cluster, distance, typicality, anomaly and notes.
 
         Raises:
-            DataError: If they are no images.
-            DatabaseError: If the database's finer layer is not as wide as the network's.
+            DataError: If the images are none of these.
+            DatabaseError: If the database's finer layer has another number of channels than the network's.
         """
-        images = layers.as_images(self.net, torch.as_tensor(images))
+        batch = layers.as_images(self.net, torch.as_tensor(self.preprocess.batch(images)))
         # Convolutions are up to half as fast again with the channels last.
-        images = images.contiguous(memory_format=torch.channels_last)
-        size = (int(images.shape[2]), int(images.shape[3]))
-        with layers.evaluating(self.net, self._modules), self.precision(images.device):
-            seen = self.net.activations(images, None if self.fusion is None else self.fusion.layer)
-        embeddings = seen.embeddings.float().cpu().numpy()
-        finite = searchable(embeddings)
-        scale = self.database.distance_scale(size)
-        found = self.transfer.find(embeddings if finite.all() else np.where(finite[:, None], embeddings, 0), scale)
-        maps = _combined(seen.maps, self.transfer.choose(found))
-        geometry = self._geometry(self.database.geometry, maps, size)
-        if self.fusion is not None and seen.fine is not None:
-            self._require_channels(seen.fine)
-            fine = _combined(seen.fine, self.transfer.choose(found, layer=1))
-            fine_geometry = self._geometry(self.fusion.geometry, fine, size)
-            maps, geometry = fuse(maps, geometry, fine, fine_geometry), fine_geometry
-        raw = place(maps, geometry, size).cpu().numpy()
-        if not finite.all():
-            raw[~finite] = np.nan
-        clusters, distances = found.clusters[:, 0], found.distances[:, 0]
-        anomaly = self.database.anomaly(distances / scale)
-        return Explanation.of(
-            raw,
-            notes=unlike_notes(distances, anomaly, finite),
-            embeddings=embeddings,
-            clusters=clusters,
-            distances=distances,
-            typicality=self.database.typicality(clusters, distances / scale),
-            anomaly=anomaly,
-            neighbors=None if found.exemplars is None else found.exemplars[:, 0],
-            preprocess=self.net.preprocess,
-        )
+        outputs, exemplars = self._explain(batch.contiguous(memory_format=torch.channels_last))
+        arrays = Outputs(*(values.cpu().numpy() for values in outputs))
+        if exemplars is None and self._exemplars is not None:
+            exemplars = self._search(arrays.embedding, 1)
+        neighbors = None if exemplars is None else exemplars[:, 0]
+        return Explanation.of_outputs(arrays, self.net.preprocess, neighbors)
 
-    def precision(self, device: torch.device) -> AbstractContextManager[object]:
-        """Give the context in which the network runs.
+    def _explain(self, images: Tensor) -> tuple[Outputs, NDArray[np.int64] | None]:
+        seen, exemplars = self._run(images)
+        with _full_precision(images):
+            return self.module.explain(seen, _size(images), _tensor(exemplars, images)), exemplars
+
+    @torch.inference_mode()
+    def channel_weights(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Look up the channel weights that explain images.
 
         Args:
-            device: Where it runs.
+            images: (B, 3, H, W), normalised, on the network's device.
 
         Returns:
-            One of `autocast`, or one that changes nothing.
+            The feature layer's maps (B, K, h, w) and their weights (B, K), zero for channels that are not used.
         """
-        return nullcontext() if self.autocast is None else torch.autocast(device.type, self.autocast)
+        seen, exemplars = self._run(images)
+        with _full_precision(images):
+            lookup = self.module.look_up(seen.embeddings.float(), _size(images), _tensor(exemplars, images))
+            return seen.maps.float(), self.module.transfer(lookup, 0)
+
+    def _run(self, images: Tensor) -> tuple[Activations, NDArray[np.int64] | None]:
+        """Run the network, and search exemplars where the transfer needs them."""
+        with layers.evaluating(self.net, self._modules):
+            seen = self.module.run(images)
+        count = self.module.transfer.exemplars
+        return seen, self._search(seen.embeddings.float().cpu().numpy(), count) if count else None
+
+    def _search(self, embeddings: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        assert self._exemplars is not None
+        finite = np.isfinite(embeddings).all(axis=1, keepdims=True)
+        return self._exemplars.search(np.where(finite, embeddings, 0), count)[0]
+
+    def precision(self, device: torch.device) -> AbstractContextManager[object]:
+        """Make the context in which the network runs.
+
+        Args:
+            device: Of the network.
+
+        Returns:
+            That of `autocast`, or one that changes nothing.
+        """
+        return self.module.precision(device)
 
     def labels_of(self, cluster: int) -> list[tuple[str, int]]:
         """List the commonest labels of a cluster.
@@ -163,7 +189,7 @@ class Explainer:
         return self.database.labels_of(cluster)
 
     def exemplar(self, index: int) -> tuple[str, str | None]:
-        """Name a training image, such as the one an image looks like.
+        """Name a training image, such as the one that an image looks like.
 
         Args:
             index: Of an `Explanation`'s `neighbors`.
@@ -176,36 +202,29 @@ class Explainer:
         label = int(exemplars.label[index])
         return exemplars.path[index], names[label] if names is not None and label >= 0 else None
 
-    def _geometry(self, known: Geometry, maps: Tensor, size: tuple[int, int]) -> Geometry:
-        if self.placement == "stretch":
-            return Geometry.stretch((int(maps.shape[1]), int(maps.shape[2])), size)
-        return known
 
-    def _require_channels(self, fine: Tensor) -> None:
-        assert self.fusion is not None
-        stored = self.fusion.weights_mean.shape[1]
-        if fine.shape[1] != stored:
-            raise DatabaseError(
-                f"layer {self.fusion.layer!r} has {fine.shape[1]} channels, the weight database {stored}; "
-                "build it again"
-            )
+def _size(images: Tensor) -> tuple[int, int]:
+    return int(images.shape[2]), int(images.shape[3])
 
 
-def _combined(maps: Tensor, chosen: Chosen) -> Tensor:
-    channels, weights = (torch.from_numpy(array).to(maps.device) for array in chosen)
-    combined: Tensor = combine(maps.float(), weights, channels)
-    return combined
+def _tensor(exemplars: NDArray[np.int64] | None, images: Tensor) -> Tensor | None:
+    return None if exemplars is None else torch.from_numpy(exemplars).to(images.device)
+
+
+def _full_precision(images: Tensor) -> AbstractContextManager[object]:
+    """Compute maps in float32 under an autocast of the caller's too."""
+    return torch.autocast(images.device.type, enabled=False)
 
 
 def _at_layer(net: Network, db: WeightDatabase) -> Network:
-    """Give the network at the database's feature layer, after checking that the database was made for it."""
-    wanted = db.network
-    if net.layer != wanted.layer:
+    """Give the network at the database's feature layer, after checking that the database was built for it."""
+    record = db.network
+    if net.layer != record.layer:
         try:
             # A shallow copy shares all modules and parameters; only the name of the layer is its own.
             net = copy.copy(net)
-            net.layer = wanted.layer
+            net.layer = record.layer
         except LayerError as error:
             raise DatabaseError(f"the weight database was made for another network: {error}") from error
-    wanted.require_same(NetworkRecord.of(net))
+    record.require_same(NetworkRecord.of(net))
     return net

@@ -1,10 +1,10 @@
-"""What every method returns."""
+"""What every method returns, and what an explainer is. Needs no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,30 @@ if TYPE_CHECKING:
 
 FLAT = "the map is flat: nothing in the image stands out for this explanation"
 NOT_FINITE = "the map is not finite (NaN or infinity in the image or the network); it is shown as zero"
+
+
+class Outputs(NamedTuple):
+    """What the method computes of an image batch, as tensors or arrays; also the outputs of an ONNX explainer.
+
+    Attributes:
+        heatmap: float32 (B, H, W) in [0, 1]; zero where `finite` is false.
+        raw: float32 (B, H, W), the same maps before normalising, not negative.
+        embedding: float32 (B, D).
+        cluster: int64 (B,), index of the nearest cluster.
+        distance: float32 (B,), to its centroid: 1 - cosine, or Euclidean.
+        typicality: float32 (B,) in [0, 1], share of the cluster's training images that lie at least as far out.
+        anomaly: float32 (B,), above 1 where an image lies farther out than 99 % of the training images.
+        finite: bool (B,), false where NaN or infinity in the image or the network left no map.
+    """
+
+    heatmap: Any
+    raw: Any
+    embedding: Any
+    cluster: Any
+    distance: Any
+    typicality: Any
+    anomaly: Any
+    finite: Any
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,17 +74,58 @@ class Explanation:
     preprocess: Preprocess | None = None
 
     @classmethod
-    def of(cls, raw: NDArray[np.float32], **known: Any) -> Explanation:
+    def of_outputs(
+        cls, outputs: Outputs, preprocess: Preprocess, neighbors: NDArray[np.int64] | None = None
+    ) -> Explanation:
+        """Make an explanation of what an explainer computed.
+
+        Args:
+            outputs: Arrays; the maps at image size.
+            preprocess: How the images were made.
+            neighbors: (B,) index of the nearest exemplar, where there are exemplars.
+
+        Returns:
+            The explanation, with a note for every image that is unlike the training images, flat or not finite.
+        """
+        notes: list[list[str]] = [[] for _ in outputs.finite]
+        lit = outputs.heatmap.any(axis=(1, 2))
+        for mine, finite, is_lit, distance, anomaly in zip(
+            notes, outputs.finite, lit, outputs.distance, outputs.anomaly, strict=True
+        ):
+            if finite and anomaly > 1:
+                mine.append(
+                    f"unlike the training images: {distance:.3f} from the nearest cluster's centre, 99 % of them lie "
+                    f"within {distance / anomaly:.3f}"
+                )
+            if not finite:
+                mine.append(NOT_FINITE)
+            elif not is_lit:
+                mine.append(FLAT)
+        return cls(
+            outputs.heatmap,
+            outputs.raw,
+            notes,
+            embeddings=outputs.embedding,
+            clusters=outputs.cluster,
+            distances=outputs.distance,
+            typicality=outputs.typicality,
+            anomaly=outputs.anomaly,
+            neighbors=neighbors,
+            preprocess=preprocess,
+        )
+
+    @classmethod
+    def of(cls, raw: NDArray[np.float32], **attributes: Any) -> Explanation:
         """Normalise placed maps and note which of them are flat or not finite.
 
         Args:
             raw: float32 (B, H, W) at image size.
-            known: The other attributes, as far as they are known; `notes` are added to.
+            attributes: The other attributes, as far as they are known.
 
         Returns:
             The explanation.
         """
-        notes: list[list[str]] = known.pop("notes", None) or [[] for _ in raw]
+        notes: list[list[str]] = [[] for _ in raw]
         finite: NDArray[np.bool_] = np.asarray(np.isfinite(raw).all(axis=(1, 2)))
         if not finite.all():
             raw = np.where(finite[:, None, None], raw, 0)
@@ -71,7 +136,7 @@ class Explanation:
                 mine.append(NOT_FINITE)
             elif flat[index]:
                 mine.append(FLAT)
-        return cls(heatmaps, raw, notes, **known)
+        return cls(heatmaps, raw, notes, **attributes)
 
     def typicality_in_words(self, index: int) -> str:
         """Say how usual an image is for its cluster.

@@ -1,179 +1,204 @@
-"""Weight transfer: from where an embedding lies to channel weights, by looking up what was stored. Needs no torch."""
+"""Weight transfer: from where an embedding lies to channel weights, by looking up what is stored."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from ..database.neighbors import Neighbors
 from ..database.record import top_channels
 from ..database.weight_database import WeightDatabase
 from ..errors import DatabaseError
+from ..registry import Registry
 
-TRANSFERS = ("soft-contrast", "soft", "contrast", "cluster", "neighbors", "nearest")
 # How many clusters are mixed, and how many exemplars averaged; farther ones have next to no share.
-CLUSTERS, _EXEMPLARS = 10, 10
+_CLUSTERS, _EXEMPLARS = 10, 10
 
 
-class Chosen(NamedTuple):
-    """The strongest channels of a layer for each image, and their weights.
-
-    Attributes:
-        channels: (B, T) int64.
-        weights: (B, T) float32, strongest first.
-    """
-
-    channels: NDArray[np.int64]
-    weights: NDArray[np.float32]
-
-
-class Found(NamedTuple):
+class Lookup(NamedTuple):
     """Where embeddings lie among what is stored.
 
     Attributes:
-        clusters: (B, m) the nearest clusters, the nearest first.
-        distances: (B, m) to their centroids.
-        shares: (B, m) of each cluster's weights in the mix, adding up to 1; None where the nearest one's are taken.
-        exemplars: (B, n) the nearest exemplars, the nearest first, or None where there are none.
+        embeddings: (B, D); zero where they are not finite.
+        similarities: (B, C) to the centroids: the cosine, or minus half the squared distance.
+        clusters: (B,) index of the nearest cluster.
+        scale: How many times farther images of this size lie from their centroids, see
+            `WeightDatabase.distance_scale`.
+        exemplars: (B, n) index of the nearest exemplars, the nearest first; None unless the transfer asks for them.
     """
 
-    clusters: NDArray[np.int64]
-    distances: NDArray[np.float32]
-    shares: NDArray[np.float32] | None
-    exemplars: NDArray[np.int64] | None
+    embeddings: Tensor
+    similarities: Tensor
+    clusters: Tensor
+    scale: float | Tensor
+    exemplars: Tensor | None = None
 
 
-class Transfer:
-    """Looks up embeddings, and gives them the channel weights of what lies near.
+class Transfer(nn.Module):
+    """Gives images the channel weights that are stored of the training images near them.
 
-    - "cluster": the mean weights of the nearest cluster, the published method;
-    - "contrast": the same without what all clusters have in common, the mean over them;
-    - "soft": the mean of the nearest clusters' weights by exp(-d / t), with the distance d (squared for Euclidean
-      networks) and t that of the median training image;
-    - "soft-contrast": both;
-    - "nearest": the weights of the nearest exemplar;
-    - "neighbors": the mean of the 10 nearest exemplars' weights.
+    Subclasses define `forward`, and register themselves in `TRANSFERS`.
 
     Args:
         database: What is stored.
-        transfer: One of these.
 
     Attributes:
-        name: The transfer.
-        top_k: Channels T given to an image.
-        weights: What is looked up (C, K) of each layer, the feature layer's first: the mean weights, for the contrasts
-            less what all clusters have in common.
-        spread: t above.
-
-    Raises:
-        DatabaseError: If there is no such transfer, or it needs exemplars and the database has none.
-
-    Source:
-        Chen et al. 2020 (arXiv 2001.06538), section 4, for "cluster" and "nearest".
+        exemplars: How many of the nearest exemplars `forward` needs; 0 for none.
     """
 
-    def __init__(self, database: WeightDatabase, transfer: str) -> None:
-        if transfer not in TRANSFERS:
-            raise DatabaseError(f"unknown transfer {transfer!r}; use one of {', '.join(TRANSFERS)}")
-        if transfer in ("nearest", "neighbors") and database.exemplars is None:
+    exemplars = 0
+
+    def __init__(self, database: WeightDatabase) -> None:
+        super().__init__()
+        self.database = database
+
+    def forward(self, lookup: Lookup, layer: int) -> Tensor:
+        """Choose channel weights.
+
+        Args:
+            lookup: Where the embeddings lie.
+            layer: 0 for the feature layer, 1 for the finer layer of `database.fusion`.
+
+        Returns:
+            (B, K), zero for channels that are left out.
+        """
+        raise NotImplementedError
+
+
+TRANSFERS: Registry[Callable[[WeightDatabase], Transfer]] = Registry("transfer", "embedcam.transfers", DatabaseError)
+
+
+class ClusterTransfer(Transfer):
+    """The mean weights of the nearest clusters; of these, the strongest `top_k` channels.
+
+    Args:
+        database: What is stored.
+        soft: Mix the 10 nearest clusters' weights in shares of exp(-d / t), with the distance d (half its square for
+            Euclidean networks) and t that of the median training image. Otherwise the nearest cluster's are taken.
+        contrast: Subtract the mean over all clusters.
+
+    Source:
+        Chen et al. 2020 (arXiv 2001.06538), section 4, for the nearest cluster without contrast.
+    """
+
+    def __init__(self, database: WeightDatabase, *, soft: bool = False, contrast: bool = False) -> None:
+        super().__init__(database)
+        self._soft = soft
+        tables = [database.weights_mean]
+        if database.fusion is not None:
+            tables.append(database.fusion.weights_mean)
+        for layer, table in enumerate(tables):
+            if contrast and database.clusters > 1:  # with a single one nothing would be left
+                table = table - table.mean(axis=0)
+            if not soft:
+                table = _strongest(table, database.top_k)
+                if layer == 0 and not contrast:  # also of a database that another program made
+                    table = _dense(database.top_channels, database.top_weights, table.shape[1])
+            self.register_buffer(f"weights_{layer}", torch.from_numpy(table), persistent=False)
+        quantiles = database.distance_quantiles[:, 0]
+        closeness = quantiles if database.network.metric == "cosine" else quantiles * quantiles / 2
+        self._spread = max(_weighted_median(closeness, database.counts), 1e-6)
+
+    def forward(self, lookup: Lookup, layer: int) -> Tensor:
+        """Choose channel weights.
+
+        Args:
+            lookup: Where the embeddings lie.
+            layer: 0 for the feature layer, 1 for the finer one.
+
+        Returns:
+            (B, K), all but the `top_k` strongest zero; more where weights are equal.
+        """
+        table = self.get_buffer(f"weights_{layer}")
+        if not self._soft:
+            return table[lookup.clusters]
+        mixed = self._shares(lookup) @ table
+        # Not by the indices of topk: of equal weights, every runtime picks others.
+        weakest = mixed.topk(min(self.database.top_k, mixed.shape[1]), dim=1).values[:, -1:]
+        return mixed.where(mixed >= weakest, 0.0)
+
+    def _shares(self, lookup: Lookup) -> Tensor:
+        similarities = lookup.similarities
+        nearest = similarities.topk(min(_CLUSTERS, similarities.shape[1]), dim=1).values
+        scale = lookup.scale if self.database.network.metric == "cosine" else lookup.scale * lookup.scale
+        # Subtracted first: what follows may multiply by a large number.
+        behind = (similarities - nearest[:, :1]) * (1 / (self._spread * scale))
+        return behind.where(similarities >= nearest[:, -1:], -math.inf).softmax(dim=1)
+
+
+class ExemplarTransfer(ClusterTransfer):
+    """The mean weights of the nearest training images; at the finer layer, those of the nearest cluster.
+
+    Args:
+        database: With exemplars.
+        exemplars: How many training images.
+
+    Raises:
+        DatabaseError: If the database has no exemplars.
+
+    Source:
+        Chen et al. 2020 (arXiv 2001.06538), section 4, for the nearest one.
+    """
+
+    def __init__(self, database: WeightDatabase, exemplars: int) -> None:
+        super().__init__(database)
+        if database.exemplars is None:
             raise DatabaseError(
                 "this weight database holds no exemplars; use --transfer cluster, or build it with exemplars"
             )
-        self.name, self.top_k = transfer, database.top_k
-        self._db, self._cosine = database, database.network.metric == "cosine"
-        self._soft = transfer.startswith("soft")
-        self.weights = [database.weights_mean]
-        if database.fusion is not None:
-            self.weights.append(database.fusion.weights_mean)
-        if transfer.endswith("contrast") and database.clusters > 1:  # a single one has nothing to be contrasted with
-            self.weights = [mean - mean.mean(axis=0) for mean in self.weights]
-        self.spread = max(_median(self._closeness(database.distance_quantiles[:, 0]), database.counts), 1e-6)
-        self._clusters = Neighbors(database.centroids, database.network.metric)
-        exemplars = database.exemplars
-        self._exemplars = None
-        if exemplars is not None:
-            self._exemplars = Neighbors(exemplars.embeddings, database.network.metric, exemplars.partitions)
+        self.exemplars = exemplars
 
-    def find(self, embeddings: NDArray[np.float32], scale: float = 1.0) -> Found:
-        """Look up embeddings.
+    def forward(self, lookup: Lookup, layer: int) -> Tensor:
+        """Choose channel weights.
 
         Args:
-            embeddings: (B, D) float32, finite.
-            scale: How many times farther images lie at the size they were looked at in, see
-                `WeightDatabase.distance_scale`.
+            lookup: Where the embeddings lie, with exemplars.
+            layer: 0 for the feature layer, 1 for the finer one.
 
         Returns:
-            What lies near.
+            (B, K), at most `top_k` of each row not zero.
         """
-        clusters, distances = self._clusters.search(embeddings, CLUSTERS if self._soft else 1)
-        shares = self._shares(distances / scale) if self._soft else None
-        return Found(clusters, distances, shares, self.exemplars_near(embeddings))
-
-    def exemplars_near(self, embeddings: NDArray[np.float32]) -> NDArray[np.int64] | None:
-        """Look up training images alone.
-
-        Args:
-            embeddings: (B, D) float32, finite.
-
-        Returns:
-            (B, n) the nearest exemplars, the nearest first, or None where there are none.
-        """
-        if self._exemplars is None:
-            return None
-        return self._exemplars.search(embeddings, _EXEMPLARS if self.name == "neighbors" else 1)[0]
-
-    def choose(self, found: Found, layer: int = 0) -> Chosen:
-        """Give each image its channels and weights.
-
-        Args:
-            found: From `find`.
-            layer: 0 for the feature layer, 1 for the finer one, whose weights are kept of clusters alone.
-
-        Returns:
-            At most T channels.
-        """
-        if layer == 0 and self.name == "cluster":
-            nearest = found.clusters[:, 0]
-            return Chosen(self._db.top_channels[nearest].astype(np.int64), self._db.top_weights[nearest])
-        if layer == 0 and self.name in ("nearest", "neighbors"):
-            return self._of_exemplars(found)
-        stored = self.weights[layer]
-        if found.shares is None:
-            return self._strongest(stored[found.clusters[:, 0]])
-        return self._strongest(np.einsum("bm,bmk->bk", found.shares, stored[found.clusters]))
-
-    def _of_exemplars(self, found: Found) -> Chosen:
-        exemplars, near = self._db.exemplars, found.exemplars
-        assert exemplars is not None
-        assert near is not None
-        if self.name == "nearest":
-            return Chosen(exemplars.top_channels[near[:, 0]].astype(np.int64), exemplars.top_weights[near[:, 0]])
-        weights = np.zeros((len(near), self._db.network.channels), dtype=np.float32)
-        images = np.arange(len(near))[:, None, None]
-        np.add.at(weights, (images, exemplars.top_channels[near]), exemplars.top_weights[near] / near.shape[1])
-        return self._strongest(weights)
-
-    def _strongest(self, weights: NDArray[np.float32]) -> Chosen:
-        channels, strongest = top_channels(weights, self.top_k)
-        return Chosen(channels.astype(np.int64), strongest.astype(np.float32))
-
-    def _shares(self, distances: NDArray[np.float32]) -> NDArray[np.float32]:
-        closeness = self._closeness(distances)
-        shares: NDArray[np.float32] = np.exp((closeness[:, :1] - closeness) / self.spread)
-        shares /= shares.sum(axis=1, keepdims=True)
-        return shares
-
-    def _closeness(self, distances: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Both metrics alike: for embeddings of length 1, half the squared Euclidean distance is 1 - cosine."""
-        return distances if self._cosine else (distances * distances / 2).astype(np.float32)
+        if layer > 0:
+            return super().forward(lookup, layer)
+        stored, nearest = self.database.exemplars, lookup.exemplars
+        assert stored is not None
+        assert nearest is not None
+        indices = nearest.cpu().numpy()
+        # Read here rather than kept as buffers: of millions of images there would be a second copy.
+        channels = stored.top_channels[indices].reshape(len(indices), -1)
+        weights = stored.top_weights[indices].reshape(len(indices), -1) / np.float32(indices.shape[1])
+        mean = _dense(channels, weights, self.database.network.channels)
+        return torch.from_numpy(_strongest(mean, self.database.top_k)).to(lookup.embeddings.device)
 
 
-def _median(values: NDArray[np.float32], counts: NDArray[np.int64]) -> float:
-    """The median of values that come so many times each, without writing them out: there may be very many."""
+TRANSFERS.register("soft-contrast")(partial(ClusterTransfer, soft=True, contrast=True))
+TRANSFERS.register("soft")(partial(ClusterTransfer, soft=True))
+TRANSFERS.register("contrast")(partial(ClusterTransfer, contrast=True))
+TRANSFERS.register("cluster")(ClusterTransfer)
+TRANSFERS.register("neighbors")(partial(ExemplarTransfer, exemplars=_EXEMPLARS))
+TRANSFERS.register("nearest")(partial(ExemplarTransfer, exemplars=1))
+
+
+def _strongest(weights: NDArray[np.float32], top_k: int) -> NDArray[np.float32]:
+    return _dense(*top_channels(weights, top_k), weights.shape[1])
+
+
+def _dense(channels: NDArray[np.int32], weights: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    dense = np.zeros((len(channels), width), dtype=np.float32)
+    np.add.at(dense, (np.arange(len(channels))[:, None], channels), weights)  # a channel may come several times
+    return dense
+
+
+def _weighted_median(values: NDArray[np.floating], counts: NDArray[np.int64]) -> float:
+    """Take the median of values that come `counts` times each, without repeating them: there may be very many."""
     order = np.argsort(values, kind="stable")
     ends = np.cumsum(counts[order].astype(float))
     middle = [np.floor((ends[-1] - 1) / 2), np.ceil((ends[-1] - 1) / 2)]
-    places = np.searchsorted(ends, middle, side="right").clip(max=len(order) - 1)
-    return float(values[order[places]].mean())
+    indices = np.searchsorted(ends, middle, side="right").clip(max=len(order) - 1)
+    return float(values[order[indices]].mean())

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..errors import DatabaseError, DataError, MissingDependencyError, NetworkError
-from ..explain.explanation import Explanation
+from ..explain.explanation import Explanation, Outputs
 from ..explain.maps import normalize, place
-from ..explain.notes import explanation_of
 from ..nets.geometry import Geometry
 from .guard import look_through, require_outputs, require_signature
 from .record import INPUT, KEY, OUTPUTS, OnnxRecord
@@ -107,13 +105,12 @@ class OnnxExplainer:
                 f"onnxruntime cannot explain images {given.shape}: {' '.join(str(error).split())}; "
                 "make them with the explainer's preprocess"
             ) from error
-        found: dict[str, Any] = dict(zip(OUTPUTS, outputs, strict=True))
-        require_outputs(found, len(given), size, self.record)
-        found = {name: output[: len(inputs)] for name, output in found.items()}
+        require_outputs(dict(zip(OUTPUTS, outputs, strict=True)), len(given), size, self.record)
+        explained = Outputs(*(output[: len(inputs)] for output in outputs))
         if self.record.heatmap == "map":
-            raw = place(found["raw"], self._geometry(found["raw"], size), size)
-            found |= {"raw": raw, "heatmap": normalize(raw)}
-        return explanation_of(found, self.preprocess)
+            raw = place(explained.raw, self._geometry(explained.raw, size), size)
+            explained = explained._replace(raw=raw, heatmap=normalize(raw))
+        return Explanation.of_outputs(explained, self.preprocess)
 
     def labels_of(self, cluster: int) -> list[tuple[str, int]]:
         """List the commonest labels of a cluster.
@@ -164,9 +161,7 @@ class OnnxExplainer:
             )
         if self.record.uint8_input:
             return images if pictures else self.preprocess.restore(images)
-        if pictures:
-            prepared = [self.preprocess(Image.fromarray(picture)) for picture in images]
-            images = np.stack(prepared) if prepared else np.empty((0, 3, *self.preprocess.input_size), np.float32)
+        images = self.preprocess.batch(images)
         if not self.record.dynamic and images.shape[2:] != self.preprocess.input_size:
             wanted, got = (" x ".join(map(str, size)) for size in (self.preprocess.input_size, images.shape[2:]))
             raise DataError(

@@ -20,7 +20,6 @@ from .._version import __version__
 from ..data.preprocess import Preprocess
 from ..errors import DatabaseError, EmbedcamError, MissingDependencyError, NetworkError
 from ..explain.explainer import Explainer
-from ..explain.graph import ExplainerGraph
 from ..nets import layers
 from ..utils.files import atomic_path, require_writable
 from .explainer import LARGEST, OnnxExplainer, with_checksum
@@ -94,7 +93,7 @@ def export(
     """
     if heatmap not in HEATMAPS:
         raise DatabaseError(f"unknown size of the maps {heatmap!r}; use one of {', '.join(HEATMAPS)}")
-    if explainer.autocast is not None:
+    if explainer.module.autocast is not None:
         raise NetworkError(
             "an ONNX file computes in float32; export an explainer without autocast (--precision float32)"
         )
@@ -119,13 +118,14 @@ def _record(explainer: Explainer, size: tuple[int, int]) -> OnnxRecord:
     network = {**asdict(db.network), "input_size": list(db.network.preprocess.input_size)}
     del network["preprocess"]
     database = {key: getattr(db, key) for key in ("created", "embedcam_version", "method", "target", "pairs", "seed")}
-    geometry = db.geometry if explainer.fusion is None else explainer.fusion.geometry
+    fusion = explainer.module.fusion
+    geometry = db.geometry if fusion is None else fusion.geometry
     return OnnxRecord(
         embedcam_version=__version__,
         preprocess=replace(explainer.preprocess, input_size=size),
-        geometry=None if explainer.placement == "stretch" else geometry,
-        transfer=explainer.transfer.name,
-        fused=None if explainer.fusion is None else explainer.fusion.layer,
+        geometry=None if explainer.module.placement == "stretch" else geometry,
+        transfer=explainer.transfer,
+        fused=None if fusion is None else fusion.layer,
         network=network,
         database={**database, "clusters": db.clusters, "images": int(db.counts.sum())},
         labels=()
@@ -168,9 +168,9 @@ def _traced(explainer: Explainer, record: OnnxRecord) -> onnx.ModelProto:
     free = (0, 2, 3) if record.dynamic else (0,)
     try:
         with layers.evaluating(explainer.net), _quiet():
-            graph = ExplainerGraph(explainer, size, at_image_size=record.heatmap == "image").eval()
+            module = explainer.module.fixed(size, at_image_size=record.heatmap == "image").eval()
             program = torch.onnx.export(
-                graph,
+                module,
                 (example,),
                 dynamo=True,
                 opset_version=OPSET,

@@ -216,24 +216,18 @@ def test_two_pictures_are_compared_as_against_does(client, explainer, file, enco
 
 def test_channels_are_those_of_largest_weight_with_their_own_maps(client, explainer, direct, post, image):
     found = post(client, "channels").json()
-    chosen = explainer.transfer.choose(explainer.transfer.find(direct.embeddings, scale_of(explainer)))
-    assert [channel["channel"] for channel in found] == chosen.channels[0, :10].tolist()
-    assert [channel["weight"] for channel in found] == pytest.approx(chosen.weights[0, :10].tolist())
-    with torch.no_grad():
-        images = torch.from_numpy(explainer.preprocess(image)[None])
-        maps = explainer.net.activations(images).maps[0].numpy()
-    added = {c: w * maps[c].sum() for c, w in zip(chosen.channels[0], chosen.weights[0], strict=True)}
-    total = sum(abs(value) for value in added.values())
+    images = torch.from_numpy(explainer.preprocess(image)[None])
+    maps, weights = (values[0].numpy() for values in explainer.channel_weights(images))
+    strongest = np.argsort(-weights, kind="stable")[:10]
+    assert [channel["channel"] for channel in found] == strongest.tolist()
+    assert [channel["weight"] for channel in found] == pytest.approx(weights[strongest].tolist())
+    added = weights * maps.sum(axis=(1, 2))
     for channel in found:
         number = channel["channel"]
-        assert channel["share"] == pytest.approx(added[number] / total, rel=1e-4, abs=1e-6)
+        assert channel["share"] == pytest.approx(added[number] / np.abs(added).sum(), rel=1e-4, abs=1e-6)
         placed = heatmap.place(maps[number][None], explainer.database.geometry, (32, 32))[0]
         wanted = np.rint(255 * placed / placed.max()) if placed.max() > 0 else np.zeros_like(placed)
         np.testing.assert_allclose(unpacked(channel["levels"]), wanted, atol=1)
-
-
-def scale_of(explainer):
-    return explainer.database.distance_scale(explainer.preprocess.input_size)
 
 
 def test_an_onnx_file_explains_but_cannot_be_taken_apart(onnx_explainer, post, file, image):

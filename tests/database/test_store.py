@@ -437,7 +437,7 @@ def test_typicality_and_anomaly_as_numpy_interpolates():
         if len(quantiles) < C:
             break
         db = replace(database(), distance_quantiles=quantiles)
-        distances = np.concatenate([rng.random(20), quantiles.ravel()]).astype("f4")
+        distances = np.concatenate([rng.random(20), 1.0001 * quantiles.ravel()]).astype("f4")
         for cluster in many:
             row, shares = np.array([0.0, *quantiles[cluster]]), [1, 0.5, 0.1, 0.05, 0.01, 0]
             wanted = [
@@ -445,7 +445,7 @@ def test_typicality_and_anomaly_as_numpy_interpolates():
                 for d in distances.astype(float)
             ]
             found = db.typicality(np.full(len(distances), cluster), distances)
-            np.testing.assert_allclose(found, wanted, atol=1e-6)
+            np.testing.assert_allclose(found, wanted, atol=1e-4)  # the smallest distances count from 1e-6 on
         steps = np.unique(quantiles.astype(float))
         beyond = [
             np.average([float(db.typicality(np.array([c]), np.array([s]))[0]) for c in range(C)], weights=db.counts)
@@ -466,7 +466,7 @@ def test_distances_grow_with_the_size_that_is_looked_at():
     # Sizes almost alike and an absurd scale would give a number that no float holds.
     absurd = replace(db, refinement=replace(db.refinement, input_size=(32, 49), distance_scale=1e300))
     assert 1e15 < absurd.distance_scale((640, 960)) < 1e20
-    assert 0 < absurd.distance_scale((8, 8)) < 1e-15
+    assert 0 < absurd.distance_scale((8, 8)) < 1e-6
 
 
 def test_another_network_is_refused_and_all_differences_are_named():

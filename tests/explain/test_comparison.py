@@ -278,7 +278,7 @@ def test_what_training_images_have_in_common_is_their_mean_and_euclidean_explain
     np.testing.assert_allclose(common_embedding(db), by_hand, atol=1e-6)
 
     explainer = Explainer(EmbeddingNet.load(trained / "net.safetensors"), db)
-    explainer.net = copy.copy(explainer.net)
+    explainer.module.net = copy.copy(explainer.net)
     explainer.net.metric = "euclidean"
     found, expected = Against(explainer)(IMAGES, OTHERS), Against(explainer.net, common=by_hand.astype(np.float32))
     np.testing.assert_allclose(found.similarity, expected(IMAGES, OTHERS).similarity, atol=1e-6)

@@ -54,7 +54,7 @@ def test_an_image_of_nan_is_noted_and_the_others_are_explained(compiled):
 
 
 def test_exemplars_cannot_be_compiled(fused):
-    with pytest.raises(DatabaseError, match="looks among all training images, which no graph holds"):
+    with pytest.raises(DatabaseError, match="searches all training images, which no graph holds"):
         CompiledExplainer(*fused, transfer="nearest")(torch.rand(1, 3, 64, 64))
 
 

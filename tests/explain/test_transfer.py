@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from embedcam.data.preprocess import Preprocess
 from embedcam.database import Exemplars, Fusion, NetworkRecord, Refinement, WeightDatabase
+from embedcam.database.neighbors import Neighbors
 from embedcam.database.record import top_channels
 from embedcam.errors import DatabaseError
-from embedcam.explain.transfer import TRANSFERS, Transfer, _median
+from embedcam.explain.transfer import TRANSFERS, Lookup, _weighted_median
 from embedcam.nets.geometry import Geometry
 
 C, K, FINE, D, T, N = 12, 20, 9, 4, 5, 30
@@ -86,19 +88,28 @@ def by_hand(db, transfer, z, layer, scale):
     return strongest(weights)
 
 
+def look_up(db, embeddings, scale=1.0):
+    """What the module tells a transfer, in float64."""
+    z, centroids = torch.from_numpy(embeddings), torch.from_numpy(db.centroids)
+    cosine = db.network.metric == "cosine"
+    similarities = z @ centroids.T if cosine else -torch.cdist(z, centroids).square() / 2
+    near = Neighbors(db.exemplars.embeddings, db.network.metric).search(embeddings, 10)[0]
+    return Lookup(z, similarities, similarities.argmax(dim=1), scale, torch.from_numpy(near))
+
+
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-@pytest.mark.parametrize("transfer", TRANSFERS)
+@pytest.mark.parametrize("transfer", TRANSFERS.names())
 @pytest.mark.parametrize("layer", [0, 1])
 def test_weights_are_those_put_together_by_hand(transfer, metric, layer):
     db = database(metric)
     embeddings = unit(np.random.default_rng(1).standard_normal((6, D)))
-    looked_up = Transfer(db, transfer)
-    chosen = looked_up.choose(looked_up.find(embeddings, scale=1.5), layer)
+    chosen = TRANSFERS[transfer](db)
+    lookup = look_up(db, embeddings, scale=1.5)
+    weights = chosen(lookup._replace(exemplars=lookup.exemplars[:, : chosen.exemplars]), layer)
 
-    assert chosen.channels.shape == chosen.weights.shape == (6, T)
-    for z, channels, weights in zip(embeddings, *chosen, strict=True):
-        found = dense(channels, weights, FINE if layer else K)
-        np.testing.assert_allclose(found, by_hand(db, transfer, z, layer, 1.5), atol=1e-5)
+    assert (weights != 0).sum(dim=1).tolist() == [T] * 6
+    for z, row in zip(embeddings, weights.numpy(), strict=True):
+        np.testing.assert_allclose(row, by_hand(db, transfer, z, layer, 1.5), atol=1e-5)
 
 
 def test_a_single_cluster_has_nothing_to_be_contrasted_with():
@@ -121,17 +132,17 @@ def test_a_single_cluster_has_nothing_to_be_contrasted_with():
         },
         refinement=None,
     )
-    looked_up = Transfer(one, "soft-contrast")
-    chosen = looked_up.choose(looked_up.find(unit(np.ones((1, D)))))
-    np.testing.assert_allclose(chosen.weights, one.top_weights, rtol=1e-6)
+    embeddings = unit(np.ones((1, D)))
+    weights = TRANSFERS["soft-contrast"](one)(look_up(one, embeddings), 0)
+    np.testing.assert_allclose(weights[0].numpy(), strongest(one.weights_mean[0]), rtol=1e-6)
 
 
 def test_what_a_transfer_lacks_is_named():
-    with pytest.raises(DatabaseError, match="unknown transfer 'best'; use one of soft-contrast"):
-        Transfer(database(), "best")
+    with pytest.raises(DatabaseError, match="unknown transfer 'best'; .*use one of soft-contrast"):
+        TRANSFERS["best"]
     for transfer in ("nearest", "neighbors"):
         with pytest.raises(DatabaseError, match="holds no exemplars; use --transfer cluster"):
-            Transfer(replace(database(), exemplars=None), transfer)
+            TRANSFERS[transfer](replace(database(), exemplars=None))
 
 
 def test_the_median_training_image_is_found_without_writing_all_of_them_out():
@@ -139,7 +150,7 @@ def test_the_median_training_image_is_found_without_writing_all_of_them_out():
     for clusters in range(1, 30):
         values = rng.integers(0, 6, clusters).astype(np.float32)
         counts = rng.integers(1, 5, clusters)
-        assert _median(values, counts) == np.median(np.repeat(values, counts))
+        assert _weighted_median(values, counts) == np.median(np.repeat(values, counts))
     # More images than there is memory for, and than an integer counts.
-    assert _median(np.array([3, 1, 2], np.float32), np.array([2**40, 2**40, 2**41])) == 2
-    assert _median(np.array([3, 1], np.float32), np.array([2**62, 2**62 + 2**61])) == 1
+    assert _weighted_median(np.array([3, 1, 2], np.float32), np.array([2**40, 2**40, 2**41])) == 2
+    assert _weighted_median(np.array([3, 1], np.float32), np.array([2**62, 2**62 + 2**61])) == 1

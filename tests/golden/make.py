@@ -23,9 +23,9 @@ CREATED = "2026-01-02T03:04:05+00:00"
 
 
 def weights(rows: int, channels: int) -> np.ndarray:
-    """Every row is a permutation of the same numbers: 37 and the number of channels have no factor in common."""
+    """Every row is a permutation of the same squares: 37 and the number of channels have no factor in common."""
     row, channel = np.indices((rows, channels))
-    return (((37 * channel + 11 * row) % channels - 50) / 2.0**24).astype(np.float32)
+    return ((((37 * channel + 11 * row) % channels) ** 2 - 50) / 2.0**24).astype(np.float32)
 
 
 def points(rows: int, dim: int) -> np.ndarray:
@@ -38,7 +38,7 @@ def network() -> EmbeddingNet:
     state = {}
     for number, (name, value) in enumerate(net.state_dict().items()):
         size = value.numel()
-        numbers = ((37 * np.arange(size) + 13 * number) % 101 - 50) / 512
+        numbers = ((37 * np.arange(size) + 13 * number) % 101 - 50) / 128
         if name.endswith("running_var"):
             numbers = 1 + np.abs(numbers)
         elif name.endswith("num_batches_tracked"):

@@ -13,7 +13,8 @@ import embedcam
 from embedcam.builder.build import build_database
 from embedcam.data.preprocess import Preprocess
 from embedcam.errors import DatabaseError, DataError, NetworkError
-from embedcam.explain.graph import ExplainerGraph
+from embedcam.explain.explanation import Outputs
+from embedcam.explain.module import ExplainerModule
 from embedcam.nets.network import Network
 from embedcam.onnx import export as export_module
 from embedcam.onnx.export import export
@@ -29,8 +30,8 @@ def graph(pair, **options):
 
     def explain(images, size=None):
         with torch.no_grad():
-            module = ExplainerGraph(explainer, tuple(images.shape[2:]) if size is None else None, at_image_size=True)
-            return dict(zip(OUTPUTS, (out.numpy() for out in module(torch.as_tensor(images))), strict=True))
+            module = explainer.module.fixed(tuple(images.shape[2:]) if size is None else None)
+            return Outputs(*(out.numpy() for out in module(torch.as_tensor(images))))._asdict()
 
     return explainer, explain
 
@@ -172,20 +173,19 @@ def test_height_and_width_can_be_left_open(fused, tmp_path):
 
 
 def test_a_file_that_explains_otherwise_is_refused_and_not_left_behind(spread, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_module, "ExplainerGraph", _Brighter)
+    monkeypatch.setattr(ExplainerModule, "forward", _brighter)
     with pytest.raises(NetworkError, match=r"explains otherwise than the network: heat maps differ by .*nothing was"):
         export(embedcam.Explainer(*spread), tmp_path / "e.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
-class _Brighter(ExplainerGraph):
-    def forward(self, images):
-        heatmap, *rest = super().forward(images)
-        return (heatmap + 2e-4).clamp(max=1), *rest
+def _brighter(module, images):
+    found = module.explain(module.run(images), (images.shape[2], images.shape[3]))
+    return found._replace(heatmap=(found.heatmap + 2e-4).clip(max=1))
 
 
 def test_exemplars_cannot_be_exported(spread, tmp_path):
-    with pytest.raises(DatabaseError, match=r"nearest.*choose --transfer cluster"):
+    with pytest.raises(DatabaseError, match=r"searches all training images.*choose --transfer cluster"):
         export(embedcam.Explainer(*spread, transfer="nearest"), tmp_path / "e.onnx")
 
 

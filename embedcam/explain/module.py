@@ -1,0 +1,218 @@
+"""The method as one module: images in, heat maps and where the embeddings lie out."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from ..database.quantiles import Slopes
+from ..database.weight_database import WeightDatabase
+from ..errors import DatabaseError
+from ..nets import layers
+from ..nets.geometry import PIXELS, Geometry
+from ..nets.network import Activations, Network
+from .explanation import Outputs
+from .maps import combine, fuse, interpolation, normalize
+from .transfer import Lookup, Transfer
+
+
+class ExplainerModule(nn.Module):
+    """Explains image batches; `Explainer` wraps it, compiled and exported graphs are made of it.
+
+    Args:
+        net: The network, at the database's feature layer.
+        database: Its arrays become buffers.
+        transfer: Chooses channel weights.
+        fused: Multiply the maps with those of `database.fusion`.
+        placement: One of `maps.PLACEMENTS`.
+        autocast: Number type in which the network runs; None for its own.
+        size: (H, W) of all images, for a graph of fixed size: its matrices become buffers. None for any size.
+        at_image_size: Place the maps at image size, rather than leave one value per cell.
+    """
+
+    centroids: Tensor
+    slopes: Tensor
+    offsets: Tensor
+    falls: Tensor
+
+    def __init__(
+        self,
+        net: Network,
+        database: WeightDatabase,
+        transfer: Transfer,
+        *,
+        fused: bool,
+        placement: str,
+        autocast: torch.dtype | None = None,
+        size: tuple[int, int] | None = None,
+        at_image_size: bool = True,
+    ) -> None:
+        super().__init__()
+        self.net, self.database, self.transfer = net, database, transfer.to(net.device)
+        self.fusion = database.fusion if fused else None
+        self.placement, self.autocast, self.size, self.at_image_size = placement, autocast, size, at_image_size
+        self._cosine = database.network.metric == "cosine"
+        self._keep("centroids", torch.from_numpy(database.centroids))
+        for name, values in Slopes.of(database.distance_quantiles)._asdict().items():
+            self._keep(name, torch.from_numpy(values).float())
+        if size is not None:
+            self._keep_matrices(size)
+
+    def _keep(self, name: str, values: Tensor) -> None:
+        self.register_buffer(name, values.to(self.net.device), persistent=False)
+
+    def fixed(self, size: tuple[int, int] | None, *, at_image_size: bool = True) -> ExplainerModule:
+        """Make the module for a graph.
+
+        Args:
+            size: (H, W) of all images; None for any size.
+            at_image_size: Place the maps at image size.
+
+        Returns:
+            A module that shares network and transfer.
+
+        Raises:
+            DatabaseError: If the transfer needs exemplars, which are searched outside the module.
+        """
+        if self.transfer.exemplars:
+            raise DatabaseError(
+                "this transfer searches all training images, which no graph holds; choose --transfer cluster, "
+                "contrast, soft or soft-contrast"
+            )
+        return ExplainerModule(
+            self.net,
+            self.database,
+            self.transfer,
+            fused=self.fusion is not None,
+            placement=self.placement,
+            autocast=self.autocast,
+            size=size,
+            at_image_size=at_image_size,
+        )
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Explain images, by a transfer that needs no exemplars.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+
+        Returns:
+            Tensors; the maps at image size unless `at_image_size` is off.
+        """
+        return self.explain(self.run(images), (images.shape[2], images.shape[3]))
+
+    def run(self, images: Tensor) -> Activations:
+        """Run the network.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+
+        Returns:
+            Its embeddings and the maps of the layers that are explained.
+        """
+        with self.precision(images.device):
+            return self.net.activations(images, None if self.fusion is None else self.fusion.layer)
+
+    def precision(self, device: torch.device) -> AbstractContextManager[object]:
+        """Make the context in which the network runs.
+
+        Args:
+            device: Of the network.
+
+        Returns:
+            That of `autocast`, or one that changes nothing.
+        """
+        return nullcontext() if self.autocast is None else torch.autocast(device.type, self.autocast)
+
+    def explain(self, seen: Activations, size: tuple[int, int], exemplars: Tensor | None = None) -> Outputs:
+        """Explain what the network saw.
+
+        Args:
+            seen: Of `run`.
+            size: (H, W) of the images.
+            exemplars: (B, n) the nearest exemplars, where the transfer needs them.
+
+        Returns:
+            As `forward`.
+        """
+        embeddings = seen.embeddings.float()
+        # A sum with NaN is NaN in every runtime, a maximum is not. The bound is that of `neighbors.searchable`.
+        finite = embeddings.square().sum(dim=1) < torch.finfo(torch.float32).max / 16
+        lookup = self.look_up(torch.where(finite[:, None], embeddings, 0.0), size, exemplars)
+        maps, geometry = self._map(seen.maps, lookup, 0), self._geometry(self.database.geometry, seen.maps, size)
+        if self.fusion is not None:
+            assert seen.fine is not None
+            self._require_channels(seen.fine)
+            fine, fine_geometry = self._map(seen.fine, lookup, 1), self._geometry(self.fusion.geometry, seen.fine, size)
+            rows, columns = self._matrices("fine", maps, geometry, (fine.shape[1], fine.shape[2]), fine_geometry)
+            maps, geometry = fuse(rows @ maps @ columns, fine), fine_geometry
+        finite = finite & (maps.sum(dim=(1, 2)) < math.inf)
+        maps = torch.where(finite[:, None, None], maps, 0.0)
+        if self.at_image_size:
+            rows, columns = self._matrices("image", maps, geometry, size, PIXELS)
+            maps = rows @ maps @ columns
+        distances = self._distances(lookup)
+        scaled = distances / lookup.scale
+        typicality = Slopes(self.slopes, self.offsets, self.falls).beyond(lookup.clusters, scaled)
+        anomaly = scaled / self.database.far_distance
+        return Outputs(normalize(maps), maps, embeddings, lookup.clusters, distances, typicality, anomaly, finite)
+
+    def look_up(self, embeddings: Tensor, size: tuple[int, int], exemplars: Tensor | None = None) -> Lookup:
+        """Compare embeddings with the centroids.
+
+        Args:
+            embeddings: (B, D) finite.
+            size: (H, W) of the images.
+            exemplars: (B, n) the nearest exemplars, where the transfer needs them.
+
+        Returns:
+            Where they lie.
+        """
+        if self._cosine:
+            similarities = (embeddings @ self.centroids.T).clip(max=1)  # a cosine may be rounded up to more
+        else:
+            similarities = (embeddings[:, None] - self.centroids[None]).square().sum(dim=2) / -2
+        sides: tuple[int | Tensor, ...] = size
+        if not all(isinstance(side, int) for side in size):  # symbols of a graph that is being exported
+            sides = tuple(torch.full((), side, dtype=torch.float32, device=embeddings.device) for side in size)
+        scale = self.database.distance_scale((sides[0], sides[1]))
+        return Lookup(embeddings, similarities, similarities.argmax(dim=1), scale, exemplars)
+
+    def _distances(self, lookup: Lookup) -> Tensor:
+        nearest = lookup.similarities.amax(dim=1)
+        return 1 - nearest if self._cosine else (nearest * -2).sqrt()
+
+    def _map(self, features: Tensor, lookup: Lookup, layer: int) -> Tensor:
+        combined: Tensor = combine(features.float(), self.transfer(lookup, layer))
+        return combined
+
+    def _geometry(self, stored: Geometry, maps: Tensor, size: tuple[int, int]) -> Geometry:
+        return Geometry.stretch((maps.shape[2], maps.shape[3]), size) if self.placement == "stretch" else stored
+
+    def _matrices(
+        self, name: str, maps: Tensor, geometry: Geometry, size: tuple[int, int], onto: Geometry
+    ) -> tuple[Tensor, Tensor]:
+        """Make the matrices that place maps; of a fixed size they are kept."""
+        if hasattr(self, f"{name}_rows"):
+            return self.get_buffer(f"{name}_rows"), self.get_buffer(f"{name}_columns")
+        rows, columns = interpolation(maps, geometry, size, onto)
+        if self.size is not None:
+            self._keep(f"{name}_rows", rows)
+            self._keep(f"{name}_columns", columns)
+        return rows, columns
+
+    def _keep_matrices(self, size: tuple[int, int]) -> None:
+        with torch.no_grad():
+            self(layers.as_input(self.net, torch.zeros(1, 3, *size)))
+
+    def _require_channels(self, fine: Tensor) -> None:
+        assert self.fusion is not None
+        stored = self.fusion.weights_mean.shape[1]
+        if fine.shape[1] != stored:
+            raise DatabaseError(
+                f"layer {self.fusion.layer!r} has {fine.shape[1]} channels, the weight database {stored}; "
+                "build it again"
+            )
