@@ -23,7 +23,8 @@ from embedcam.nets import EmbeddingNet
 from embedcam.nets.geometry import Geometry
 from embedcam.onnx import OnnxExplainer
 from embedcam.onnx.export import export
-from embedcam.train import TrainOptions, train, trainer
+from embedcam.train import TrainOptions, train
+from embedcam.train.sampling import epoch_order
 
 C, K, FINE, D, T = 12, 6, 5, 4, 4
 
@@ -283,7 +284,7 @@ def test_no_batch_of_a_training_run_is_a_single_image(folder, tmp_path, batch_si
     for count in (9, 17):  # one more than whole batches of 8 and of 16
         rows = np.arange(len(samples))[:count]
         labels = samples.labels[rows]
-        order, size = trainer._order(labels, batch_size, seed=0, epoch=1)
+        order, size = epoch_order(labels, batch_size, seed=0, epoch=1)
         assert len(order) >= count - size and len(order) % size == 0 and size >= 8
     net = EmbeddingNet("tiny", 4, image_size=32)
     options = TrainOptions(epochs=1, batch_size=batch_size)

@@ -12,6 +12,7 @@ from ..registry import Registry
 _REGISTRIES = {
     "datasets": "data.catalog:DATASETS",
     "networks": "nets.catalog:NETWORKS",
+    "transfers": "explain.transfer:TRANSFERS",
     "weightings": "explain.weighting:WEIGHTINGS",
     "scores": "evaluate.scores:SCORES",
 }
@@ -21,7 +22,7 @@ def registry(name: str) -> Registry[Any]:
     """Import a registry by the name that entry points and help texts use.
 
     Args:
-        name: "datasets", "networks", "weightings" or "scores".
+        name: "datasets", "networks", "transfers", "weightings" or "scores".
 
     Returns:
         The registry.

@@ -24,8 +24,8 @@ from .options import (
     PresetOption,
     ResumeOption,
     StrictOption,
-    Transfer,
     WorkersOption,
+    one_of,
     require_explainer,
 )
 
@@ -52,11 +52,12 @@ def explain(
     ] = None,
     preset: PresetOption = "default",
     transfer: Annotated[
-        Transfer | None,
+        str | None,
         typer.Option(
-            help="Whose weights an image gets, with one layer: soft-contrast, soft, contrast, cluster, neighbors or "
-            "nearest.",
+            help="How stored weights are chosen, with one layer: {transfers}.",
             metavar="NAME",
+            callback=one_of("transfers"),
+            autocompletion=completion.registered("transfers"),
             rich_help_panel=METHOD,
         ),
     ] = None,

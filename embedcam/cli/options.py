@@ -75,7 +75,6 @@ ExplainSizeOption = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
-Transfer = Literal["soft-contrast", "soft", "contrast", "cluster", "neighbors", "nearest"]
 DeviceOption = Annotated[
     str,
     typer.Option(help="cpu, cuda or cuda:N; auto uses a GPU if there is one.", metavar="NAME", rich_help_panel=RUNNING),
@@ -104,7 +103,10 @@ def fill_in(text: str) -> str:
     """
 
     def listed(match: re.Match[str]) -> str:
-        parts = completion.registry(match[1])
+        try:
+            parts = completion.registry(match[1])
+        except ModuleNotFoundError as error:  # explaining with an ONNX file needs no torch
+            return f"(listed if {error.name} is installed)"
         return ", ".join(map(parts.usage, parts))
 
     return re.sub(r"\{([a-z]+)\}", listed, text)
