@@ -121,7 +121,7 @@ def fuse(coarse: Any, fine: Any) -> Any:
     product = fine * coarse
     cells = product.shape[1] * product.shape[2]
     count = (CLIPPED * cells + 99) // 100
-    level = product.flatten(1).topk(count, dim=1).values[:, -1:, None]
+    level = product.flatten(1).topk(count, dim=1).values.amin(dim=1)[:, None, None]
     return product.where((level == 0) | (product < level), level)
 
 

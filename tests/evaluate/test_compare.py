@@ -18,7 +18,6 @@ from embedcam.explain.explanation import Explanation
 from embedcam.explain.maps import fuse, place
 from embedcam.explain.transfer import TRANSFERS
 from embedcam.gradient import WEIGHTINGS, GradCAM, Proxy, TripletMargin, Weighting
-from embedcam.nets.geometry import PIXELS
 from embedcam.nets.inference import embed
 
 SIZE = 64
@@ -58,7 +57,7 @@ def test_per_image_gradcam_is_that_of_the_mean_partners(setting, methods):
         methods["gradcam, 5 triplets"].explain(images, INDICES).heatmaps, expected.heatmaps, atol=1e-4
     )
     both = GradCAM(net, ["layer4", "layer3"])(images, target)
-    fused = fuse(both["layer4"].raw, PIXELS, both["layer3"].raw, PIXELS)
+    fused = fuse(*(torch.from_numpy(both[layer].raw) for layer in ("layer4", "layer3"))).numpy()
     found = methods["gradcam, 5 triplets, two layers"].explain(images, INDICES)
     np.testing.assert_allclose(found.heatmaps, Explanation.of(fused).heatmaps, atol=1e-4)
 
