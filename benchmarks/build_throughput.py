@@ -51,12 +51,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.manual_seed(0)
-    net = embedcam.EmbeddingNet(given.backbone, 128, weights=given.weights, image_size=given.image_size).eval()
-    with images(given.data, given.images) as samples:
-        rows = measure(net, samples, given.pairs, given.loop_images, given.rounds)
-    report(COLUMNS, rows, about("torch", "faiss-cpu") | {"images": len(samples), "pairs": given.pairs}, given.json)
+    net = embedcam.EmbeddingNet(args.backbone, 128, weights=args.weights, image_size=args.image_size).eval()
+    with images(args.data, args.images) as samples:
+        rows = measure(net, samples, args.pairs, args.loop_images, args.rounds)
+    report(COLUMNS, rows, about("torch", "faiss-cpu") | {"images": len(samples), "pairs": args.pairs}, args.json)
 
 
 @contextmanager

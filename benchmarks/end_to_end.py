@@ -66,30 +66,30 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", nargs=2, metavar=("WORK", "IMAGES"), help="run one work in this process")
-    given = parser.parse_args()
-    if given.one:
-        print(json.dumps(run_here(given, *given.one)))
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(run_here(args, *args.one)))
         return
     with contextlib.ExitStack() as stack:
-        if given.data is None:
-            samples = stack.enter_context(images(None, given.images))
+        if args.data is None:
+            samples = stack.enter_context(images(None, args.images))
             assert isinstance(samples, FileSamples)
-            given.data = samples.files[0].parents[1]
-        if given.net is None and given.onnx is None:
+            args.data = samples.files[0].parents[1]
+        if args.net is None and args.onnx is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            given.net, given.db = random_network(folder, given.backbone, given.image_size)
-        sizes = [given.images // 4, given.images]
-        rows = [run_in_process(given, "end to end", size)[0] for size in sizes]
-        rows += run_in_process(given, "steps", SAMPLE)
-    made_with = about("torch", "numpy", "pillow") | {"batch size": given.batch_size, "concurrency": given.concurrency}
-    report(COLUMNS, rows, made_with, given.json)
+            args.net, args.db = random_network(folder, args.backbone, args.image_size)
+        sizes = [args.images // 4, args.images]
+        rows = [run_in_process(args, "end to end", size)[0] for size in sizes]
+        rows += run_in_process(args, "steps", SAMPLE)
+    made_with = about("torch", "numpy", "pillow") | {"batch size": args.batch_size, "concurrency": args.concurrency}
+    report(COLUMNS, rows, made_with, args.json)
 
 
-def run_in_process(given: argparse.Namespace, work: str, count: int) -> list[dict[str, Any]]:
+def run_in_process(args: argparse.Namespace, work: str, count: int) -> list[dict[str, Any]]:
     """Run one work in its own process."""
-    model = ["--onnx", given.onnx] if given.onnx else ["--net", given.net, "--db", given.db]
+    model = ["--onnx", args.onnx] if args.onnx else ["--net", args.net, "--db", args.db]
     # Later options override earlier ones.
-    options = map(str, ["--data", given.data, *model, "--one", work, count])
+    options = map(str, ["--data", args.data, *model, "--one", work, count])
     command = [sys.executable, __file__, *sys.argv[1:], *options]
     rows: list[dict[str, Any]] = json.loads(
         subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -109,33 +109,33 @@ def random_network(folder: Path, backbone: str, image_size: int) -> tuple[Path, 
     return folder / "net.safetensors", folder / "weights.h5"
 
 
-def run_here(given: argparse.Namespace, work: str, count: str) -> list[dict[str, Any]]:
+def run_here(args: argparse.Namespace, work: str, count: str) -> list[dict[str, Any]]:
     """Run one work in this process."""
-    inputs = files.find_files([given.data]).files[: int(count)]
-    explainer = load(given, single_thread=work == "steps" or given.concurrency > 1)
+    inputs = files.find_files([args.data]).files[: int(count)]
+    explainer = load(args, single_thread=work == "steps" or args.concurrency > 1)
     with tempfile.TemporaryDirectory() as out:
         if work == "steps":
-            return steps(explainer, inputs, given.batch_size, Path(out))
-        return [end_to_end(explainer, inputs, given, Path(out))]
+            return steps(explainer, inputs, args.batch_size, Path(out))
+        return [end_to_end(explainer, inputs, args, Path(out))]
 
 
-def load(given: argparse.Namespace, *, single_thread: bool) -> AnyExplainer:
-    if given.onnx:
-        return OnnxExplainer(given.onnx, threads=int(single_thread))
+def load(args: argparse.Namespace, *, single_thread: bool) -> AnyExplainer:
+    if args.onnx:
+        return OnnxExplainer(args.onnx, threads=int(single_thread))
     import torch
 
     if single_thread:
         torch.set_num_threads(1)
-    return embedcam.Explainer(embedcam.EmbeddingNet.load(given.net), given.db)
+    return embedcam.Explainer(embedcam.EmbeddingNet.load(args.net), args.db)
 
 
 def end_to_end(
-    explainer: AnyExplainer, inputs: tuple[Path, ...], given: argparse.Namespace, out: Path
+    explainer: AnyExplainer, inputs: tuple[Path, ...], args: argparse.Namespace, out: Path
 ) -> dict[str, Any]:
     """Explain files like the command line."""
     wall, busy = time.perf_counter(), time.process_time()
     done = files.explain_files(
-        explainer, inputs, out, batch_size=given.batch_size, workers=given.workers, concurrency=given.concurrency
+        explainer, inputs, out, batch_size=args.batch_size, workers=args.workers, concurrency=args.concurrency
     )
     wall, busy = time.perf_counter() - wall, time.process_time() - busy
     return {

@@ -77,24 +77,24 @@ def main() -> None:
         "--compile", action="store_true", help="also with torch.compile; takes minutes, and a C++ compiler"
     )
     parser.add_argument("--json", type=Path, help="JSON file for the table")
-    given = parser.parse_args()
+    args = parser.parse_args()
     rows, float_layers = [], {}
-    for backbone in given.backbones:
+    for backbone in args.backbones:
         torch.manual_seed(0)
-        training = torch.rand(TRAINING, 3, given.image_size, given.image_size)
-        net = network(backbone, given.weights if backbone == "mobilenet_v2" else None, training)
-        explaining, small = explainers(net, training, given.compile)
+        training = torch.rand(TRAINING, 3, args.image_size, args.image_size)
+        net = network(backbone, args.weights if backbone == "mobilenet_v2" else None, training)
+        explaining, small = explainers(net, training, args.compile)
         float_layers[backbone] = f"{len(small.float_layers)} of {small.layers}"
-        without, backprop = {**plain(net, given.compile), **explaining}, with_backprop(net)
-        for batch in given.batches:
+        without, backprop = {**plain(net, args.compile), **explaining}, with_backprop(net)
+        for batch in args.batches:
             images = torch.rand(batch, *training.shape[1:])
             rows += [
                 {"backbone": backbone, "batch": batch, "backprop": row["method"] in backprop, **row}
-                for row in measure({**without, **backprop}, images, given.rounds)
+                for row in measure({**without, **backprop}, images, args.rounds)
             ]
     made_with = about("torch", "onnxruntime", "grad-cam", "torchcam", "captum")
-    made_with |= {"threads": torch.get_num_threads(), "image size": given.image_size, "rounds": given.rounds}
-    report(COLUMNS, rows, {**made_with, "convolutions left in float by int8": float_layers}, given.json)
+    made_with |= {"threads": torch.get_num_threads(), "image size": args.image_size, "rounds": args.rounds}
+    report(COLUMNS, rows, {**made_with, "convolutions left in float by int8": float_layers}, args.json)
 
 
 def measure(methods: dict[str, Method], images: Tensor, rounds: int) -> list[dict[str, Any]]:

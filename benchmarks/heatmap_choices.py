@@ -69,17 +69,17 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 384], help="sizes to explain at, in pixels")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="JSON file for the scores")
-    given = parser.parse_args()
+    args = parser.parse_args()
     progress.show()
 
-    net = embedcam.EmbeddingNet.load(given.net)
-    training = load(given.data, "train")
-    folds = np.array_split(np.random.default_rng(0).permutation(len(training)), given.folds)
-    scores: dict[int, dict[str, Localization]] = {size: {} for size in given.sizes}
+    net = embedcam.EmbeddingNet.load(args.net)
+    training = load(args.data, "train")
+    folds = np.array_split(np.random.default_rng(0).permutation(len(training)), args.folds)
+    scores: dict[int, dict[str, Localization]] = {size: {} for size in args.sizes}
     for held in folds:
         rest = np.setdiff1d(np.arange(len(training)), held)
         db = embedcam.build_database(net, training.subset(rest))
-        for size in given.sizes:
+        for size in args.sizes:
             score(net, db, training.subset(held), size, scores[size])
     rows = []
     print("| size | transfer | " + " | ".join(SCORES) + " |\n|---|---|" + "---|" * len(SCORES))
@@ -88,8 +88,8 @@ def main() -> None:
             result = localization.result()
             rows.append({"size": size, "method": name, **result})
             print(f"| {size} | {name} | " + " | ".join(f"{result[key]:.3f}" for key in SCORES) + " |")
-    if given.json is not None:
-        write_text(given.json, json.dumps({"data": given.data, "folds": given.folds, "rows": rows}, indent=2) + "\n")
+    if args.json is not None:
+        write_text(args.json, json.dumps({"data": args.data, "folds": args.folds, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

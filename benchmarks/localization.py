@@ -77,11 +77,11 @@ def peers(net: EmbeddingNet, gallery: Gallery, labels: NDArray[np.int64]) -> lis
     return [Method(GRAD_CAM, by_grad_cam, backprop=True), Method(TORCHCAM, by_torchcam, backprop=True)]
 
 
-def table(result: dict[str, Any], given: argparse.Namespace) -> str:
+def table(result: dict[str, Any], args: argparse.Namespace) -> str:
     """Format the rows as Markdown, with 95 % intervals."""
     size, columns = result["explain_size"][0], score_columns()
     lines = [
-        f"# Localization on {given.data}",
+        f"# Localization on {args.data}",
         "",
         f"{result['masks']} test images with masks, explained at {size} x {size} pixels (the paper's method at the "
         f"network's own size). Recall@1 {result['recall_at_1']:.3f}. 95 % intervals by bootstrap over images. "
@@ -121,25 +121,25 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="SPEC with masks")
     parser.add_argument("--out", type=Path, default=Path("runs/localization"), help="output folder")
     parser.add_argument("--explain-size", type=int, help="side in pixels; the database's by default")
-    given = parser.parse_args()
+    args = parser.parse_args()
     progress.show()
 
-    net, db = EmbeddingNet.load(given.net), WeightDatabase.load(given.db)
-    test, training = load(given.data, "test"), load_gallery(given.data)
+    net, db = EmbeddingNet.load(args.net), WeightDatabase.load(args.db)
+    test, training = load(args.data, "test"), load_gallery(args.data)
     assert training is not None
     assert test.labels is not None
     gallery = Gallery(training, embed(net, training, what="gallery"))
     others = peers(net, gallery, test.labels)
-    result = evaluate(net, db, test, training, compare=True, extra=others, explain_size=given.explain_size)
-    about = {"data": given.data, "embedcam": embedcam.__version__, "torch": torch.__version__, "cores": os.cpu_count()}
-    write_text(given.out / "localization.json", json.dumps({**result, **about}, indent=2) + "\n")
-    text = table(result, given)
-    write_text(given.out / "localization.md", text)
+    result = evaluate(net, db, test, training, compare=True, extra=others, explain_size=args.explain_size)
+    about = {"data": args.data, "embedcam": embedcam.__version__, "torch": torch.__version__, "cores": os.cpu_count()}
+    write_text(args.out / "localization.json", json.dumps({**result, **about}, indent=2) + "\n")
+    text = table(result, args)
+    write_text(args.out / "localization.md", text)
     print(text)
-    explainer = Explainer(net, db, explain_size=given.explain_size)
+    explainer = Explainer(net, db, explain_size=args.explain_size)
     default = Method("embedcam", lambda images, _: explainer(images))
     shown = [*others, with_backprop(net, db, gallery, test.labels)[0], default]
-    picture(net, shown, test, explainer, given.out / "localization.png")
+    picture(net, shown, test, explainer, args.out / "localization.png")
 
 
 if __name__ == "__main__":

@@ -52,13 +52,13 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1000, help="queries for the recall")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--json", type=Path, help="JSON file for the table")
-    given = parser.parse_args()
+    args = parser.parse_args()
     rows = []
-    for size in given.sizes:
-        for kind in given.data:
-            points, queries = synthesise(kind, size, given.queries, given.classes, given.dim)
-            rows += [{"data": kind, **row} for row in measure(points, queries, given.batches, given.rounds)]
-    report(COLUMNS, rows, about("faiss-cpu", "numpy") | {"classes": given.classes, "dim": given.dim}, given.json)
+    for size in args.sizes:
+        for kind in args.data:
+            points, queries = synthesise(kind, size, args.queries, args.classes, args.dim)
+            rows += [{"data": kind, **row} for row in measure(points, queries, args.batches, args.rounds)]
+    report(COLUMNS, rows, about("faiss-cpu", "numpy") | {"classes": args.classes, "dim": args.dim}, args.json)
 
 
 def synthesise(
@@ -91,14 +91,14 @@ def measure(
     calls: dict[str, Callable[[int], object]] = {}
     columns: dict[str, dict[str, Any]] = {}
     nearest: dict[str, NDArray[np.int64]] = {}
-    for method, given in methods.items():
+    for method, inverted_file in methods.items():
         start = time.perf_counter()
-        neighbors = Neighbors(points, "cosine", given)
+        neighbors = Neighbors(points, "cosine", inverted_file)
         load_seconds = time.perf_counter() - start
         nearest[method], _ = neighbors.nearest(queries)
         columns[method] = {
             "s to load": load_seconds,
-            "s to partition": partition_seconds if given or partitions is None else None,
+            "s to partition": partition_seconds if inverted_file or partitions is None else None,
             "bytes": faiss.serialize_index(neighbors._index).nbytes,
             "recall": float((nearest[method] == nearest["exact"]).mean()),
         }

@@ -233,19 +233,19 @@ def main() -> None:
     parser.add_argument("--works", choices=works, nargs="+", default=works)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", nargs=3, metavar=("WORK", "IMAGES", "FOLDER"), help="run one work in this process")
-    given = parser.parse_args()
-    if given.one:
-        work, count, folder = given.one
+    args = parser.parse_args()
+    if args.one:
+        work, count, folder = args.one
         run_here(work, int(count), Path(folder))
         return
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        run_in_process("prepare", min(given.sizes), name)
-        for work in given.works:
-            counts = given.sizes if work in SIZED_WORKS else [given.explanations]
+        run_in_process("prepare", min(args.sizes), name)
+        for work in args.works:
+            counts = args.sizes if work in SIZED_WORKS else [args.explanations]
             of_work = [run_in_process(work, count, name) for count in counts]
             rows += [{**row, "x smallest": row["peak MB"] / of_work[0]["peak MB"]} for row in of_work]
-    report(COLUMNS, rows, about("torch", "faiss-cpu", "numpy"), given.json)
+    report(COLUMNS, rows, about("torch", "faiss-cpu", "numpy"), args.json)
 
 
 def run_in_process(work: str, count: int, folder: str) -> dict[str, Any]:

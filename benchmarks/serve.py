@@ -60,24 +60,24 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", action="store_true", help="run the server")
-    given = parser.parse_args()
-    if given.serve:
-        serve(given)
+    args = parser.parse_args()
+    if args.serve:
+        serve(args)
         return
-    picture = given.image.read_bytes() if given.image else synthetic_picture()
+    picture = args.image.read_bytes() if args.image else synthetic_picture()
     with tempfile.TemporaryDirectory() as folder:
-        if not (given.onnx or given.net):
-            given.net, given.db = prepare(Path(folder))
-        with server(given) as (process, port):
+        if not (args.onnx or args.net):
+            args.net, args.db = prepare(Path(folder))
+        with server(args) as (process, port):
             expected = [send(port, picture).content for _ in range(WARM_UP)][-1]
             rows: list[dict[str, Any]] = []
             before = resident(process)
-            for number in range(given.rounds):
+            for number in range(args.rounds):
                 rows.append(
-                    {"round": number + 1, "MB before": before, **load_test(port, picture, expected, given.requests)}
+                    {"round": number + 1, "MB before": before, **load_test(port, picture, expected, args.requests)}
                 )
                 before = rows[-1]["MB after"] = resident(process)
-    report(COLUMNS, rows, about("fastapi", "uvicorn", "torch") | {"concurrency": given.concurrency}, given.json)
+    report(COLUMNS, rows, about("fastapi", "uvicorn", "torch") | {"concurrency": args.concurrency}, args.json)
 
 
 def load_test(port: int, picture: bytes, expected: bytes | None, requests: int) -> dict[str, Any]:
@@ -136,12 +136,12 @@ def prepare(folder: Path) -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
-def server(given: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def server(args: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Start the server; yields its process and port."""
     command = [sys.executable, __file__, "--serve"]
     for option in ("concurrency", "requests", "net", "db", "onnx"):
-        if getattr(given, option):
-            command += [f"--{option}", str(getattr(given, option))]
+        if getattr(args, option):
+            command += [f"--{option}", str(getattr(args, option))]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
@@ -153,7 +153,7 @@ def server(given: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], i
             process.terminate()
 
 
-def serve(given: argparse.Namespace) -> None:
+def serve(args: argparse.Namespace) -> None:
     """Run the server."""
     from embedcam.app import serve
     from embedcam.app.limits import Limits
@@ -162,8 +162,8 @@ def serve(given: argparse.Namespace) -> None:
 
     progress.show()
     explainer: Any
-    if given.onnx:
-        explainer = OnnxExplainer(given.onnx, threads=1)
+    if args.onnx:
+        explainer = OnnxExplainer(args.onnx, threads=1)
     else:
         import torch
 
@@ -171,8 +171,8 @@ def serve(given: argparse.Namespace) -> None:
         from embedcam.nets import EmbeddingNet
 
         torch.set_num_threads(1)
-        explainer = Explainer(EmbeddingNet.load(given.net), given.db)
-    serve(explainer, port=0, limits=Limits(rate=10**9, queue=given.requests, concurrency=given.concurrency))
+        explainer = Explainer(EmbeddingNet.load(args.net), args.db)
+    serve(explainer, port=0, limits=Limits(rate=10**9, queue=args.requests, concurrency=args.concurrency))
 
 
 def resident(process: subprocess.Popen[str]) -> float:

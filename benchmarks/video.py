@@ -50,16 +50,16 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="timed runs per mode")
     parser.add_argument("--json", type=Path, help="JSON file for the table")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        video = given.video or synthetic_video(folder / "synthetic.mp4", given.frame, given.frames)
+        video = args.video or synthetic_video(folder / "synthetic.mp4", args.frame, args.frames)
         rows = []
-        for size in given.sizes:
-            explainer = embedcam.OnnxExplainer(exported(size, folder / f"{size}.onnx"), threads=given.threads)
-            rows += measure(explainer, video, folder / "out.mp4", given.rounds)
-    options = {"threads": given.threads, "frame": "x".join(map(str, given.frame)), "rounds": given.rounds}
-    report(COLUMNS, rows, {**about("onnxruntime", "av"), **options}, given.json)
+        for size in args.sizes:
+            explainer = embedcam.OnnxExplainer(exported(size, folder / f"{size}.onnx"), threads=args.threads)
+            rows += measure(explainer, video, folder / "out.mp4", args.rounds)
+    options = {"threads": args.threads, "frame": "x".join(map(str, args.frame)), "rounds": args.rounds}
+    report(COLUMNS, rows, {**about("onnxruntime", "av"), **options}, args.json)
 
 
 def measure(explainer: embedcam.OnnxExplainer, video: Path, out: Path, rounds: int) -> list[dict[str, Any]]:

@@ -45,18 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--db", type=Path, required=True, help="its weight database, with exemplars")
     parser.add_argument("--data", required=True, help="SPEC of their data set")
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="output folder")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        net, database = EmbeddingNet.load(given.net), WeightDatabase.load(given.db)
-        training, test = load(given.data, "train"), load(given.data, "test")
+        net, database = EmbeddingNet.load(args.net), WeightDatabase.load(args.db)
+        training, test = load(args.data, "train"), load(args.data, "test")
         examples = test.subset(np.linspace(0, len(test) - 1, ROWS).astype(int))
-        save_png(pipeline(net, database, examples), given.out / "pipeline.png")
-        save_png(clusters(net, database, training, test), given.out / "clusters.png")
-        save_png(placing(), given.out / "placing.png")
+        save_png(pipeline(net, database, examples), args.out / "pipeline.png")
+        save_png(clusters(net, database, training, test), args.out / "clusters.png")
+        save_png(placing(), args.out / "placing.png")
     except EmbedcamError as error:
         print(f"concept_figures: {error}", file=sys.stderr)
         return 1
-    progress.say(f"wrote pipeline.png, clusters.png and placing.png to {given.out}")
+    progress.say(f"wrote pipeline.png, clusters.png and placing.png to {args.out}")
     return 0
 
 

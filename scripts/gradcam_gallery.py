@@ -57,16 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--placement", choices=PLACEMENTS, default=PLACEMENTS[0], help="placement of the cells")
     parser.add_argument("--out", type=Path, default=Path("runs/gallery"), help="output folder")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     progress.show()
     try:
         for depth in DEPTHS:
-            require_writable(given.out / f"{depth}.png")
-        picture = sample() if given.picture is None else read_image(given.picture)
-        sheets = gallery(picture, None if given.random else given.weights, given.method, given.placement)
+            require_writable(args.out / f"{depth}.png")
+        picture = sample() if args.picture is None else read_image(args.picture)
+        sheets = gallery(picture, None if args.random else args.weights, args.method, args.placement)
         for depth, sheet in sheets.items():
-            save_png(sheet, given.out / f"{depth}.png")
-            print(given.out / f"{depth}.png")
+            save_png(sheet, args.out / f"{depth}.png")
+            print(args.out / f"{depth}.png")
     except EmbedcamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

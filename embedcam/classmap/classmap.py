@@ -108,10 +108,10 @@ class ClassMap:
         """
         picture = bounded(Image.fromarray(picture), _PICTURE_SIZE)  # before drawing, so that labels stay readable
         name, probability = self.strongest(1)[0]
-        found = f"{len(self.detections)} classes" if self.detections else f"none; best is {name} {probability:.2f}"
+        summary = f"{len(self.detections)} classes" if self.detections else f"none; best is {name} {probability:.2f}"
         pictures = [self.draw(picture), overlay(picture, self.best)]
         pictures += [overlay(picture, detection.heatmap) for detection in self.detections]
-        captions = [found, "most likely class", *(f"{each.name} {each.probability:.2f}" for each in self.detections)]
+        captions = [summary, "most likely class", *(f"{each.name} {each.probability:.2f}" for each in self.detections)]
         return grid(_in_rows(pictures), _in_rows(captions), picture_size=_PICTURE_SIZE)
 
 

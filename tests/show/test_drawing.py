@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedcam.show.drawing import DrawOptions, SheetEntry, bounded, contact_sheet, draw_overlay
+from embedcam.show.boxes import Box
+from embedcam.show.drawing import DrawOptions, SheetEntry, bounded, contact_sheet, draw_overlay, scale_box
 from embedcam.show.overlay import overlay
 
 LINE = {
@@ -50,3 +51,9 @@ def test_the_sheet_has_four_entries_per_row():
     one, four, five = (contact_sheet([entry] * count).size for count in (1, 4, 5))
     assert one[0] * 3 < four[0] == five[0]
     assert one[1] == four[1] < five[1]
+
+
+def test_a_scaled_box_is_rounded_outwards():
+    # From 4 x 4 to 6 x 10 pixels: columns 1 to 3 span 2.5 to 7.5, rows 1 to 2 span 1.5 to 3.
+    box = scale_box(Box(1, 1, 3, 2, score=0.5, area=2), (4, 4), (6, 10))
+    assert box == Box(2, 1, 8, 3, score=0.5, area=2)
