@@ -88,7 +88,7 @@ def fused(folder):
     net = EmbeddingNet("resnet18", 8, image_size=64).eval()
     with pytest.MonkeyPatch.context() as patch:
         # It is not trained, and would be explained in its own size: it knows images in no other.
-        patch.setattr("embedcam.builder.refinement._KNOWN", 0.0)
+        patch.setattr("embedcam.builder.refinement._RECOGNISED", 0.0)
         return net, build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=5)
 
 

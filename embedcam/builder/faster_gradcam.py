@@ -1,4 +1,4 @@
-"""Take over what Faster-Grad-CAM has stored: its clusters' channels and weights become a weight database."""
+"""Convert the files of Faster-Grad-CAM to a weight database."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..nets.network import Network
 from ..utils.clock import now
 from . import clusters as clustering
 
-# As Faster-Grad-CAM spells them.
+# The spelling is Faster-Grad-CAM's.
 _CHANNELS, _WEIGHTS, _CENTROIDS = "channel_adress.csv", "channel_weight.csv", ("centroids.csv", "centroids.npy")
 _EXPORT = (
     "import joblib, numpy; "
@@ -32,26 +32,25 @@ _EXPORT = (
 def import_faster_gradcam(
     folder: str | Path, net: Network, images: Any, *, batch_size: int = 32, strict: bool = False, workers: int = 2
 ) -> WeightDatabase:
-    """Make a weight database of Faster-Grad-CAM's files.
+    """Convert the files of Faster-Grad-CAM to a weight database.
 
     The folder holds `channel_adress.csv` and `channel_weight.csv`, (C, T) each, and the centroids (C, D) as
     `centroids.csv` or `centroids.npy`. Faster-Grad-CAM keeps the latter in a pickled k-means, which is never loaded.
 
-    What those files do not tell is not made up: how many images a cluster holds, how far they lie from its centroid
-    and what their labels are is measured on images. Of the weights of all other channels is known only that they are
-    at most the weakest of the stored ones; they count as 0, or as that one if it is negative. Their spread is not
-    known and stored as 0. The sha256 is that of the network given here: whether it is the one that the weights were
-    made with, converted, nobody can tell but its user.
+    The counts, distances and labels of the clusters are not in those files, so they are measured on images. The weights
+    of the channels that are not stored are at most the weakest stored one; they become 0, or that one if it is
+    negative. Standard deviations are unknown and become 0. The stored sha256 is that of `net`: the files cannot tell
+    whether it is the network that they were made with.
 
-    Faster-Grad-CAM looks for the nearest centroid by Euclidean distance. For a cosine network the centroids are brought
-    to length 1, which gives the same clusters where embeddings had that length.
+    Faster-Grad-CAM searches the nearest centroid by Euclidean distance. For a cosine network the centroids are
+    normalised, which gives the same clusters if the embeddings were normalised.
 
     Args:
-        folder: Where the files lie.
-        net: The network that they were made with; its `layer` is the one that was explained.
-        images: What to measure on, best the images that they were made of: `Samples`, a SPEC such as "folder:PATH", or
-            a sequence as for `build_database`.
-        batch_size: Images a batch.
+        folder: Folder with the files.
+        net: The network that they were made with; its `layer` must be the one that was explained.
+        images: Images to measure on, preferably those of the original training: `Samples`, a SPEC such as
+            "folder:PATH", or a sequence as for `build_database`.
+        batch_size: Images per batch.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
         workers: Threads that read images ahead.
 
@@ -59,7 +58,7 @@ def import_faster_gradcam(
         The database, without exemplars; `Explainer(net, database, preset="paper")` explains as Faster-Grad-CAM does.
 
     Raises:
-        DatabaseError: If a file is missing, damaged or does not fit the others or the network, or a cluster holds none
+        DatabaseError: If a file is missing or damaged, does not match the others or the network, or a cluster has none
             of the images.
         DataError: If no image can be read, or their embeddings cannot be compared.
 
@@ -70,17 +69,17 @@ def import_faster_gradcam(
     channels, weights = _channels(folder, net)
     centroids = _centroids(folder, net, len(channels))
     samples = as_samples(images)
-    seen = embed(net, samples, batch_size=batch_size, strict=strict, workers=workers, pooled=False)
-    if not searchable(seen.embeddings).all():
+    embedded = embed(net, samples, batch_size=batch_size, strict=strict, workers=workers, pooled=False)
+    if not searchable(embedded.embeddings).all():
         raise DataError("an embedding is not finite, or too long to be compared; check the network and its training")
-    cluster, distance = Neighbors(centroids, net.metric).nearest(seen.embeddings)
+    cluster, distance = Neighbors(centroids, net.metric).nearest(embedded.embeddings)
     counts = np.bincount(cluster, minlength=len(centroids))
     if len(empty := np.flatnonzero(counts == 0)):
         raise DatabaseError(
-            f"cluster {empty[0]} of {len(counts)} holds none of the {len(cluster)} images; measure on more of them, "
-            f"best on those that {folder} was made of, with the network that it was made with"
+            f"cluster {empty[0]} of {len(counts)} has none of the {len(cluster)} images; use more images, best "
+            f"those that {folder} was made of, and the network that it was made with"
         )
-    labels, names = samples.subset(seen.kept).labels, tuple(samples.names)
+    labels, names = samples.subset(embedded.kept).labels, tuple(samples.names)
     mean = np.repeat(np.minimum(weights[:, -1:], 0), net.channels, axis=1)
     np.put_along_axis(mean, channels.astype(np.int64), weights, axis=1)
     return WeightDatabase(
@@ -105,12 +104,12 @@ def import_faster_gradcam(
 
 
 def _channels(folder: Path, net: Network) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Read the channels (C, T) and their weights (C, T), and sort them, the strongest first."""
+    """Read the channels (C, T) and their weights (C, T), and sort them, strongest first."""
     numbers, weights = _read(folder / _CHANNELS), _read(folder / _WEIGHTS)
     if numbers.shape != weights.shape:
         raise DatabaseError(
-            f"{folder / _CHANNELS} is {numbers.shape}, {_WEIGHTS} {weights.shape}; they must be alike, a row "
-            "a cluster: take both from the same run"
+            f"{folder / _CHANNELS} is {numbers.shape}, {_WEIGHTS} {weights.shape}; they must have the same "
+            "shape, one row per cluster: take both from the same run"
         )
     wrong = numbers[(numbers != np.rint(numbers)) | (numbers < 0) | (numbers >= net.channels)]
     if wrong.size:
@@ -130,27 +129,27 @@ def _centroids(folder: Path, net: Network, clusters: int) -> NDArray[np.float32]
     path = next((folder / name for name in _CENTROIDS if (folder / name).is_file()), None)
     if path is None:
         pickled = next(iter(sorted(folder.glob("*.pkl*"))), None)
-        why = f", and {pickled.name} is a pickle, which could run anything and is never loaded" if pickled else ""
+        why = f", and {pickled.name} is a pickle, which can run any code and is never loaded" if pickled else ""
         raise DatabaseError(
-            f"{folder} has no {' or '.join(_CENTROIDS)}{why}; where k-means was made, run in Python: {_EXPORT} "
-            "(of scikit-learn before 0.23: from sklearn.externals import joblib)"
+            f"{folder} has no {' or '.join(_CENTROIDS)}{why}; where the k-means was computed, run in Python: "
+            f"{_EXPORT} (with scikit-learn before 0.23: from sklearn.externals import joblib)"
         )
     centroids = _read(path)
     if centroids.shape != (clusters, net.dim):
         raise DatabaseError(
             f"{path} is {centroids.shape}, expected {(clusters, net.dim)}: a row for each of the {clusters} clusters, "
-            f"and the network's {net.dim} dimensions; give the network that it was made with"
+            f"and the {net.dim} dimensions of the network; use the network that it was made with"
         )
     if net.metric == "cosine":
         lengths = np.linalg.norm(centroids, axis=1, keepdims=True)
         if not lengths.all():
-            raise DatabaseError(f"a centroid of {path} is all zero and has no direction; use a Euclidean network")
+            raise DatabaseError(f"a centroid of {path} is zero and has no direction; use a Euclidean network")
         centroids = centroids / lengths
     return centroids.astype(np.float32)
 
 
 def _read(path: Path) -> NDArray[np.float64]:
-    """Read a table of numbers; nothing in it is run."""
+    """Read a table of numbers; pickles are refused."""
     try:
         if path.suffix == ".npy":
             table = np.load(path, allow_pickle=False)
@@ -160,12 +159,12 @@ def _read(path: Path) -> NDArray[np.float64]:
                 table = np.loadtxt(path, delimiter=",", ndmin=2, encoding="utf-8-sig")
         numbers = np.asarray(table, dtype=np.float64)
     except FileNotFoundError as error:
-        raise DatabaseError(f"{path.parent} has no {path.name}; give the folder that Faster-Grad-CAM wrote") from error
+        raise DatabaseError(f"{path.parent} has no {path.name}; use the folder that Faster-Grad-CAM wrote") from error
     except (OSError, ValueError, TypeError, EOFError, MemoryError) as error:
         reason = " ".join(str(error).split())
-        raise DatabaseError(f"cannot read {path}: {reason}; it must be a table of numbers, a row a cluster") from error
+        raise DatabaseError(f"cannot read {path}: {reason}; write one row of numbers per cluster") from error
     small = np.abs(numbers) < np.finfo(np.float32).max
     if numbers.ndim != 2 or numbers.size == 0 or not small.all():
-        found = f"shape {numbers.shape}" if numbers.ndim != 2 or numbers.size == 0 else f"{numbers[~small][0]:g}"
-        raise DatabaseError(f"{path} holds {found}; it must be a table of finite numbers, a row a cluster")
+        actual = f"shape {numbers.shape}" if numbers.ndim != 2 or numbers.size == 0 else f"{numbers[~small][0]:g}"
+        raise DatabaseError(f"{path} holds {actual}; it must be a table of finite numbers, one row per cluster")
     return numbers

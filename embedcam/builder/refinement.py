@@ -1,4 +1,4 @@
-"""What the default explainer needs beside the published method: a second layer's weights, and how distances grow."""
+"""What the default explainer needs besides the published method: a larger size, and the weights of a finer layer."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ..nets.network import Network
 
 logger = logging.getLogger("embedcam")
 
-# Chosen on training images, see docs/heat-maps.md: maps gain up to here, and each pixel more costs time. The smaller
-# factor is for networks that no longer know images of the larger size.
+# Chosen on training images, see docs/heat-maps.md: maps improve up to the first factor, and more pixels cost time. The
+# second factor is for networks that do not recognise images of the larger size.
 _ENLARGED, _MULTIPLE = (1.75, 1.25), 32
-# The least share of the images known in their own size that must still be known.
-_KNOWN = 0.95
-# Layers that are finer than this see edges rather than parts of objects.
+# Of the images recognised at the network's size, this share must be recognised at the larger one.
+_RECOGNISED = 0.95
+# Finer layers respond to edges instead of parts of objects.
 _LEAST_STRIDE = 8
-# So many images of each cluster are looked at: their mean is near enough, and the cost does not grow with the data.
+# Images per cluster: their mean is accurate enough, and the cost does not grow with the data.
 _MEMBERS = 8
 
 
@@ -48,22 +48,22 @@ def measure_refinement(
     batch_size: int = 16,
     workers: int = 2,
 ) -> Refinement | None:
-    """Look at some images of each cluster in a larger size, and average their channel weights at a finer layer.
+    """Run some images of each cluster at a larger size, and average their channel weights at a finer layer.
 
     Args:
         net: The network.
         samples: The training images.
         centroids: (C, D).
         cluster: (N,) of each image.
-        distance: (N,) of each image to its centroid.
-        labels: (N,) of each image; clusters where there are no labels.
-        directions: From image indices (B,) to their triplets' directions (B, pairs, D).
+        distance: (N,) from each image to its centroid.
+        labels: (N,) of each image; its cluster if there are no labels.
+        directions: From image indices (B,) to the directions (B, pairs, D) of their triplets.
         method: Name of a channel weighting, one of `WEIGHTINGS`.
-        batch_size: Images a batch.
+        batch_size: Images per batch.
         workers: Threads that read images ahead.
 
     Returns:
-        The size to explain at, and the finer layer; None if there is neither a better size nor such a layer.
+        The size to explain at, and the finer layer; None if there is neither.
     """
     layer, geometry = _finer(net)
     chosen = _spread(cluster, distance)
@@ -85,9 +85,9 @@ def measure_refinement(
         with layers.evaluating(net):
             for rows, images in loaded:
                 if layer is not None:
-                    seen = weigh(net, layer, images, directions(chosen[rows]), method)
-                    weights.add(rows, seen.weights.float().cpu().numpy())
-                    embeddings.append(seen.embeddings.float().cpu().numpy())
+                    weighed = weigh(net, layer, images, directions(chosen[rows]), method)
+                    weights.add(rows, weighed.weights.float().cpu().numpy())
+                    embeddings.append(weighed.embeddings.float().cpu().numpy())
                 else:
                     with torch.inference_mode():
                         embeddings.append(net(images).float().cpu().numpy())
@@ -101,7 +101,7 @@ def measure_refinement(
 
 
 def _finer(net: Network) -> tuple[str, Geometry] | tuple[None, None]:
-    """Choose the finer layer, if there is one that sees more than edges."""
+    """Choose the finer layer, if there is one that responds to more than edges."""
     size = net.preprocess.input_size
     layer = suggest_finer(net.body, net.layer, size)
     if layer is None:
@@ -111,7 +111,7 @@ def _finer(net: Network) -> tuple[str, Geometry] | tuple[None, None]:
 
 
 class _Mean:
-    """The mean of rows over each cluster, gathered batch by batch."""
+    """Mean of the rows of each cluster, accumulated batch by batch."""
 
     def __init__(self, cluster: NDArray[np.int64], clusters: int) -> None:
         self._cluster = cluster
@@ -129,7 +129,7 @@ class _Mean:
 
 
 def _sizes(net: Network, samples: Samples) -> Iterator[Preprocess]:
-    """Give the sizes to try, the largest first, the network's own last: the only one where images come prepared."""
+    """List the sizes to try, largest first; preprocessed images only have the network's own."""
     own = net.preprocess
     for factor in _ENLARGED:
         sides = [max(_MULTIPLE, round(side * factor / _MULTIPLE) * _MULTIPLE) for side in own.input_size]
@@ -139,8 +139,8 @@ def _sizes(net: Network, samples: Samples) -> Iterator[Preprocess]:
         try:
             with layers.evaluating(net), torch.inference_mode():
                 net.activations(torch.zeros(1, 3, height, width, device=net.device))
-        except Exception as error:  # whatever a network raises: vision transformers assert, others fail in a product
-            logger.info("images are explained at %s, the network takes no other size: %s", own.input_size, error)
+        except Exception as error:  # vision transformers assert, others fail in a matrix product
+            logger.info("images are explained at %s, the network accepts no other size: %s", own.input_size, error)
             break
         yield replace(own, input_size=(height, width))
     yield own
@@ -149,29 +149,29 @@ def _sizes(net: Network, samples: Samples) -> Iterator[Preprocess]:
 def _recognised(
     nearest: NDArray[np.int64], cluster: NDArray[np.int64], labels: NDArray[np.int64], chosen: NDArray[np.int64]
 ) -> bool:
-    """Tell whether a network still knows images in another size: they fall into clusters of their own label.
+    """Check that a network recognises images at another size: they fall into clusters of their own label.
 
-    A map may well lie on the object while the network takes that for something else; it would explain nothing.
+    A network may respond to the object and yet take it for another class; its heat map would explain nothing.
     """
     counts = np.zeros((int(cluster.max()) + 1, int(labels.max()) + 1), dtype=np.int64)
     np.add.at(counts, (cluster, labels), 1)
-    commonest = counts.argmax(axis=1)
-    before, now = (np.mean(commonest[c] == labels[chosen]) for c in (cluster[chosen], nearest))
-    return bool(now >= _KNOWN * before)
+    most_common = counts.argmax(axis=1)
+    before, now = (np.mean(most_common[c] == labels[chosen]) for c in (cluster[chosen], nearest))
+    return bool(now >= _RECOGNISED * before)
 
 
 def _spread(cluster: NDArray[np.int64], distance: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Take some members of each cluster, evenly from the innermost to the outermost."""
+    """Select members of each cluster, evenly from the innermost to the outermost."""
     chosen = []
     for c in np.unique(cluster):
         members = np.flatnonzero(cluster == c)
         members = members[np.argsort(distance[members], kind="stable")]
-        places = np.linspace(0, len(members) - 1, min(_MEMBERS, len(members)))
-        chosen.append(members[np.unique(places.round().astype(int))])
+        positions = np.linspace(0, len(members) - 1, min(_MEMBERS, len(members)))
+        chosen.append(members[np.unique(positions.round().astype(int))])
     return np.sort(np.concatenate(chosen))
 
 
 def _scale(before: NDArray[np.float32], after: NDArray[np.float32]) -> float:
-    """Compare distances; 1 where all images lie in their centroids, so that nothing can be compared."""
+    """Median growth of the distances; 1 if all images lie on their centroids."""
     apart = before > 1e-4
     return max(float(np.median(after[apart] / before[apart])), 1e-3) if apart.any() else 1.0

@@ -94,7 +94,7 @@ class Hdf5:
             Name -> string, number, or array of numbers or of strings (dtype object).
 
         Raises:
-            DatabaseError: If there is no such item, or it is damaged.
+            DatabaseError: If the item is missing or damaged.
         """
         return dict(self._attribute(body) for kind, body in self._messages(path) if kind == _ATTRIBUTE)
 
@@ -218,7 +218,7 @@ class Hdf5:
 
     def _heap(self, start: int) -> Iterator[tuple[int, memoryview]]:
         signature, size = self._unpack("<4s4xQ", start)
-        # Heaps do not overlap, so together they are no larger than the file.
+        # Heaps do not overlap, so their total size is at most that of the file.
         self._heap_bytes += size
         if signature != b"GCOL" or self._heap_bytes > len(self._data):
             raise DatabaseError("its strings are damaged")
@@ -279,7 +279,7 @@ class Hdf5:
         steps = filters.pipeline(parts[_FILTERS]) if _FILTERS in parts else ()
         grid = [-(-side // step) for side, step in zip(shape, chunk, strict=True)]
         size *= math.prod(chunk)
-        # Chunks at the edges are stored whole.
+        # Chunks at the edges are stored with their full size.
         self._spend(math.prod(grid) * size - math.prod(shape) * dtype.itemsize)
         values, seen = np.empty(shape, dtype), set()
         for key, child in self._leaves(tree, 1, 8 + 8 * (rank + 1)):
@@ -307,7 +307,7 @@ def _dtype(message: memoryview) -> np.dtype[Any]:
         return np.dtype(f"S{size}")
     if kind == _VARIABLE_STRING and padding & 15 == 1 and size == _REFERENCE.itemsize:
         return _REFERENCE
-    raise DatabaseError(f"its datatype (class {kind & 15}, {size} bytes) is none of format 1")
+    raise DatabaseError(f"its datatype (class {kind & 15}, {size} bytes) is not one of format 1")
 
 
 def _shape(message: memoryview) -> tuple[int, ...]:

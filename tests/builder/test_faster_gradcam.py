@@ -186,7 +186,7 @@ def table(rows, columns, value=1.0):
         ("channel_adress.csv", table(CLUSTERS, TOP, 5), "names a channel of a cluster twice"),
         ("centroids.csv", table(CLUSTERS, 7), r"is \(3, 7\), expected \(3, 8\)"),
         ("centroids.csv", table(CLUSTERS - 1, 8), r"is \(2, 8\), expected \(3, 8\)"),
-        ("centroids.csv", table(CLUSTERS, 8), "holds none of the 18 images"),
+        ("centroids.csv", table(CLUSTERS, 8), "has none of the 18 images"),
     ],
 )
 def test_files_that_cannot_be_used_are_named(made, files, folder, name, content, says):

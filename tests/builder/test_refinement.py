@@ -63,7 +63,7 @@ def test_of_large_clusters_some_members_are_looked_at_from_the_innermost_to_the_
 
 
 def test_networks_without_a_finer_layer_of_parts_are_explained_by_one_at_the_larger_size(net, folder, monkeypatch):
-    monkeypatch.setattr("embedcam.builder.refinement._KNOWN", 0.0)
+    monkeypatch.setattr("embedcam.builder.refinement._RECOGNISED", 0.0)
     # The finer layer of `tiny` has a cell every 2 pixels: edges, not parts.
     db = build_database(net, f"folder:{folder}", clusters=2, top_k=4, pairs=2)
     assert db.fusion is None
