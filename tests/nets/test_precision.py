@@ -75,11 +75,13 @@ def test_a_surrounding_autocast_is_allowed(float32_net, folder, device):
         db = embedcam.build_database(net, f"folder:{folder}", clusters=4, top_k=10, pairs=5)
         maps = GradCAM(net)(IMAGES, Similarity(REFERENCE.to(device))).heatmaps
         weights = weights_of(net, device)
+        explanation = embedcam.Explainer(net, db)(IMAGES)
         if isinstance(net, EmbeddingNet):
             Against(net)(IMAGES[:2], IMAGES[2:])
 
     assert np.isfinite(db.weights_mean).all()
-    assert maps.dtype == np.float32
+    assert maps.dtype == explanation.heatmaps.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(explanation.embeddings, axis=1), 1, atol=1e-6)
     assert cosine(weights, weights_of(float32_net, "cpu")) > 0.99
 
 
