@@ -10,7 +10,7 @@ from embedcam import registry
 from embedcam.cli import printing
 from embedcam.data import load
 from embedcam.database import WeightDatabase
-from embedcam.errors import DatabaseError, EmbedcamError
+from embedcam.errors import EmbedcamError, OutputError
 from embedcam.evaluate.localization import Localization
 from embedcam.evaluate.method import columns
 from embedcam.evaluate.scores import SCORES, ImageScore
@@ -61,7 +61,7 @@ def test_a_score_from_outside_is_in_the_rows_the_printed_table_and_the_report(mi
 def test_work_without_a_score_is_not_resumed_with_it(everything, tmp_path, request):
     evaluate(*everything, work=tmp_path)
     request.getfixturevalue("missed")
-    with pytest.raises(DatabaseError, match="another run"):
+    with pytest.raises(OutputError, match="another run .*missed"):
         evaluate(*everything, work=tmp_path, resume=True)
 
 
