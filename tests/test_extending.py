@@ -17,7 +17,6 @@ os.chdir(os.path.dirname(site))
 sys.path.insert(0, site)
 runpy.run_module("embedcam", run_name="__main__")
 """
-KINDS = ("networks", "datasets", "weightings", "scores")
 
 
 def blocks(kind):
@@ -53,6 +52,12 @@ def embedcam(forks, folder, tmp_path, monkeypatch):
     return lambda *words: forks.run(RUN, tmp_path / "site", *words)
 
 
+def test_the_page_shows_a_part_of_each_kind():
+    (project,) = blocks("text")
+    groups = re.findall(r'entry-points\."embedcam\.(\w+)"', project)
+    assert sorted(groups) == ["datasets", "networks", "scores", "transfers", "weightings"]
+
+
 def test_parts_of_another_package_are_used_from_the_command_line(embedcam, tmp_path):
     (commands,) = blocks("sh")
     for command in commands.splitlines():
@@ -61,17 +66,23 @@ def test_parts_of_another_package_are_used_from_the_command_line(embedcam, tmp_p
     assert "coverage" in done.stdout
     result = json.loads((tmp_path / "scores.json").read_text())
     assert all(0 <= row["coverage"] <= 1 for row in result["rows"])
-    assert "xgradcam, 50 triplets" in [row["method"] for row in result["rows"]]
+    assert {"overall", "xgradcam, 50 triplets"} <= {row["method"] for row in result["rows"]}
     inspected = embedcam("inspect", "lab.h5").stdout
     assert "xgradcam" in inspected
     assert "64 channels" in inspected
 
 
-def test_parts_of_another_package_are_listed_in_help(embedcam):
-    said = embedcam("build", "--help").stdout
-    assert "filters:CHANNELS" in said
-    assert "table:FILE" in said
-    assert "xgradcam" in said
+@pytest.mark.parametrize(
+    ("verb", "names"),
+    [
+        ("build", ["filters:CHANNELS", "table:FILE", "xgradcam"]),
+        ("explain", ["filters:CHANNELS", "overall"]),
+        ("evaluate", ["filters:CHANNELS", "table:FILE", "xgradcam", "overall", "coverage"]),
+    ],
+)
+def test_parts_of_another_package_are_listed_in_help(embedcam, verb, names):
+    said = embedcam(verb, "--help").stdout
+    assert [name for name in names if name not in said] == []
 
 
 def test_a_file_that_another_package_cannot_open_is_one_line(embedcam):

@@ -33,7 +33,8 @@ def evaluate(
         bool,
         typer.Option(
             "--compare",
-            help="Also score all other transfers, and methods with gradients per image: {weightings}, EmbeddingCAM.",
+            help="Also score the other transfers ({transfers}), and methods with gradients per image: {weightings}, "
+            "EmbeddingCAM.",
         ),
     ] = False,
     faithfulness: Annotated[

@@ -89,6 +89,14 @@ def test_help_of_the_program_imports_no_torch_and_no_numpy():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_help_needs_no_torch():
+    script = "import sys; sys.modules['torch'] = None; from embedcam.cli import app; app(['explain', '--help'])"
+    environment = os.environ | {"COLUMNS": "300"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert "torchvision:NAME" in done.stdout
+    assert "(listed if torch is installed)" in done.stdout
+
+
 def complete(words, shell="zsh"):
     environment = os.environ | {"_EMBEDCAM_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": words}
     return subprocess.run([PROGRAM], env=environment, capture_output=True, text=True, check=True).stdout
@@ -112,6 +120,7 @@ def test_names_are_completed():
     assert completion.registered("datasets")("f") == ["folder:"]
     assert {"digits", "wds:", "cub:"} <= set(completion.registered("datasets")(""))
     assert completion.registered("networks")("tor") == ["torchvision:"]
+    assert completion.registered("transfers")("neigh") == ["neighbors"]
     assert completion.colormaps("virid") == ["viridis"]
     assert completion.backbones("mobilenet_v2") == ["mobilenet_v2"]
     assert "tiny" in completion.backbones("")
