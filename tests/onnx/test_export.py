@@ -1,7 +1,6 @@
 """Every exported file explains as the explainer that it was made of."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -13,7 +12,6 @@ import embedcam
 from embedcam.builder.build import build_database
 from embedcam.data.preprocess import Preprocess
 from embedcam.errors import DatabaseError, DataError, NetworkError
-from embedcam.explain.explanation import Outputs
 from embedcam.explain.module import ExplainerModule
 from embedcam.nets.network import Network
 from embedcam.onnx import export as export_module
@@ -22,67 +20,6 @@ from embedcam.onnx.record import OUTPUTS
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)).numpy()
 NUMBERS = ("heatmaps", "raw", "embeddings", "distances", "typicality", "anomaly")
-
-
-def graph(pair, **options):
-    """What the graph gives, run by torch itself: writing every choice as a file takes seconds each."""
-    explainer = embedcam.Explainer(*pair, **options)
-
-    def explain(images, size=None):
-        with torch.no_grad():
-            module = explainer.module.fixed(tuple(images.shape[2:]) if size is None else None)
-            return Outputs(*(out.numpy() for out in module(torch.as_tensor(images))))._asdict()
-
-    return explainer, explain
-
-
-def assert_same(ours, theirs):
-    """Of an Explanation and the graph's outputs."""
-    np.testing.assert_allclose(theirs["heatmap"], ours.heatmaps, atol=3e-5)
-    np.testing.assert_allclose(theirs["raw"], ours.raw, rtol=1e-4, atol=1e-9)
-    np.testing.assert_allclose(theirs["embedding"], ours.embeddings, atol=1e-6)
-    np.testing.assert_array_equal(theirs["cluster"], ours.clusters)
-    np.testing.assert_allclose(theirs["distance"], ours.distances, atol=1e-6)
-    np.testing.assert_allclose(theirs["typicality"], ours.typicality, atol=1e-3)
-    # Where the training images all but coincide, an anomaly counts roundings: 1 is a distance of 1e-6.
-    np.testing.assert_allclose(
-        theirs["anomaly"], ours.anomaly, rtol=1e-3, atol=0.2 if ours.anomaly.max() > 1e3 else 1e-4
-    )
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"preset": "paper"}, {"placement": "stretch"}]
-    + [{"transfer": name} for name in ("cluster", "contrast", "soft", "soft-contrast")],
-    ids=str,
-)
-@pytest.mark.parametrize("spread", ["cosine", "euclidean"], indirect=True)
-@pytest.mark.parametrize("size", [None, "any"])
-def test_the_graph_computes_what_the_explainer_does(spread, options, size):
-    explainer, explain = graph(spread, **options)
-    assert_same(explainer(IMAGES), explain(IMAGES, size))
-
-
-@pytest.mark.parametrize("options", [{}, {"placement": "stretch"}, {"transfer": "cluster", "fused": True}], ids=str)
-@pytest.mark.parametrize("size", [None, "any"])
-def test_two_layers_are_fused_at_any_size(fused, options, size):
-    explainer, explain = graph(fused, **options)
-    for shape in ((64, 64), (160, 96)):  # 160 x 96 pixels are 10 x 6 cells of the finer layer
-        images = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(2)).numpy()
-        assert_same(explainer(images), explain(images, size))
-
-
-def test_a_cluster_of_one_image_holds_that_image_typical(spread):
-    net, db = spread
-    centroids = db.centroids.copy()
-    with torch.no_grad():
-        centroids[2] = net(torch.as_tensor(IMAGES[:1]))[0]
-    explainer, explain = graph(
-        (net, replace(db, centroids=centroids, distance_quantiles=np.zeros_like(db.distance_quantiles)))
-    )
-    assert explain(IMAGES)["cluster"][0] == 2
-    assert explain(IMAGES)["typicality"][0] == 1
-    assert_same(explainer(IMAGES), explain(IMAGES))
 
 
 @pytest.fixture(scope="module")
