@@ -128,7 +128,7 @@ class Explainer:
         batch = layers.as_images(self.net, torch.as_tensor(self.preprocess.batch(images)))
         # Convolutions are up to half as fast again with the channels last.
         outputs, exemplars = self._explain(batch.contiguous(memory_format=torch.channels_last))
-        arrays = Outputs(*(values.cpu().numpy() for values in outputs))
+        arrays = Outputs(*(values.numpy() for values in _on_host(outputs)))
         if exemplars is None and self._exemplars is not None:
             exemplars = self._search(arrays.embedding, 1)
         neighbors = None if exemplars is None else exemplars[:, 0]
@@ -160,6 +160,20 @@ class Explainer:
             seen = self.module.run(images)
         count = self.module.transfer.exemplars
         return seen, self._search(seen.embeddings.float().cpu().numpy(), count) if count else None
+
+    def to(self, device: torch.device | str) -> Explainer:
+        """Copy the explainer to a device.
+
+        Args:
+            device: Where the copy computes.
+
+        Returns:
+            An explainer with a network of its own; the database is shared.
+        """
+        moved = copy.copy(self)
+        moved.module = copy.deepcopy(self.module, {id(self.database): self.database}).to(device)
+        moved._modules = list(moved.net.modules())
+        return moved
 
     def _search(self, embeddings: NDArray[np.float32], count: int) -> NDArray[np.int64]:
         assert self._exemplars is not None
@@ -201,6 +215,14 @@ class Explainer:
         assert exemplars is not None
         label = int(exemplars.label[index])
         return exemplars.path[index], names[label] if names is not None and label >= 0 else None
+
+
+def _on_host(outputs: Outputs) -> list[Tensor]:
+    """Copy to the host, waiting for a GPU only once."""
+    copies = [values.to("cpu", non_blocking=True) for values in outputs]
+    if outputs.raw.is_cuda:
+        torch.cuda.current_stream(outputs.raw.device).synchronize()
+    return copies
 
 
 def _size(images: Tensor) -> tuple[int, int]:

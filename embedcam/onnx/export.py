@@ -100,6 +100,8 @@ def export(
     if uint8_input and dynamic:
         raise DatabaseError("pictures of any size are resized to one size in the graph; leave out the dynamic size")
     require_writable(path)
+    if explainer.net.device.type != "cpu":  # a GPU may multiply in TF32, whose maps differ by more than the tolerance
+        explainer = explainer.to("cpu")
     record = replace(
         _record(explainer, size or explainer.preprocess.input_size),
         heatmap=heatmap,

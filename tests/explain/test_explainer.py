@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import embedcam
 from embedcam.database import WeightDatabase
-from embedcam.errors import DatabaseError
+from embedcam.errors import DatabaseError, DataError
 from embedcam.explain.explanation import FLAT, NOT_FINITE
+from embedcam.explain.maps import place
 from embedcam.nets import EmbeddingNet
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -238,3 +240,31 @@ def test_a_finer_layer_of_another_width_is_refused(fused):
         embedcam.Explainer(net, replace(db, refinement=replace(db.refinement, fusion=narrow)))(
             torch.zeros(1, 3, 64, 64)
         )
+
+
+def test_pictures_tensors_and_arrays_are_taken(pair):
+    explainer = embedcam.Explainer(*pair)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 50, 40, 3), dtype=np.uint8)
+    prepared = np.stack([explainer.preprocess(Image.fromarray(each)) for each in pixels])
+    expected = explainer(prepared)
+    for images in (pixels, list(pixels), [Image.fromarray(each) for each in pixels], torch.from_numpy(prepared)):
+        np.testing.assert_array_equal(explainer(images).heatmaps, expected.heatmaps)
+    np.testing.assert_array_equal(explainer(Image.fromarray(pixels[0]).convert("RGBA")).heatmaps[0].shape, (32, 32))
+    with pytest.raises(DataError, match="expected images"):
+        explainer(np.zeros((2, 3, 32, 32), np.int64))
+
+
+def test_a_copy_on_another_device_has_a_network_of_its_own(pair):
+    explainer = embedcam.Explainer(*pair)
+    moved = explainer.to("cpu")
+    assert moved.net is not explainer.net
+    assert moved.database is explainer.database
+    np.testing.assert_array_equal(moved(IMAGES).heatmaps, explainer(IMAGES).heatmaps)
+
+
+def test_the_weights_of_channels_make_the_map(pair):
+    explainer = embedcam.Explainer(*pair, transfer="soft")
+    maps, weights = explainer.channel_weights(IMAGES)
+    combined = (weights[:, :, None, None] * maps).sum(dim=1).clamp(min=0)
+    placed = place(combined, explainer.database.geometry, (32, 32))
+    np.testing.assert_allclose(explainer(IMAGES).raw, placed.numpy(), rtol=1e-4, atol=1e-9)
