@@ -45,8 +45,8 @@ def build_database(
 ) -> WeightDatabase:
     """Embed the training images, cluster them, and average their Grad-CAM channel weights over each cluster.
 
-    Without `work`, memory grows by 4 (D + K) bytes per image, or 4 D for networks whose head needs whole feature maps.
-    With it, memory grows by 24 bytes per image. Exemplars, if they are kept, add their own size.
+    Without `work`, memory grows by 4 (2 D + K) bytes per image, or 8 D if the head of the network needs whole feature
+    maps. With it, memory grows by 24 bytes per image. Exemplars, if they are kept, add their own size.
 
     An image that is the only one of its class has no positive. It is embedded and clustered like any other image, and
     is its own positive: that term of the margin has no gradient there, so its weights come from the negatives alone.

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from embedcam.builder import embedding
 from embedcam.data import load
 from embedcam.data.samples import FileSamples
 from embedcam.database import WeightDatabase
 from embedcam.errors import DatabaseError, DataError, EmbedcamError
-from embedcam.evaluate import passes
 from embedcam.evaluate.table import default_row, evaluate
 from embedcam.explain import Explainer
 from embedcam.nets import EmbeddingNet
@@ -60,11 +60,11 @@ def test_pooled_vectors_are_kept_only_where_rows_need_them(pair, test_images, tr
     net, db = pair
     asked = []
 
-    def embedding(*args, pooled, **options):
+    def counted(*args, pooled, **options):
         asked.append(pooled)
         return embed(*args, pooled=pooled, **options)
 
-    monkeypatch.setattr(passes, "embed", embedding)
+    monkeypatch.setattr(embedding, "embed", counted)
     evaluate(net, db, test_images, training)
     evaluate(net, db, test_images, training, compare=True, brief=True)
     evaluate(net, db, test_images, training, compare=True)
