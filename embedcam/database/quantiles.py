@@ -1,4 +1,4 @@
-"""How far out training images lie in their clusters, from a few stored quantiles of each cluster."""
+"""Shares of a cluster's training images beyond a distance, from a few stored quantiles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Slopes(NamedTuple):
     Attributes:
         slopes: (C, 5).
         offsets: (C, 5).
-        falls: (5,): how much the share falls from each quantile to the next.
+        falls: (5,), decrease of the share from each quantile to the next.
     """
 
     slopes: Any
@@ -36,14 +36,14 @@ class Slopes(NamedTuple):
             float64 arrays.
         """
         rows = quantiles.astype(np.float64)
-        # All images of a cluster of one lie in its centroid; rounding must not decide there.
+        # If quantiles are zero, rounding errors must not decide.
         bounds = np.maximum(np.concatenate([np.zeros((len(rows), 1)), rows], axis=1), rows[:, :1] * 1e-6 + 1e-6)
-        # Between equal quantiles the share falls at once.
+        # Between equal quantiles, the share falls in one step.
         slopes = 1 / np.maximum(np.diff(bounds, axis=1), 1e-12)
         return cls(slopes, bounds[:, :-1] * slopes, np.diff([1.0, *(1 - q for q in QUANTILES)]))
 
     def beyond(self, clusters: Any, distances: Any) -> Any:
-        """Interpolate the share of a cluster's images that lie at least so far out.
+        """Interpolate the share of a cluster's images that are at least as far from a centroid.
 
         Args:
             clusters: (B,) indices.

@@ -171,11 +171,11 @@ class WeightDatabase(Record):
 
         Args:
             clusters: (B,) indices.
-            distances: (B,) to those clusters' centroids.
+            distances: (B,) to the centroids of those clusters.
 
         Returns:
-            (B,) in [0, 1]: the share of the cluster's training images that lie at least as far out, interpolated
-            between the stored quantiles; 0 beyond the farthest.
+            (B,) in [0, 1]: share of the cluster's training images that are at least as far from a centroid,
+            interpolated between the stored quantiles; 0 beyond the farthest.
         """
         share: NDArray[np.float64] = Slopes.of(self.distance_quantiles).beyond(clusters, distances.astype(float))
         return share.astype(np.float32)
@@ -187,7 +187,7 @@ class WeightDatabase(Record):
             distances: (B,) to the nearest centroids.
 
         Returns:
-            (B,) not negative; above 1 an image is farther out than 99 % of the training images.
+            (B,) not negative; above 1, an image is farther out than 99 % of the training images.
         """
         return np.asarray(distances / self.far_distance, dtype=np.float32)
 
@@ -203,11 +203,11 @@ class WeightDatabase(Record):
         def beyond(step: int) -> float:
             return float(np.average(slopes.beyond(clusters, np.full(self.clusters, steps[step])), weights=self.counts))
 
-        # The share falls from step to step: bisection finds the last that is large enough, however many clusters.
+        # The share falls from step to step, so bisection finds the last step whose share is large enough.
         last = bisect.bisect_right(range(len(steps)), -share, key=lambda step: -beyond(step)) - 1
         pair = [max(last, 0), min(last + 1, len(steps) - 1)]
         distance = float(np.interp(-share, [-beyond(step) for step in pair], steps[pair]))
-        return max(distance, 1e-6)  # where all lie in their centroids, rounding alone is no anomaly
+        return max(distance, 1e-6)  # if all distances are zero, rounding errors must not count as anomalies
 
 
 def _explained(refinement: Refinement | None) -> str:

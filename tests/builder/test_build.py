@@ -10,7 +10,7 @@ import embedcam
 from embedcam.builder.clusters import held_out_distances
 from embedcam.builder.triplets import Partners
 from embedcam.data import load
-from embedcam.database.record import QUANTILES
+from embedcam.database.quantiles import QUANTILES
 from embedcam.errors import DatabaseError, DataError, TargetError
 from embedcam.explain.weighting import WEIGHTINGS, Weighting
 from embedcam.nets import EmbeddingNet
