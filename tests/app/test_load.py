@@ -22,7 +22,7 @@ from embedcam.errors import EmbedcamError
 
 def send(address, content, path="/explain"):
     """Post a picture over a connection of its own; gives status, headers and body."""
-    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=120)
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=600)
     connection.request("POST", path, content, {"Content-Type": "image/png"})
     answer = connection.getresponse()
     found = answer.status, dict(answer.headers), answer.read()
@@ -113,7 +113,7 @@ def test_the_server_starts_says_where_and_ends_when_it_is_interrupted(onnx_file)
         with urllib.request.urlopen(said.split()[2] + "/info") as answer:
             assert json.load(answer)["about"] == "tiny, 4 clusters of 18 training images"
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=60) == ("ended\n", "")
+        assert process.communicate(timeout=600) == ("ended\n", "")
     assert process.returncode == 0
 
 

@@ -105,7 +105,7 @@ def test_threads_inside_see_evaluation_mode_until_the_last_one_leaves():
     model[0].eval()
     modes = [module.training for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    step = threading.Barrier(4, timeout=30)
+    step = threading.Barrier(4, timeout=600)
 
     def visit(number):
         outputs = []
