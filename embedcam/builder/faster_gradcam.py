@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .._version import __version__
 from ..data.arrays import as_samples
+from ..data.samples import encoding
 from ..database.neighbors import Neighbors, searchable
 from ..database.record import NetworkRecord
 from ..database.weight_database import WeightDatabase
@@ -156,7 +157,8 @@ def _read(path: Path) -> NDArray[np.float64]:
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # an empty file is refused below
-                table = np.loadtxt(path, delimiter=",", ndmin=2, encoding="utf-8-sig")
+                content = path.read_bytes()
+                table = np.loadtxt(content.decode(encoding(content)).splitlines(), delimiter=",", ndmin=2)
         numbers = np.asarray(table, dtype=np.float64)
     except FileNotFoundError as error:
         raise DatabaseError(f"{path.parent} has no {path.name}; use the folder that Faster-Grad-CAM wrote") from error

@@ -191,7 +191,7 @@ def load_classifier(name: str, weights: str | Path, *, window: Window = 3) -> Co
         raise NetworkError("'tiny' has no classifier; use a torchvision network such as mobilenet_v2")
     model = backbones.classifier(name, download=weights == "DEFAULT")
     if weights != "DEFAULT":
-        state = backbones.read_state_dict(weights)
+        state = backbones.without_prefixes(backbones.read_state_dict(weights), model)
         last, tensor = list(model.state_dict().items())[-1]
         if last in state and len(state[last]) != len(tensor):  # not trained on ImageNet's classes
             model = models.get_model(name, num_classes=len(state[last]))

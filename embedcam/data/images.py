@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE
 
 from ..errors import DataError
 
@@ -40,16 +41,13 @@ _SWAPPED = (5, 6, 7, 8)  # width and height are swapped
 # Pixels of a strip of a picture that is processed in strips.
 _STRIP = 2**20
 
-# White levels in use for pictures of more than 8 bits and of floats; files rarely name theirs.
-_WHITES = (1, 255, 1023, 4095, 16383, 65535)
-
 
 def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     """Read a picture of any mode as RGB, with its EXIF orientation applied.
 
-    Transparent pixels are blended with white. More than 8 bits are scaled, not clipped: black is 0 (or the smallest
-    value, if that is negative), white the first of 1, 255, 1023, 4095, 16383, 65535 that is not below the picture's
-    largest value. Of an animation the first frame is read; colour profiles are ignored.
+    Transparent pixels are blended with white. More than 8 bits are scaled by the depth that the file declares, not by
+    the picture's own maximum: black is 0, white 65535 for 16 bits, 4095 for a TIFF of 12 bits, and 1 for floats. Of an
+    animation the first frame is read; colour profiles are ignored.
 
     Args:
         path: The file.
@@ -237,18 +235,21 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    # Black and white are those of the whole picture; returns the conversion of a strip.
-    ends = [0.0]
+    # Black is 0 and white follows from the type alone, so that all pictures of a set are scaled alike.
+    if image.mode == "F":
+        white, kind = 1, "floats"
+    else:
+        bits = getattr(image, "tag_v2", {}).get(BITSPERSAMPLE, (16,))[0]
+        white, kind = 2 ** min(bits, 16) - 1, "integers of more than 8 bits"
     for _, strip in _strips(image):
         values = np.asarray(strip)
         values = values[np.isfinite(values)]
-        ends += [float(values.min()), float(values.max())] if values.size else []
-    black, largest = min(ends), max(ends)
-    white = next((white for white in _WHITES if largest <= white), largest)
+        if values.size and not 0 <= values.min() <= values.max() <= white:
+            raise ValueError(f"{kind} must be in 0 to {white}, found {values.min():g} to {values.max():g}")
 
     def convert(strip: Image.Image) -> Image.Image:
-        values = np.nan_to_num(np.asarray(strip).astype(np.float64), nan=black, posinf=white, neginf=black)
-        return Image.fromarray(np.rint((values - black) * (255.0 / (white - black))).astype(np.uint8))
+        values = np.nan_to_num(np.asarray(strip).astype(np.float64), nan=0, posinf=white, neginf=0)
+        return Image.fromarray(np.rint(values * (255.0 / white)).astype(np.uint8))
 
     return convert
 

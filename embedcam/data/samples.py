@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
@@ -18,6 +19,14 @@ from .images import image_size, read_image, read_mask
 
 MaskReader: TypeAlias = Callable[[Path, tuple[int, int]], NDArray[np.bool_]]
 """Maps a mask file and the (width, height) of its picture to (H, W) bool."""
+
+# UTF-32 first: its mark starts with that of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 _read_ignore = functools.partial(read_mask, empty_ok=True)
 
@@ -149,7 +158,8 @@ def read_lines(file: Path) -> list[str]:
     """Read the lines of a text file.
 
     Args:
-        file: Path of a UTF-8 file; invalid bytes are replaced, so that messages can quote the line.
+        file: Path of a file in UTF-8, or in UTF-16 or UTF-32 with its byte-order mark. Invalid bytes are replaced, so
+            that messages can quote the line.
 
     Returns:
         The lines, without surrounding blanks.
@@ -158,10 +168,22 @@ def read_lines(file: Path) -> list[str]:
         DataError: If the file is missing or unreadable.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig", errors="replace")
+        content = file.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror or error}; restore or repair it") from error
-    return [line.strip() for line in text.splitlines()]
+    return [line.strip() for line in content.decode(encoding(content), errors="replace").splitlines()]
+
+
+def encoding(content: bytes) -> str:
+    """Return the encoding of a text by its byte-order mark.
+
+    Args:
+        content: The text, or its first bytes.
+
+    Returns:
+        "utf-32" or "utf-16" if it has such a mark, otherwise "utf-8-sig", which drops that of UTF-8.
+    """
+    return next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8-sig")
 
 
 def fingerprint(samples: Samples) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import OrderedDict
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from ..data.preprocess import Preprocess
 from ..errors import NetworkError
 
 TINY = "tiny"
+
+_PREFIX = re.compile(r"^(module|_orig_mod|model)\.")
 
 
 def names() -> list[str]:
@@ -185,7 +188,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict without executing anything from the file.
 
     Args:
-        path: A .safetensors file, or torch's own format.
+        path: A .safetensors file, or torch's own format: a state dict, or a checkpoint with one as "state_dict" or
+            "model".
 
     Returns:
         Name -> tensor, on the CPU.
@@ -205,8 +209,26 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # the readers raise types of their own for damaged files
         reason = " ".join(str(error).splitlines()[0].split()) if str(error) else type(error).__name__
         raise NetworkError(f"cannot read weights from {path}: {reason}; it must be a state dict of tensors") from error
+    if isinstance(state, dict):  # a training checkpoint holds it beside the optimiser's
+        state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise NetworkError(f"{path} does not hold a state dict of tensors; save `model.state_dict()` instead")
+    return state
+
+
+def without_prefixes(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Strip what DataParallel, `torch.compile` and training libraries put before a module's names.
+
+    Args:
+        state: Name -> tensor.
+        module: The module to load it into; prefixes that its own names have stay.
+
+    Returns:
+        The state dict without "module.", "_orig_mod." and "model.", if none of the module's names is in it otherwise.
+    """
+    expected = module.state_dict().keys()
+    while not expected & state.keys() and any(map(_PREFIX.match, state)):
+        state = {_PREFIX.sub("", key): value for key, value in state.items()}
     return state
 
 
@@ -222,7 +244,7 @@ def load_backbone(backbone: nn.Module, name: str, state: dict[str, Tensor], sour
     Raises:
         NetworkError: If an entry is missing or has another shape.
     """
-    expected = backbone.state_dict()
+    state, expected = without_prefixes(state, backbone), backbone.state_dict()
     # Old files lack these counters, and nothing depends on them.
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     if missing:

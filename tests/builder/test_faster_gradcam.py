@@ -116,6 +116,13 @@ def test_other_weights_are_taken_for_at_most_the_weakest_known(made, files, fold
     assert [check.item for check in agreement(database) if not check.true] == []
 
 
+def test_tables_are_read_in_the_encoding_of_their_mark(made, files, folder, imported):
+    text = (files / "centroids.csv").read_text()
+    (files / "centroids.csv").write_text(text, encoding="utf-16")
+    database = import_faster_gradcam(files, made[0], f"folder:{folder}")
+    np.testing.assert_array_equal(database.centroids, imported.centroids)
+
+
 def test_centroids_may_be_an_array_file(made, files, folder, imported):
     np.save(files / "centroids.npy", np.loadtxt(files / "centroids.csv", delimiter=","))
     (files / "centroids.csv").unlink()

@@ -195,7 +195,7 @@ def test_bad_files_and_folders_get_one_clear_error(colours, photograph, tmp_path
 def test_classifier_loads_with_the_names_of_its_classes(tmp_path, classes, first):
     torch.manual_seed(3)
     model = models.squeezenet1_1(num_classes=classes).eval()
-    save_file(model.state_dict(), tmp_path / "net.safetensors")
+    save_file({f"module.{name}": value for name, value in model.state_dict().items()}, tmp_path / "net.safetensors")
     loaded = load_classifier("squeezenet1_1", tmp_path / "net.safetensors", window="whole")
     assert loaded.names[0] == first
     assert loaded.input_size == (224, 224)

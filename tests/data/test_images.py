@@ -124,27 +124,40 @@ def test_big_endian_16_bit_gives_the_same_picture(tmp_path):
     assert read(path)[0, :, 0].tolist() == [0, 90, 255]
 
 
-def test_12_bit_values_in_16_bits_are_not_almost_black(tmp_path):
-    path = saved(tmp_path / "a.png", Image.fromarray(np.array([[0, 2048, 4000]], dtype=np.uint16)))
-    assert read(path)[0, :, 0].tolist() == [0, 128, 249]
+def test_16_bits_are_scaled_by_their_depth_not_by_the_largest_value_of_the_picture(tmp_path):
+    for largest in (4000, 4200, 65535):
+        path = saved(tmp_path / "a.png", Image.fromarray(np.array([[0, 2570, largest]], dtype=np.uint16)))
+        assert read(path)[0, :2, 0].tolist() == [0, 10]
+
+
+def test_a_tiff_of_12_bits_is_white_at_4095(tmp_path):
+    tags = {258: 12, 257: 1, 256: 2, 259: 1, 262: 1, 273: 122, 277: 1, 278: 1, 279: 3}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    header = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + struct.pack("<I", 0)
+    (tmp_path / "a.tif").write_bytes(header.ljust(122, b"\0") + bytes.fromhex("800fff"))  # 0x800 and 0xfff
+    assert read(tmp_path / "a.tif")[0, :, 0].tolist() == [128, 255]
 
 
 @pytest.mark.parametrize(
     "values, expected",
-    [
-        ([0.0, 0.5, 1.0], [0, 128, 255]),
-        ([0.0, 100.0, 255.0], [0, 100, 255]),
-        ([-1.0, 0.0, 1.0], [0, 128, 255]),
-        ([0.0, 5e5, 1e6], [0, 128, 255]),
-        ([0.0, np.nan, 1.0], [0, 0, 255]),
-        ([-np.inf, np.inf, 0.5], [0, 255, 128]),
-        ([np.nan, np.nan, np.nan], [0, 0, 0]),
-        ([0.0, 0.0, 0.0], [0, 0, 0]),
-    ],
+    [([0.0, 0.5, 1.0], [0, 128, 255]), ([0.1, np.nan, 0.2], [26, 0, 51]), ([-np.inf, np.inf, 0.5], [0, 255, 128])],
 )
-def test_floats_are_scaled_to_8_bits(tmp_path, values, expected):
+def test_floats_are_black_at_0_and_white_at_1(tmp_path, values, expected):
     path = saved(tmp_path / "a.tif", Image.fromarray(np.array([values], dtype=np.float32)))
     assert read(path)[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (np.float32([0, 180]), r"floats must be in 0 to 1, found 0 to 180"),
+        (np.float32([-1, 1]), r"floats must be in 0 to 1, found -1 to 1"),
+        (np.int32([5, 70_000]), r"integers of more than 8 bits must be in 0 to 65535, found 5 to 70000"),
+    ],
+)
+def test_a_range_that_no_type_declares_is_refused(tmp_path, values, message):
+    with pytest.raises(DataError, match=message):
+        read(saved(tmp_path / "a.tif", Image.fromarray(values[None])))
 
 
 def test_48_bit_colours_keep_their_upper_8_bits(tmp_path):
@@ -272,7 +285,7 @@ def test_working_in_strips_changes_nothing(tmp_path, monkeypatch, mode):
     if mode == "I;16":
         picture = Image.fromarray(values.astype(np.uint16) * 200)
     elif mode == "F":
-        picture = Image.fromarray(np.where(values > 9, values.astype(np.float32) - 99, np.nan))
+        picture = Image.fromarray(np.where(values > 9, values.astype(np.float32) / 255, np.nan))
     elif mode in ("P", "PA"):
         picture = Image.fromarray(values[..., 0] if mode == "PA" else values).convert("P")
     else:

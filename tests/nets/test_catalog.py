@@ -10,6 +10,7 @@ from torchvision import models
 import embedcam
 from embedcam.errors import LayerError, NetworkError
 from embedcam.nets import EmbeddingNet, WrappedNet
+from embedcam.nets.backbones import without_prefixes
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -90,6 +91,27 @@ def test_a_function_of_the_user_makes_a_module(user_module, tmp_path):
     save_file(net.module.state_dict(), tmp_path / "weights.safetensors")
     again = embedcam.load_network(f"{user_module}plain", weights=tmp_path / "weights.safetensors", output="embedding")
     assert again.sha256() == net.sha256()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "model._orig_mod.module."])
+def test_prefixes_of_other_libraries_before_the_names_of_weights_are_stripped(user_module, tmp_path, prefix):
+    net = embedcam.load_network(f"{user_module}plain", output="embedding")
+    state = {prefix + name: value for name, value in net.module.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "checkpoint.pth")
+    again = embedcam.load_network(f"{user_module}plain", weights=tmp_path / "checkpoint.pth", output="embedding")
+    assert again.sha256() == net.sha256()
+
+
+def test_prefixes_before_a_classifiers_weights_are_stripped(bird_classifier, tmp_path):
+    model, path = bird_classifier
+    save_file({f"module.{name}": value for name, value in model.state_dict().items()}, tmp_path / "w.safetensors")
+    nets = [embedcam.load_network("torchvision:resnet18", weights=file) for file in (path, tmp_path / "w.safetensors")]
+    assert nets[0].sha256() == nets[1].sha256()
+
+
+def test_names_that_a_module_has_itself_are_no_prefix():
+    module = torch.nn.ModuleDict({"model": torch.nn.Linear(1, 1)})
+    assert without_prefixes(module.state_dict(), module).keys() == {"model.weight", "model.bias"}
 
 
 def test_a_function_of_the_user_makes_a_wrapped_network(user_module):

@@ -21,6 +21,7 @@ from ...errors import DataError
 from ...utils.progress import track
 from ..catalog import DATASETS, Dataset
 from ..images import EXTENSIONS, image_size, read_image, read_mask
+from ..samples import encoding
 from ..splits import check_split, rows_of, training_part
 from ..tar import Member, members, read
 
@@ -255,10 +256,11 @@ def _label(file: BinaryIO, files: dict[str, Member], where: str) -> str | None:
     try:
         if member.length > _MAX_LABEL_FILE:
             raise ValueError(f"it has {member.length:,} bytes")
-        value: Any = read(file, member.offset, member.length).decode()
+        content = read(file, member.offset, member.length)
+        value: Any = content.decode(encoding(content))
         if member is not files.get("cls"):
-            content = json.loads(value)
-            value = content.get("label") if isinstance(content, dict) else None
+            fields = json.loads(value)
+            value = fields.get("label") if isinstance(fields, dict) else None
             if value is None:
                 return None
         if isinstance(value, bool) or not isinstance(value, int | str):

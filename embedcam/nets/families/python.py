@@ -58,7 +58,7 @@ def load(path: str, options: NetworkOptions) -> Network:
         raise NetworkError(f"{path} returns {type(made).__name__}; it must return a torch module or a wrapped network")
     if options.weights is not None:
         try:
-            made.load_state_dict(backbones.read_state_dict(options.weights))
+            made.load_state_dict(backbones.without_prefixes(backbones.read_state_dict(options.weights), made))
         except RuntimeError as error:
             raise NetworkError(f"{options.weights} does not fit the module of {path}: {error}") from error
     return wrap(

@@ -176,6 +176,14 @@ def test_own_split_is_used(animals):
     assert len(folder(animals, "all")) == 10
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_lists_are_read_in_the_encoding_of_their_mark(animals, encoding):
+    draw(animals / "images" / "cat" / "\u732b.png")
+    (animals / "train.txt").write_text("cat/\u732b.png\ndog/1.png\n", encoding=encoding)
+    (animals / "test.txt").write_text("cat/4.png\n", encoding=encoding)
+    assert folder(animals, "train").ids == ("cat/\u732b.png", "dog/1.png")
+
+
 @pytest.mark.parametrize(
     "train, test, message",
     [

@@ -133,7 +133,10 @@ def test_braces_are_written_out_as_a_shell_does(pattern, names):
 
 
 def test_pictures_have_their_own_label_and_keep_the_shards_order(shard):
-    shard({"b.png": png(1), "b.cls": "dog\n", "a.cls": "cat", "a.txt": "a caption", "a.png": png(2)}, "0.tar")
+    shard(
+        {"b.png": png(1), "b.cls": "dog\n", "a.cls": "cat".encode("utf-16"), "a.txt": "a caption", "a.png": png(2)},
+        "0.tar",
+    )
     pattern = shard({"c.json": json.dumps({"label": "cat", "width": 3}), "c.png": png(3)}, "1.tar")
     samples = wds(pattern.replace("1.tar", "{0,1}.tar"), "all")
     assert list(samples.ids) == ["b.png", "a.png", "c.png"]
