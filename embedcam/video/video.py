@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from ..data.images import MAX_PIXELS
 from ..errors import DataError, MissingDependencyError, OutputError
@@ -36,6 +37,8 @@ WRITTEN = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 _CAMERA = re.compile(r"camera:(.+)")
 # x264 uses the first two, VP9 the others; each ignores the rest. Chosen for speed, for live video.
 _ENCODING = {"preset": "superfast", "crf": "20", "deadline": "realtime", "cpu-used": "8"}
+# In formats whose timestamps may jump, such as MPEG-TS, a longer gap is a jump. In seconds; FFmpeg's own limit.
+_LONGEST_GAP = 10
 _BT601 = 6  # the matrix that RGB is converted with; players assume BT.709 for large frames if the file does not say
 
 
@@ -61,16 +64,56 @@ class Frame:
 
     pts: int
     _frame: av.VideoFrame = field(repr=False)
+    _aspect: Fraction = field(repr=False)
 
     def picture(self) -> NDArray[np.uint8]:
-        """Convert the frame to an upright RGB picture.
+        """Convert the frame to an upright RGB picture with square pixels.
 
         Returns:
             uint8 (H, W, 3) RGB.
         """
-        pixels = np.asarray(self._frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+        width, height = _square(self._frame.width, self._frame.height, self._aspect)
+        pixels = np.asarray(self._frame.to_ndarray(format="rgb24", width=width, height=height), dtype=np.uint8)
         # Phones store frames in sensor orientation with a counter-clockwise rotation.
         return np.ascontiguousarray(np.rot90(pixels, round(self._frame.rotation / 90)))
+
+
+class Timeline:
+    """Maps the timestamps of a file to timestamps that start at 0 and increase strictly.
+
+    Missing, repeated and jumping timestamps, as in joined transport streams, continue evenly.
+
+    Args:
+        step: Duration of a frame, in the unit of the timestamps.
+        longest: Longest gap between two frames that is kept; None keeps all gaps.
+    """
+
+    def __init__(self, step: int, longest: int | None) -> None:
+        self._step, self._longest, self._shift, self._gap = step, longest, 0, step
+        self.last: int | None = None
+
+    def __call__(self, pts: int | None) -> int:
+        """Map the next timestamp.
+
+        Args:
+            pts: Timestamp in the file, or None if it has none.
+
+        Returns:
+            The new timestamp, in the same unit.
+        """
+        if self.last is None:
+            self.last, self._shift = 0, -(pts or 0)
+            return 0
+        gap = self._step if pts is None else pts + self._shift - self.last
+        if pts is not None and (gap < -self._step or (self._longest is not None and gap > self._longest)):
+            gap = self._gap
+            self._shift = self.last + gap - pts
+        elif gap <= 0:
+            gap = self._step
+        else:
+            self._gap = gap
+        self.last += gap
+        return self.last
 
 
 class Video:
@@ -91,6 +134,7 @@ class Video:
         self.rate = stream.average_rate or Fraction(30)
         self.total = stream.frames
         self._container, self._stream = container, stream
+        self._aspect = stream.sample_aspect_ratio or Fraction(1)
 
     def frames(self) -> Generator[Frame, None, None]:
         """Read the frames.
@@ -113,18 +157,18 @@ class Video:
     def _decoded(self) -> Generator[Frame, None, None]:
         import av
 
-        count, last = 0, -1
+        count = 0
+        jumps = bool(self._container.format.flags & av.format.Flags.ts_discont.value)
+        step = max(1, round(1 / (self.rate * self.time_base)))
+        timeline = Timeline(step, round(_LONGEST_GAP / self.time_base) if jumps else None)
         try:
             for frame in self._container.decode(self._stream):
-                # Raw streams have no timestamps and broken files repeat them; neither can be written.
-                pts = last + 1 if frame.pts is None else frame.pts
-                last = max(pts, last + 1) if count else pts
                 count += 1
-                yield Frame(last, frame)
+                yield Frame(timeline(frame.pts), frame, self._aspect)
         except av.FFmpegError as error:
             fix = "reconnect the camera" if self.live else "replace the file, or cut it before the damage"
             raise DataError(
-                f"{self.name} is damaged after {count} frames ({float(last * self.time_base):.1f} s): "
+                f"{self.name} is damaged after {count} frames ({float((timeline.last or 0) * self.time_base):.1f} s): "
                 f"{error.strerror}; {fix}"
             ) from error
         if count == 0:
@@ -171,7 +215,8 @@ def open_video(source: str | Path) -> Iterator[Video]:
         tracks = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not tracks:
             raise DataError(f"{name} has no video track; use another file")
-        if tracks[0].width * tracks[0].height > MAX_PIXELS:
+        width, height = _square(tracks[0].width, tracks[0].height, tracks[0].sample_aspect_ratio or Fraction(1))
+        if width * height > MAX_PIXELS:
             raise DataError(f"the frames of {name} are larger than {MAX_PIXELS:,} pixels; scale the video down")
         tracks[0].thread_type = "AUTO"
         yield Video(name, container, tracks[0], live=bool(camera))
@@ -238,7 +283,7 @@ class VideoWriter:
         """Write one frame.
 
         Args:
-            picture: uint8 (H, W, 3), the same size for all frames.
+            picture: uint8 (H, W, 3); padded to the aspect and scaled to the size of the first one.
             pts: Timestamp, greater than that of the previous frame.
 
         Raises:
@@ -249,6 +294,8 @@ class VideoWriter:
         # yuv420p stores one colour per 2 x 2 pixels, so sides must be even.
         even = np.pad(picture, [(0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)], mode="edge")
         context = self._stream.codec_context
+        if context.is_open and even.shape[:2] != (context.height, context.width):
+            even = np.asarray(ImageOps.pad(Image.fromarray(picture), (context.width, context.height)))
         if not context.is_open:
             context.height, context.width = even.shape[:2]
             context.pix_fmt, context.colorspace, context.color_range = "yuv420p", _BT601, 1
@@ -300,6 +347,11 @@ def write_video(path: str | Path, time_base: Fraction, rate: Fraction = Fraction
         writer = VideoWriter(path, container, time_base, rate)
         yield writer
         writer.finish()
+
+
+def _square(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
+    """Size in square pixels of a frame whose pixels are `aspect` times as wide as high."""
+    return (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
 
 
 def _camera(name: str) -> tuple[str, str]:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 av = pytest.importorskip("av")
 
 from embedcam.errors import DataError, OutputError  # noqa: E402
-from embedcam.video.video import Video, is_video, newest, open_video, write_video  # noqa: E402
+from embedcam.video.video import Timeline, is_video, newest, open_video, write_video  # noqa: E402
 
 MS = Fraction(1, 1000)
 
@@ -23,12 +24,15 @@ def pictures(count, height=48, width=64):
     return frames
 
 
-def make(path, frames, times=None, rotation=0, options=None):
+def make(path, frames, times=None, rotation=0, options=None, aspect=None):
     """Write a video with PyAV alone: times in ms."""
     with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(container.default_video_codec, rate=25, options={"crf": "5"})
+        codec = "h264" if path.suffix == ".ts" else container.default_video_codec
+        stream = container.add_stream(codec, rate=25, options={"crf": "5"})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", MS
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         if rotation:
             if not hasattr(stream, "set_display_rotation"):
                 pytest.skip("this PyAV cannot write a rotation")
@@ -223,17 +227,58 @@ def test_a_video_that_is_not_finished_leaves_the_old_one(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["b.mp4"]
 
 
-def test_times_that_a_broken_file_repeats_rise_again():
-    class Repeating:
-        """What `Video` reads of a container."""
+@pytest.mark.parametrize(
+    ("read", "times"),
+    [
+        ([36_000, 36_040, 36_100], [0, 40, 100]),  # starts late
+        ([0, 40, 80, 0, 40], [0, 40, 80, 120, 160]),  # a segment that starts at 0 again
+        ([0, 30, 60, 60_000, 60_030], [0, 30, 60, 90, 120]),  # and one that starts later
+        ([0, 40, 40, 100], [0, 40, 80, 100]),  # repeated once
+        ([5, 5, 5, 5], [0, 40, 80, 120]),  # and always
+        ([None, None, None], [0, 40, 80]),  # a raw stream
+        ([0, 10, 9_000], [0, 10, 9_000]),  # a pause
+    ],
+)
+def test_times_start_at_0_and_go_on_evenly_at_jumps(read, times):
+    assert list(map(Timeline(step=40, longest=10_000), read)) == times
 
-        def decode(self, _stream):
-            for pts in (5, 5, None, 3, 20):
-                yield type("Decoded", (), {"pts": pts})()
 
-    stream = type("Stream", (), {"time_base": MS, "average_rate": None, "frames": 0})()
-    video = Video("made", Repeating(), stream, live=False)
-    assert [frame.pts for frame in video.frames()] == [5, 6, 7, 8, 20]
+def test_a_pause_of_any_length_is_kept_where_times_do_not_jump(tmp_path):
+    times = [7_000, 7_040, 100_000]
+    assert [time for time, _ in seen(make(tmp_path / "a.mkv", pictures(3), times))] == [0, 40 * MS, 93_000 * MS]
+
+
+def test_joined_transport_streams_go_on_evenly(tmp_path):
+    starts = [0, 36_000_000, 1_000]  # ms
+    for start in starts:
+        make(tmp_path / f"{start}.ts", pictures(5), range(start, start + 200, 40))
+    (tmp_path / "a.ts").write_bytes(b"".join((tmp_path / f"{start}.ts").read_bytes() for start in starts))
+    found = [time for time, _ in seen(tmp_path / "a.ts")]
+    assert (found[0], len(found)) == (0, 15)
+    np.testing.assert_allclose(np.diff(np.array(found, float)), 0.04, atol=0.01)
+
+
+@pytest.mark.parametrize(("aspect", "size"), [((16, 9), (48, 114)), ((1, 2), (96, 64))])
+def test_pixels_that_are_not_square_keep_their_aspect(tmp_path, aspect, size):
+    path = make(tmp_path / "a.mp4", pictures(2), aspect=Fraction(*aspect))
+    picture = seen(path)[0][1]
+    assert picture.shape == (*size, 3)
+    expected = Image.fromarray(pictures(1)[0]).resize(size[::-1], Image.Resampling.BICUBIC)
+    assert np.abs(picture.astype(int) - np.asarray(expected)).mean() < 6
+
+
+def test_pixels_that_would_be_too_wide_for_memory_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("embedcam.video.video.MAX_PIXELS", 10 * 64 * 48)
+    with pytest.raises(DataError, match="larger than"):
+        seen(make(tmp_path / "a.mp4", pictures(1), aspect=Fraction(11)))
+
+
+def test_frames_of_another_size_keep_their_aspect(tmp_path):
+    bright = np.full((64, 48, 3), 200, np.uint8)
+    _, found = written(tmp_path / "b.mp4", [pictures(1)[0], bright], [0, 40])
+    assert found[1].shape == (48, 64, 3)
+    assert np.abs(found[1][:, 16:48].astype(int) - 200).mean() < 4
+    assert found[1][:, :12].mean() < 8
 
 
 def test_frames_too_large_for_memory_are_refused(tmp_path, monkeypatch):
