@@ -21,10 +21,12 @@ from .options import (
     ResumeOption,
     StrictOption,
     WorkersOption,
+    refuse_unused,
 )
 
 
 def evaluate(
+    context: typer.Context,
     net: NetOption,
     db: DbOption,
     data: DataOption,
@@ -79,6 +81,8 @@ def evaluate(
 
     if resume and json_file is None:
         raise typer.BadParameter("--resume needs --json FILE: finished scores are stored beside it")
+    if not (faithfulness or randomisation):
+        refuse_unused(context, "without --faithfulness or --randomisation", "out")
     work = None
     with contextlib.ExitStack() as stack:
         if json_file is not None:

@@ -26,11 +26,13 @@ from .options import (
     StrictOption,
     WorkersOption,
     one_of,
+    refuse_unused,
     require_explainer,
 )
 
 
 def explain(
+    context: typer.Context,
     inputs: Annotated[
         list[Path],
         typer.Argument(help="Images and folders of images; or one video file, or camera:0.", metavar="INPUT..."),
@@ -74,9 +76,15 @@ def explain(
         bool, typer.Option("--boxes", help="Draw boxes around strong regions.", rich_help_panel=DRAWING)
     ] = False,
     threshold: Annotated[
-        float,
-        typer.Option(min=0.01, max=1.0, help="Minimum heat inside a box.", metavar="X", rich_help_panel=DRAWING),
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1.0,
+            help="Minimum heat inside a box: 0.5 by default, 0.8 for a video.",
+            metavar="X",
+            rich_help_panel=DRAWING,
+        ),
+    ] = None,
     alpha: Annotated[
         float,
         typer.Option(
@@ -146,22 +154,22 @@ def explain(
     video = any(map(is_video, inputs))
     if video and (len(inputs) > 1 or against is not None):
         raise typer.BadParameter("give a single video or camera, and nothing else")
+    if not boxes:
+        refuse_unused(context, "without --boxes", "threshold")
+    if video:
+        refuse_unused(context, "on a video", "anomaly", "batch_size", "resume", "strict", "workers")
+        if boxes:
+            refuse_unused(context, "on a video with --boxes, which shows no heat map", "alpha", "colormap")
+    else:
+        refuse_unused(context, "on images, only on a video", "smoothing")
+    if against is not None:
+        refuse_unused(context, "with --against", "anomaly", "resume", "transfer", "precision", "compiled")
     explainer: Any
     if onnx is not None:
         if against is not None:
             raise typer.BadParameter("--against needs --net and --db; it does not work with an ONNX file")
-        fixed = {
-            "--preset": preset != "default",
-            "--transfer": transfer,
-            "--placement": placement,
-            "--explain-size": explain_size,
-            "--precision": precision != "float32",
-            "--compile": compiled,
-            "--device": device != "auto",
-        }
-        for option, given in fixed.items():
-            if given:
-                raise typer.BadParameter(f"{option} has no effect on an ONNX file; choose it when exporting")
+        fixed = ("preset", "transfer", "placement", "explain_size", "precision", "compiled", "device")
+        refuse_unused(context, "on an ONNX file, whose options are chosen when exporting", *fixed)
         from ..onnx.explainer import OnnxExplainer
 
         concurrency = 1 if provider or video else console.default_concurrency()
@@ -191,10 +199,13 @@ def explain(
             autocast=None if precision == "float32" else getattr(torch, precision),
         )
     if video:
-        printing.print_stream(explainer, str(inputs[0]), out, boxes, alpha, colormap, smoothing)
+        from ..video.stream import VIDEO_DRAW
+
+        draw = DrawOptions(boxes, threshold or VIDEO_DRAW.threshold, alpha, colormap)
+        printing.print_stream(explainer, str(inputs[0]), out, draw, smoothing)
         return
     out = out or Path("runs/explain")
-    draw = DrawOptions(boxes, threshold, alpha, colormap)
+    draw = DrawOptions(boxes, threshold or 0.5, alpha, colormap)
     reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
     if against is not None:
         from ..batch.comparison import explain_against

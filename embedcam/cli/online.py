@@ -21,6 +21,7 @@ from .options import (
     NetWeightsOption,
     OnnxOrNone,
     PresetOption,
+    refuse_unused,
     require_explainer,
 )
 
@@ -144,6 +145,7 @@ def classmap(
 
 
 def inspect(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(help="Weight database.", metavar="weights.h5")],
     top: Annotated[int, typer.Option(min=1, help="Labels and channels to show per cluster.", metavar="N")] = 3,
     verify: Annotated[bool, typer.Option("--verify", help="Check all items and the checksum instead.")] = False,
@@ -158,6 +160,7 @@ def inspect(
     from ..database.weight_database import WeightDatabase
 
     if verify:
+        refuse_unused(context, "with --verify", "top")
         outcomes = check(file)
         for outcome in outcomes:
             typer.echo(f"{'ok' if outcome.sound else 'BAD':<4}{outcome.item}: {outcome.found}")
@@ -166,6 +169,7 @@ def inspect(
 
 
 def serve(
+    context: typer.Context,
     net: NetOrNone = None,
     db: DbOrNone = None,
     weights: NetWeightsOption = None,
@@ -203,6 +207,7 @@ def serve(
 
     explainer: Any
     if onnx is not None:
+        refuse_unused(context, "on an ONNX file", "device", "data")
         from ..onnx.explainer import OnnxExplainer
 
         concurrency = concurrency or console.default_concurrency()

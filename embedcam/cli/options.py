@@ -133,6 +133,23 @@ def one_of(name: str) -> Callable[[str | None], str | None]:
     return check
 
 
+def refuse_unused(context: typer.Context, reason: str, *names: str) -> None:
+    """Refuse options that were given, but have no effect.
+
+    Args:
+        context: Of the verb.
+        reason: When they have none, such as "without --boxes".
+        names: Names of the parameters.
+
+    Raises:
+        BadParameter: If one was given.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"{parameter.opts[0]} has no effect {reason}; leave it out")
+
+
 def require_explainer(net: str | None, weights: str | None, db: Path | None, onnx: Path | None) -> None:
     """Check that either a network and a database, or an ONNX file is given.
 

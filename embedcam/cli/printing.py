@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from ..database.weight_database import WeightDatabase
     from ..explain.explanation import AnyExplainer
     from ..onnx.quantise import QuantiseReport
+    from ..show.drawing import DrawOptions
 
 
 def _print_table(
@@ -129,23 +129,18 @@ def print_randomisation(result: dict[str, Any]) -> None:
         print(f"between the original maps of different images: {result['between_images']['spearman']:.3f}")
 
 
-def print_stream(
-    explainer: AnyExplainer, source: str, out: Path | None, boxes: bool, alpha: float, colormap: str, smoothing: float
-) -> None:
+def print_stream(explainer: AnyExplainer, source: str, out: Path | None, draw: DrawOptions, smoothing: float) -> None:
     """Explain a video and print the frame rate.
 
     Args:
         explainer: What explains.
         source: A video file, or "camera:0".
         out: Video file to write, or None to show the video only.
-        boxes: Draw boxes instead of heat maps.
-        alpha: Weight of the heat map.
-        colormap: Its colours.
+        draw: Drawing options.
         smoothing: Share of the previous frames in a frame's map.
     """
-    from ..video.stream import VIDEO_DRAW, explain_stream
+    from ..video.stream import explain_stream
 
-    draw = replace(VIDEO_DRAW, boxes=boxes, alpha=alpha, colormap=colormap)
     report = explain_stream(explainer, source, out, draw, smoothing=smoothing)
     dropped = f", {report.dropped} dropped" if report.dropped else ""
     wrote = f"; wrote {report.out}" if report.out else ""

@@ -37,8 +37,8 @@ WRITTEN = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 _CAMERA = re.compile(r"camera:(.+)")
 # x264 uses the first two, VP9 the others; each ignores the rest. Chosen for speed, for live video.
 _ENCODING = {"preset": "superfast", "crf": "20", "deadline": "realtime", "cpu-used": "8"}
-# In formats whose timestamps may jump, such as MPEG-TS, a longer gap is a jump. In seconds; FFmpeg's own limit.
-_LONGEST_GAP = 10
+# AVFMT_TS_DISCONT: the timestamps of a format may jump, as in MPEG-TS. A longer gap, in seconds, is such a jump.
+_TS_DISCONT, _LONGEST_GAP = 0x0200, 10
 _BT601 = 6  # the matrix that RGB is converted with; players assume BT.709 for large frames if the file does not say
 
 
@@ -158,7 +158,7 @@ class Video:
         import av
 
         count = 0
-        jumps = bool(self._container.format.flags & av.format.Flags.ts_discont.value)
+        jumps = self._container.format.flags & _TS_DISCONT
         step = max(1, round(1 / (self.rate * self.time_base)))
         timeline = Timeline(step, round(_LONGEST_GAP / self.time_base) if jumps else None)
         try:

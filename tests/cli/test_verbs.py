@@ -456,6 +456,48 @@ def test_wrong_usage_is_exit_code_2(run, arguments, said):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["explain", "x.jpg", "--threshold", "0.5"], "--threshold has no effect without --boxes"),
+        (["explain", "x.mp4", "--threshold", "0.5"], "--threshold has no effect without --boxes"),
+        (["explain", "x.mp4", "--anomaly"], "--anomaly has no effect on a video"),
+        (["explain", "x.mp4", "--batch-size", "4"], "--batch-size has no effect on a video"),
+        (["explain", "x.mp4", "--resume"], "--resume has no effect on a video"),
+        (["explain", "x.mp4", "--strict"], "--strict has no effect on a video"),
+        (["explain", "x.mp4", "--workers", "2"], "--workers has no effect on a video"),
+        (["explain", "x.mp4", "--boxes", "--alpha", "0.5"], "--alpha has no effect on a video with --boxes"),
+        (["explain", "x.mp4", "--boxes", "--colormap", "jet"], "--colormap has no effect on a video with --boxes"),
+        (["explain", "x.jpg", "--smoothing", "0.5"], "--smoothing has no effect on images"),
+        (["explain", "x.jpg", "--against", "y.jpg", "--anomaly"], "--anomaly has no effect with --against"),
+        (["explain", "x.jpg", "--against", "y.jpg", "--resume"], "--resume has no effect with --against"),
+        (["explain", "x.jpg", "--against", "y.jpg", "--compile"], "--compile has no effect with --against"),
+        (["explain", "x.jpg", "--against", "y.jpg", "--transfer", "nearest"], "--transfer has no effect with"),
+        (["explain", "x.jpg", "--against", "y.jpg", "--precision", "float16"], "--precision has no effect with"),
+        (["evaluate", "--data", "digits", "--out", "o"], "--out has no effect without --faithfulness or"),
+    ],
+)
+def test_an_option_without_effect_is_refused(run, arguments, said):
+    code, _, err = run(*arguments, "--net", "n.safetensors", "--db", "d.h5")
+    assert code == 2
+    assert said in " ".join(err.replace("│", "").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "--onnx", "x.onnx", "--device", "cpu"], "--device has no effect on an ONNX file"),
+        (["serve", "--onnx", "x.onnx", "--data", "digits"], "--data has no effect on an ONNX file"),
+        (["explain", "x.jpg", "--onnx", "x.onnx", "--device", "auto"], "--device has no effect on an ONNX file"),
+        (["inspect", "weights.h5", "--verify", "--top", "3"], "--top has no effect with --verify"),
+    ],
+)
+def test_an_option_without_effect_on_one_file_is_refused(run, arguments, said):
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert said in " ".join(err.replace("│", "").split())
+
+
 def test_version_and_help_are_no_errors(run):
     assert run("--version")[:2] == (0, f"embedcam {cli.__version__}\n")
     code, said, _ = run("evaluate", "-h")
