@@ -371,7 +371,7 @@ def test_a_target_that_is_not_one_differentiable_scalar_an_image_is_refused(func
 
 @pytest.mark.parametrize(
     ("layer", "message"),
-    [("9", "no layer '9'"), ([], "empty list"), ("4", "must put out maps"), (["1", "spare"], "did not run")],
+    [("9", "no layer '9'"), ([], "empty list"), ("4", "must be maps"), (["1", "spare"], "did not run")],
 )
 def test_layers_that_cannot_be_explained_are_named(layer, message):
     model = network()
