@@ -11,9 +11,6 @@ import typer
 
 from . import completion, console, printing
 from .options import (
-    DRAWING,
-    METHOD,
-    RUNNING,
     BatchSizeOption,
     DbOrNone,
     DeviceOption,
@@ -25,9 +22,12 @@ from .options import (
     ResumeOption,
     StrictOption,
     WorkersOption,
+    drawing_option,
+    method_option,
     one_of,
     refuse_unused,
     require_explainer,
+    running_option,
 )
 
 
@@ -55,79 +55,51 @@ def explain(
     preset: PresetOption = "default",
     transfer: Annotated[
         str | None,
-        typer.Option(
+        method_option(
             help="How stored weights are chosen, with one layer: {transfers}.",
             metavar="NAME",
             callback=one_of("transfers"),
             autocompletion=completion.registered("transfers"),
-            rich_help_panel=METHOD,
         ),
     ] = None,
     placement: Annotated[
         Literal["receptive-field", "stretch"] | None,
-        typer.Option(
-            help="Place cells by their receptive fields, or stretch the map over the image.",
-            metavar="NAME",
-            rich_help_panel=METHOD,
-        ),
+        method_option(help="Place cells by their receptive fields, or stretch the map over the image.", metavar="NAME"),
     ] = None,
     explain_size: ExplainSizeOption = None,
-    boxes: Annotated[
-        bool, typer.Option("--boxes", help="Draw boxes around strong regions.", rich_help_panel=DRAWING)
-    ] = False,
+    boxes: Annotated[bool, drawing_option("--boxes", help="Draw boxes around strong regions.")] = False,
     threshold: Annotated[
         float | None,
-        typer.Option(
-            min=0.01,
-            max=1.0,
-            help="Minimum heat inside a box: 0.5 by default, 0.8 for a video.",
-            metavar="X",
-            rich_help_panel=DRAWING,
+        drawing_option(
+            min=0.01, max=1.0, help="Minimum heat inside a box: 0.5 by default, 0.8 for a video.", metavar="X"
         ),
     ] = None,
     alpha: Annotated[
-        float,
-        typer.Option(
-            min=0.0, max=1.0, help="Weight of the heat map in the overlay.", metavar="X", rich_help_panel=DRAWING
-        ),
+        float, drawing_option(min=0.0, max=1.0, help="Weight of the heat map in the overlay.", metavar="X")
     ] = 0.5,
     smoothing: Annotated[
         float,
-        typer.Option(
-            min=0.0,
-            max=0.99,
-            help="Weight of the previous frames in a video frame's map.",
-            metavar="X",
-            rich_help_panel=DRAWING,
-        ),
+        drawing_option(min=0.0, max=0.99, help="Weight of the previous frames in a video frame's map.", metavar="X"),
     ] = 0.0,
     colormap: Annotated[
         str,
-        typer.Option(
+        drawing_option(
             help="turbo, viridis, jet, or another colour map of the cmap library.",
             metavar="NAME",
             autocompletion=completion.colormaps,
-            rich_help_panel=DRAWING,
         ),
     ] = "turbo",
     precision: Annotated[
-        Literal["float32", "bfloat16", "float16"],
-        typer.Option(help="Number type that the network computes with.", rich_help_panel=RUNNING),
+        Literal["float32", "bfloat16", "float16"], running_option(help="Number type that the network computes with.")
     ] = "float32",
     compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            help="Compile the explainer first; worthwhile for thousands of images.",
-            rich_help_panel=RUNNING,
-        ),
+        bool, running_option("--compile", help="Compile the explainer first; worthwhile for thousands of images.")
     ] = False,
     provider: Annotated[
         list[str] | None,
-        typer.Option(
+        running_option(
             help="Execution provider for --onnx, such as CUDAExecutionProvider; repeat the option for fallbacks.",
             metavar="NAME",
-            rich_help_panel=RUNNING,
         ),
     ] = None,
     batch_size: BatchSizeOption = 4,

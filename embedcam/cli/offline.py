@@ -9,9 +9,6 @@ import typer
 
 from . import completion, console, printing
 from .options import (
-    NETWORK,
-    TRAINING,
-    WEIGHTS,
     BatchSizeOption,
     DataOption,
     DeviceOption,
@@ -21,7 +18,10 @@ from .options import (
     SeedOption,
     StrictOption,
     WorkersOption,
+    network_option,
     one_of,
+    training_option,
+    weights_option,
 )
 
 
@@ -56,65 +56,37 @@ def train(
         Path, typer.Option(help="Network file to write; the training curve goes beside it.", metavar="FILE")
     ],
     weights: Annotated[
-        str | None,
-        typer.Option(
-            help="State dict to start from, or torchvision's DEFAULT.",
-            metavar="FILE|DEFAULT",
-            rich_help_panel=NETWORK,
-        ),
+        str | None, network_option(help="State dict to start from, or torchvision's DEFAULT.", metavar="FILE|DEFAULT")
     ] = None,
-    dim: Annotated[
-        int, typer.Option(min=1, help="Dimensions of the embedding.", metavar="N", rich_help_panel=NETWORK)
-    ] = 128,
+    dim: Annotated[int, network_option(min=1, help="Dimensions of the embedding.", metavar="N")] = 128,
     hidden: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Width of a hidden layer in the head; none by default.", metavar="N", rich_help_panel=NETWORK
-        ),
+        int | None, network_option(min=1, help="Width of a hidden layer in the head; none by default.", metavar="N")
     ] = None,
-    metric: Annotated[
-        Literal["cosine", "euclidean"],
-        typer.Option(help="How embeddings are compared.", rich_help_panel=NETWORK),
-    ] = "cosine",
-    image_size: Annotated[
-        int, typer.Option(min=8, help="Side of the square input in pixels.", metavar="N", rich_help_panel=NETWORK)
-    ] = 224,
+    metric: Annotated[Literal["cosine", "euclidean"], network_option(help="How embeddings are compared.")] = "cosine",
+    image_size: Annotated[int, network_option(min=8, help="Side of the square input in pixels.", metavar="N")] = 224,
     objective: Annotated[
-        str,
-        typer.Option(
-            help="triplet, arcface, proxy-anchor or multi-similarity.", metavar="NAME", rich_help_panel=TRAINING
-        ),
+        str, training_option(help="triplet, arcface, proxy-anchor or multi-similarity.", metavar="NAME")
     ] = "triplet",
-    epochs: Annotated[
-        int, typer.Option(min=0, help="Passes over the training images.", metavar="N", rich_help_panel=TRAINING)
-    ] = 10,
-    batch_size: Annotated[
-        int, typer.Option(min=4, help="Images per batch.", metavar="N", rich_help_panel=TRAINING)
-    ] = 64,
+    epochs: Annotated[int, training_option(min=0, help="Passes over the training images.", metavar="N")] = 10,
+    batch_size: Annotated[int, training_option(min=4, help="Images per batch.", metavar="N")] = 64,
     lr: Annotated[
         float | None,
-        typer.Option(
+        training_option(
             min=0.0,
             help="Highest learning rate of the backbone; by default 1e-4 with weights, 3e-3 without.",
             metavar="X",
-            rich_help_panel=TRAINING,
         ),
     ] = None,
     head_lr: Annotated[
         float | None,
-        typer.Option(
-            min=0.0,
-            help="Highest learning rate of the head; by default 1e-3 with weights, 3e-3 without.",
-            metavar="X",
-            rich_help_panel=TRAINING,
+        training_option(
+            min=0.0, help="Highest learning rate of the head; by default 1e-3 with weights, 3e-3 without.", metavar="X"
         ),
     ] = None,
     train_from: Annotated[
         str | None,
-        typer.Option(
-            help="Train only the layers after this one, on activations that are computed once.",
-            metavar="LAYER",
-            rich_help_panel=TRAINING,
+        training_option(
+            help="Train only the layers after this one, on activations that are computed once.", metavar="LAYER"
         ),
     ] = None,
     resume: ResumeOption = False,
@@ -169,37 +141,25 @@ def build(
     out: Annotated[Path, typer.Option(help="Weight database to write.", metavar="FILE")],
     weights: NetWeightsOption = None,
     layer: Annotated[
-        str | None,
-        typer.Option(help="Feature layer; the last spatial one by default.", metavar="LAYER", rich_help_panel=WEIGHTS),
+        str | None, weights_option(help="Feature layer; the last spatial one by default.", metavar="LAYER")
     ] = None,
-    clusters: Annotated[
-        int, typer.Option(min=1, help="Clusters of the training images.", metavar="N", rich_help_panel=WEIGHTS)
-    ] = 50,
-    top_k: Annotated[
-        int, typer.Option(min=1, help="Channels stored per cluster.", metavar="N", rich_help_panel=WEIGHTS)
-    ] = 50,
-    pairs: Annotated[int, typer.Option(min=1, help="Triplets per image.", metavar="N", rich_help_panel=WEIGHTS)] = 50,
+    clusters: Annotated[int, weights_option(min=1, help="Clusters of the training images.", metavar="N")] = 50,
+    top_k: Annotated[int, weights_option(min=1, help="Channels stored per cluster.", metavar="N")] = 50,
+    pairs: Annotated[int, weights_option(min=1, help="Triplets per image.", metavar="N")] = 50,
     method: Annotated[
         str,
-        typer.Option(
+        weights_option(
             help="Channel weighting: {weightings}. Of Grad-CAM++, gradcam++-exact suits a database best.",
             metavar="NAME",
             callback=one_of("weightings"),
             autocompletion=completion.registered("weightings"),
-            rich_help_panel=WEIGHTS,
         ),
     ] = "gradcam",
     exemplars: Annotated[
-        bool,
-        typer.Option(
-            help="Store the embedding and channels of every image, for --transfer nearest.", rich_help_panel=WEIGHTS
-        ),
+        bool, weights_option(help="Store the embedding and channels of every image, for --transfer nearest.")
     ] = True,
     refinement: Annotated[
-        bool,
-        typer.Option(
-            help="Also run some images of each cluster at a larger size, for sharper maps.", rich_help_panel=WEIGHTS
-        ),
+        bool, weights_option(help="Also run some images of each cluster at a larger size, for sharper maps.")
     ] = True,
     batch_size: BatchSizeOption = 32,
     resume: ResumeOption = False,

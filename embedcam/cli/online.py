@@ -10,7 +10,6 @@ import typer
 from ..errors import EmbedcamError
 from . import completion, console, printing
 from .options import (
-    GRAPH,
     SPEC,
     DbOption,
     DbOrNone,
@@ -21,6 +20,8 @@ from .options import (
     NetWeightsOption,
     OnnxOrNone,
     PresetOption,
+    data_option,
+    graph_option,
     refuse_unused,
     require_explainer,
 )
@@ -34,32 +35,17 @@ def export(
     preset: PresetOption = "default",
     explain_size: ExplainSizeOption = None,
     heatmap: Annotated[
-        Literal["image", "map"],
-        typer.Option(help="Heat maps of the image's size, or one value per cell.", rich_help_panel=GRAPH),
+        Literal["image", "map"], graph_option(help="Heat maps of the image's size, or one value per cell.")
     ] = "image",
     uint8_input: Annotated[
-        bool,
-        typer.Option(
-            "--uint8-input",
-            help="Accept uint8 images of any size; resize and normalise in the graph.",
-            rich_help_panel=GRAPH,
-        ),
+        bool, graph_option("--uint8-input", help="Accept uint8 images of any size; resize and normalise in the graph.")
     ] = False,
-    dynamic: Annotated[
-        bool, typer.Option("--dynamic", help="Accept image batches of any height and width.", rich_help_panel=GRAPH)
-    ] = False,
+    dynamic: Annotated[bool, graph_option("--dynamic", help="Accept image batches of any height and width.")] = False,
     int8: Annotated[
-        bool,
-        typer.Option("--int8", help="Quantise to 8 bits where the maps allow it; needs --data.", rich_help_panel=GRAPH),
+        bool, graph_option("--int8", help="Quantise to 8 bits where the maps allow it; needs --data.")
     ] = False,
     data: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Images to calibrate the quantisation on: {SPEC}",
-            metavar="SPEC",
-            autocompletion=completion.registered("datasets"),
-            rich_help_panel=GRAPH,
-        ),
+        str | None, data_option(help=f"Images to calibrate the quantisation on: {SPEC}", rich_help_panel="Graph")
     ] = None,
 ) -> None:
     """Write network and weight database as one ONNX file that explains without torch.
@@ -175,12 +161,7 @@ def serve(
     weights: NetWeightsOption = None,
     onnx: OnnxOrNone = None,
     data: Annotated[
-        str | None,
-        typer.Option(
-            help=f"The training images, to show those that are similar: {SPEC}",
-            metavar="SPEC",
-            autocompletion=completion.registered("datasets"),
-        ),
+        str | None, data_option(help=f"The training images, to show those that are similar: {SPEC}")
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; by default, only this machine can connect.", metavar="ADDRESS")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,9 +16,15 @@ from . import completion
 
 SPEC = "{datasets}. Append @train, @test or @all to choose a split."
 
-# Headings of the long lists of options.
-NETWORK, TRAINING, WEIGHTS, METHOD = "Network", "Training", "Weights", "Method"
-DRAWING, GRAPH, RUNNING = "Drawing", "Graph", "Running"
+# Options under a heading of their own in a long help.
+network_option = partial(typer.Option, rich_help_panel="Network")
+training_option = partial(typer.Option, rich_help_panel="Training")
+weights_option = partial(typer.Option, rich_help_panel="Weights")
+method_option = partial(typer.Option, rich_help_panel="Method")
+drawing_option = partial(typer.Option, rich_help_panel="Drawing")
+graph_option = partial(typer.Option, rich_help_panel="Graph")
+running_option = partial(typer.Option, rich_help_panel="Running")
+data_option = partial(typer.Option, "--data", metavar="SPEC", autocompletion=completion.registered("datasets"))
 
 _NET = typer.Option(
     "--net",
@@ -38,46 +45,23 @@ NetWeightsOption = Annotated[
 DbOption = Annotated[Path, _DB]
 DbOrNone = Annotated[Path | None, _DB]
 OnnxOrNone = Annotated[Path | None, _ONNX]
-DataOption = Annotated[
-    str,
-    typer.Option("--data", help=f"Images: {SPEC}", metavar="SPEC", autocompletion=completion.registered("datasets")),
-]
-SeedOption = Annotated[
-    int,
-    typer.Option(help="Seed of all random choices.", metavar="N", rich_help_panel=RUNNING),
-]
-StrictOption = Annotated[
-    bool,
-    typer.Option("--strict", help="Stop at an unreadable image instead of skipping it.", rich_help_panel=RUNNING),
-]
-ResumeOption = Annotated[
-    bool,
-    typer.Option("--resume", help="Continue an interrupted run.", rich_help_panel=RUNNING),
-]
-WorkersOption = Annotated[
-    int,
-    typer.Option(min=0, help="Threads that read images ahead.", metavar="N", rich_help_panel=RUNNING),
-]
-BatchSizeOption = Annotated[
-    int,
-    typer.Option(min=1, help="Images per batch.", metavar="N", rich_help_panel=RUNNING),
-]
+DataOption = Annotated[str, data_option(help=f"Images: {SPEC}")]
+SeedOption = Annotated[int, running_option(help="Seed of all random choices.", metavar="N")]
+StrictOption = Annotated[bool, running_option("--strict", help="Stop at an unreadable image instead of skipping it.")]
+ResumeOption = Annotated[bool, running_option("--resume", help="Continue an interrupted run.")]
+WorkersOption = Annotated[int, running_option(min=0, help="Threads that read images ahead.", metavar="N")]
+BatchSizeOption = Annotated[int, running_option(min=1, help="Images per batch.", metavar="N")]
 PresetOption = Annotated[
-    Literal["default", "paper"],
-    typer.Option(help="paper: the published method, with one layer and plain resizing.", rich_help_panel=METHOD),
+    Literal["default", "paper"], method_option(help="paper: the published method, with one layer and plain resizing.")
 ]
 ExplainSizeOption = Annotated[
     int | None,
-    typer.Option(
-        min=8,
-        help="Side in pixels at which images are explained; by default, the database's choice.",
-        metavar="N",
-        rich_help_panel=METHOD,
+    method_option(
+        min=8, help="Side in pixels at which images are explained; by default, the database's choice.", metavar="N"
     ),
 ]
 DeviceOption = Annotated[
-    str,
-    typer.Option(help="cpu, cuda or cuda:N; auto uses a GPU if there is one.", metavar="NAME", rich_help_panel=RUNNING),
+    str, running_option(help="cpu, cuda or cuda:N; auto uses a GPU if there is one.", metavar="NAME")
 ]
 
 
