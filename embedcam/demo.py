@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from .builder.build import build_database
 from .data import load
@@ -69,14 +68,14 @@ def demo(out: str | Path, seed: int = 0) -> dict[str, Any]:
     chosen = _sample(test, max(_GALLERY_IMAGES, _REPORT_EXAMPLES), seed)
     explainer = Explainer(net, database)
     explanation = explainer(np.stack([explainer.preprocess(chosen.image(i)) for i in range(len(chosen))]))
-    examples = example_cards(chosen, explanation, database)
+    examples = _example_cards(chosen, explanation, database)
     save_png(_gallery(examples[:_GALLERY_IMAGES]), out / "gallery.png")
     for number, example in enumerate(examples[:_GALLERY_IMAGES]):
         save_png(example.image, out / "images" / f"{number:02d}_digit_{example.label}.png")
     report = Report(
         title="embedcam demo: digits",
         facts=[*database.facts(), ("Training", f"{options.objective}, {options.epochs} epochs")],
-        clusters=cluster_cards(database, training),
+        clusters=_cluster_cards(database, training),
         examples=examples[:_REPORT_EXAMPLES],
         scores=result["rows"],
         columns=columns(),
@@ -91,52 +90,27 @@ def _sample(samples: Samples, count: int, seed: int) -> Samples:
     return samples.subset(np.sort(generator.choice(len(samples), min(count, len(samples)), replace=False)))
 
 
-def cluster_cards(db: WeightDatabase, training: Samples) -> list[ClusterCard]:
-    """Describe the clusters of a weight database.
-
-    Args:
-        db: The weight database; with exemplars, the cards show training images.
-        training: The images that it was built from.
-
-    Returns:
-        One card per cluster.
-    """
+def _cluster_cards(db: WeightDatabase, training: Samples) -> list[ClusterCard]:
     rows = {name: row for row, name in enumerate(training.ids)}
     cards = []
     for cluster in range(db.clusters):
         thumbnails = []
-        for exemplar in _nearest_members(db, cluster):
-            assert db.exemplars is not None
-            name = db.exemplars.path[exemplar]
-            if name in rows:
-                label = int(db.exemplars.label[exemplar])
-                caption = db.label_names[label] if db.label_names is not None and label >= 0 else name
-                thumbnails.append(Thumbnail(np.asarray(training.image(rows[name])), caption))
+        if db.exemplars is not None:
+            members = np.flatnonzero(db.exemplars.cluster == cluster)
+            distances = np.linalg.norm(db.exemplars.embeddings[members] - db.centroids[cluster], axis=1)
+            for exemplar in members[np.argsort(distances, kind="stable")][:_THUMBNAILS]:
+                name = db.exemplars.path[exemplar]
+                if name in rows:
+                    label = int(db.exemplars.label[exemplar])
+                    caption = db.label_names[label] if db.label_names is not None and label >= 0 else name
+                    thumbnails.append(Thumbnail(np.asarray(training.image(rows[name])), caption))
         channels = list(zip(db.top_channels[cluster].tolist(), db.top_weights[cluster].tolist(), strict=True))
         labels = db.labels_of(cluster, most=10)
         cards.append(ClusterCard(cluster, int(db.counts[cluster]), labels, thumbnails, channels[:10]))
     return cards
 
 
-def _nearest_members(db: WeightDatabase, cluster: int) -> NDArray[np.int64]:
-    if db.exemplars is None:
-        return np.empty(0, dtype=np.int64)
-    members = np.flatnonzero(db.exemplars.cluster == cluster)
-    distances = np.linalg.norm(db.exemplars.embeddings[members] - db.centroids[cluster], axis=1)
-    return members[np.argsort(distances, kind="stable")][:_THUMBNAILS]
-
-
-def example_cards(samples: Samples, explanation: Explanation, db: WeightDatabase) -> list[ExampleCard]:
-    """Describe explained images.
-
-    Args:
-        samples: The images.
-        explanation: The explanation of all images, in order.
-        db: The weight database that explained them.
-
-    Returns:
-        One card per image.
-    """
+def _example_cards(samples: Samples, explanation: Explanation, db: WeightDatabase) -> list[ExampleCard]:
     assert explanation.clusters is not None
     assert explanation.distances is not None
     assert explanation.typicality is not None

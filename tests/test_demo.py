@@ -31,11 +31,11 @@ def examples(trained, db, folder):
     net = EmbeddingNet.load(trained / "net.safetensors")
     images = torch.from_numpy(np.stack([net.preprocess(samples.image(i)) for i in range(len(samples))]))
     explanation = Explainer(net, db)(images)
-    return samples, explanation, demo.example_cards(samples, explanation, db)
+    return samples, explanation, demo._example_cards(samples, explanation, db)
 
 
 def test_a_cluster_is_shown_by_its_nearest_training_images(db, training):
-    cards = demo.cluster_cards(db, training)
+    cards = demo._cluster_cards(db, training)
     assert [card.number for card in cards] == list(range(4))
     assert sum(card.size for card in cards) == 18
     for card in cards:
@@ -50,12 +50,12 @@ def test_a_cluster_is_shown_by_its_nearest_training_images(db, training):
 
 
 def test_a_database_without_exemplars_shows_no_training_images(db, training):
-    cards = demo.cluster_cards(dataclasses.replace(db, exemplars=None), training)
+    cards = demo._cluster_cards(dataclasses.replace(db, exemplars=None), training)
     assert all(list(card.thumbnails) == [] for card in cards)
 
 
 def test_training_images_that_are_gone_are_left_out(db, training):
-    cards = demo.cluster_cards(db, training.subset([0]))
+    cards = demo._cluster_cards(db, training.subset([0]))
     assert sum(len(card.thumbnails) for card in cards) <= 1
 
 
@@ -83,7 +83,7 @@ def test_the_cards_make_a_report(db, training, examples, tmp_path):
     report = Report(
         title="squares",
         facts=db.facts(),
-        clusters=demo.cluster_cards(db, training),
+        clusters=demo._cluster_cards(db, training),
         examples=examples[2],
         scores=[],
         retrieval={"recall_at_1": 1.0},

@@ -73,7 +73,7 @@ def evaluate(
     """
     from ..data import load, load_gallery
     from ..database.weight_database import WeightDatabase
-    from ..evaluate.checks import check_faithfulness, check_randomisation
+    from ..evaluate.checks import check
     from ..evaluate.table import evaluate as run
     from ..show.curve import draw_faithfulness, draw_randomisation
     from ..utils.files import require_writable, write_text
@@ -94,16 +94,16 @@ def evaluate(
         kept: dict[str, Any] = {"work": work, "resume": resume}
         result = run(network, database, test, gallery, compare=compare, explain_size=explain_size, **kept, **reading)
         printing.print_scores(result)
-        if faithfulness:
-            result["faithfulness"] = check_faithfulness(network, database, test, **reading)
-            printing.print_faithfulness(result["faithfulness"])
-            draw_faithfulness(result["faithfulness"], out / "faithfulness.png")
-            typer.echo(f"wrote {out / 'faithfulness.png'}")
-        if randomisation:
-            result["randomisation"] = check_randomisation(network, database, test, **reading)
-            printing.print_randomisation(result["randomisation"])
-            draw_randomisation(result["randomisation"], out / "randomisation.png")
-            typer.echo(f"wrote {out / 'randomisation.png'}")
+        checks: tuple[tuple[bool, Any, Any, Any], ...] = (
+            (faithfulness, "faithfulness", printing.print_faithfulness, draw_faithfulness),
+            (randomisation, "randomisation", printing.print_randomisation, draw_randomisation),
+        )
+        for asked, kind, show, draw in checks:
+            if asked:
+                result[kind] = check(kind, network, database, test, **reading)
+                show(result[kind])
+                draw(result[kind], out / f"{kind}.png")
+                typer.echo(f"wrote {out / f'{kind}.png'}")
         if json_file is not None:
             write_text(json_file, json.dumps({**result, "data": data}, indent=2) + "\n")
             typer.echo(f"wrote {json_file}")

@@ -106,7 +106,7 @@ def print_faithfulness(result: dict[str, Any]) -> None:
     """Print the areas under the curves of deletion and insertion.
 
     Args:
-        result: Returned by `check_faithfulness`.
+        result: Returned by `faithfulness`.
     """
     areas = ("deletion (lower is better)", "insertion (higher is better)", "rank, deletion", "rank, insertion")
     rows = []
@@ -120,7 +120,7 @@ def print_randomisation(result: dict[str, Any]) -> None:
     """Print the correlation of the maps with the original ones as more and more layers are re-initialised.
 
     Args:
-        result: Returned by `check_randomisation`.
+        result: Returned by `randomisation`.
     """
     columns = ("random from", "layers", "rank correlation with the original")
     rows = [[row["layer"] or "none", str(row["layers"]), f"{row['spearman']:.3f}"] for row in result["rows"]]

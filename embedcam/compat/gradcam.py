@@ -57,7 +57,7 @@ class GradCAM:
         self._cam = gradient.GradCAM(self.model_arch, name, method=self._method, placement="stretch")
         # With a dictionary, the second argument is `verbose`.
         if (verbose or target_layer is True) and "input_size" in given:
-            print("saliency_map size :", self.saliency_map_size(*given["input_size"]))
+            print("saliency_map size :", self._map_size(*given["input_size"]))
 
     @classmethod
     def from_config(cls, arch: nn.Module, model_type: str, layer_name: str) -> GradCAM:
@@ -76,22 +76,13 @@ class GradCAM:
         """
         return cls(arch, layer_name)
 
-    def saliency_map_size(self, height: int, width: int) -> torch.Size:
-        """Compute the size of the layer's feature maps.
-
-        Args:
-            height: Height of the image in pixels.
-            width: Width of the image in pixels.
-
-        Returns:
-            (h, w) in cells.
-        """
+    def _map_size(self, height: int, width: int) -> torch.Size:
         (name,) = self._cam.layers
         black = layers.as_input(self.model_arch, torch.zeros(1, 3, height, width))
-        found = {name: layers.resolve(self.model_arch, name)}
-        with torch.no_grad(), layers.evaluating(self.model_arch), layers.capture(found) as grabbed:
+        module = {name: layers.resolve(self.model_arch, name)}
+        with torch.no_grad(), layers.evaluating(self.model_arch), layers.capture(module) as outputs:
             self.model_arch(black)
-        return layers.as_maps(grabbed[name], (height, width)).shape[2:]
+        return layers.as_maps(outputs[name], (height, width)).shape[2:]
 
     def __call__(
         self, input: Tensor, class_idx: int | None = None, retain_graph: bool = False

@@ -47,13 +47,6 @@ class Kept:
         self.output: Any = None
 
     def __call__(self, output: Any) -> Tensor:
-        """Compute the scores.
-
-        Args:
-            output: Output of the network.
-
-        Returns:
-            (B,) scores.
-        """
+        """Compute the scores (B,) from the network's output."""
         self.output = output.detach() if isinstance(output, Tensor) else output
         return self._target(output)

@@ -15,7 +15,7 @@ from .._version import __version__
 from ..data.samples import Samples, fingerprint
 from ..database.checks import arrays
 from ..database.weight_database import WeightDatabase
-from ..errors import DataError, EmbedcamError
+from ..errors import DataError
 from ..explain import Explainer
 from ..nets.network import Network
 from ..show.report import RETRIEVAL
@@ -148,21 +148,3 @@ def _retrieval(
     if gallery is None:
         return {**retrieval(embeddings, labels)}
     return {**retrieval(embeddings, labels, gallery.embedded.embeddings, gallery.labels)}
-
-
-def default_row(result: dict[str, Any]) -> dict[str, Any]:
-    """Return the row of `Explainer` with default options.
-
-    Args:
-        result: Of `evaluate`.
-
-    Returns:
-        The row.
-
-    Raises:
-        EmbedcamError: If not exactly one row is the default.
-    """
-    rows: list[dict[str, Any]] = [row for row in result["rows"] if row["default"]]
-    if len(rows) != 1:
-        raise EmbedcamError(f"expected one default row, found {len(rows)}; this is not a result of evaluate")
-    return rows[0]

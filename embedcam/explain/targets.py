@@ -1,4 +1,7 @@
-"""Targets: callables that turn a network's output into the scalar per image that is explained."""
+"""Targets: callables that turn a network's output into the scalar per image that is explained.
+
+Called with an output that does not suit them, they raise a `TargetError`.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +32,7 @@ class ClassScore:
     index: int | Sequence[int] | Tensor | None = None
 
     def __call__(self, output: Tensor) -> Tensor:
-        """Select the scores.
-
-        Args:
-            output: Logits (B, classes).
-
-        Returns:
-            (B,).
-
-        Raises:
-            TargetError: If the output has another shape, or the class does not exist.
-        """
+        """Select the scores (B,) from logits (B, classes)."""
         if not isinstance(output, Tensor) or output.ndim != 2:
             raise TargetError(f"ClassScore needs logits (B, classes), got {_describe(output)}; choose another target")
         if self.index is None:
@@ -79,17 +72,7 @@ class SegmentationScore:
         return None if self.reduction_layer == "logits" else self.reduction_layer
 
     def __call__(self, output: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """Sum the scores.
-
-        Args:
-            output: Scores (B, C, H, W) of the model or of `layer`, or torchvision's dictionary with "out".
-
-        Returns:
-            (B,), or (B, n) for a sequence of n classes.
-
-        Raises:
-            TargetError: If the output has another shape, or a class or the region does not exist.
-        """
+        """Sum scores (B, C, H, W), or torchvision's dictionary with "out": (B,), or (B, n) for n classes."""
         scores = output.get("out") if isinstance(output, Mapping) else output
         if not isinstance(scores, Tensor) or scores.ndim != 4:
             raise TargetError(
@@ -143,17 +126,7 @@ class Similarity:
     reference: Tensor
 
     def __call__(self, output: Tensor) -> Tensor:
-        """Compute the dot products.
-
-        Args:
-            output: Embeddings (B, D).
-
-        Returns:
-            (B,).
-
-        Raises:
-            TargetError: If the shapes differ, or the reference is the image's own embedding.
-        """
+        """Compute the dot products (B,) of embeddings (B, D)."""
         reference = _reference("Similarity", output, self.reference)
         lengths = torch.linalg.vector_norm(output.detach(), dim=1)
         if bool(torch.isclose(lengths, torch.ones_like(lengths), atol=1e-2).all()):
@@ -182,17 +155,7 @@ class Proxy:
     vector: Tensor
 
     def __call__(self, output: Tensor) -> Tensor:
-        """Compute the dot products.
-
-        Args:
-            output: Embeddings (B, D).
-
-        Returns:
-            (B,).
-
-        Raises:
-            TargetError: If the shapes differ.
-        """
+        """Compute the dot products (B,) of embeddings (B, D)."""
         return (output * _reference("Proxy", output, self.vector)).sum(dim=1)
 
 
@@ -221,17 +184,7 @@ class TripletMargin:
             raise TargetError(f"unknown metric {self.metric!r}; use one of {', '.join(METRICS)}")
 
     def __call__(self, output: Tensor) -> Tensor:
-        """Compute the margins.
-
-        Args:
-            output: Embeddings (B, D).
-
-        Returns:
-            (B,).
-
-        Raises:
-            TargetError: If the shapes differ.
-        """
+        """Compute the margins (B,) of embeddings (B, D)."""
         positive = _reference("TripletMargin", output, self.positive)
         negative = _reference("TripletMargin", output, self.negative)
         if self.metric == "cosine":
@@ -252,14 +205,7 @@ class Scalar:
     function: Callable[[Any], Tensor]
 
     def __call__(self, output: Any) -> Tensor:
-        """Apply the function.
-
-        Args:
-            output: Of the network.
-
-        Returns:
-            (B,).
-        """
+        """Apply the function to the network's output."""
         return self.function(output)
 
 

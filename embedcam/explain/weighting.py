@@ -33,90 +33,50 @@ class Weighting:
     pooled: Callable[[Tensor, Tensor, int], Tensor] | None = None
 
     def __call__(self, maps: Tensor, gradients: Tensor) -> Tensor:
-        """Compute the channel weights.
-
-        Args:
-            maps: Feature maps (..., K, h, w).
-            gradients: Of the target with respect to the maps, (..., K, h, w).
-
-        Returns:
-            (..., K).
-        """
+        """Compute channel weights (..., K) from maps and gradients (..., K, h, w)."""
         return self.formula(maps, gradients)
 
 
 WEIGHTINGS: Registry[Weighting] = Registry("method", "embedcam.weightings", TargetError)
 
 
-def gradcam(maps: Tensor, gradients: Tensor) -> Tensor:
+def _gradcam(_maps: Tensor, gradients: Tensor) -> Tensor:
     """Average the gradients over space.
 
-    Args:
-        maps: Feature maps (..., K, h, w), unused.
-        gradients: Of the target with respect to the maps, (..., K, h, w).
-
-    Returns:
-        (..., K).
-
-    Source:
-        Grad-CAM (arXiv 1610.02391) equation 1.
+    Source: Grad-CAM (arXiv 1610.02391) equation 1.
     """
     return gradients.mean(dim=(-2, -1))
 
 
-def gradcam_plus_plus(maps: Tensor, gradients: Tensor) -> Tensor:
+def _gradcam_plus_plus(maps: Tensor, gradients: Tensor) -> Tensor:
     """Weight by Grad-CAM++ as the package grad-cam does: alpha = g² / (2 g² + ΣA · g³ + 1e-6).
 
     Gradients below about 1e-3, the square root of the epsilon, count for less and less.
 
-    Args:
-        maps: Feature maps A (..., K, h, w).
-        gradients: Of the target with respect to the maps, g (..., K, h, w).
-
-    Returns:
-        (..., K), the sum of alpha · relu(g) over space.
-
-    Source:
-        Grad-CAM++ (arXiv 1710.11063) equations 5 and 19; grad-cam 1.5.7.
+    Source: Grad-CAM++ (arXiv 1710.11063) equations 5 and 19; grad-cam 1.5.7.
     """
     squared = gradients.square()
     denominator = 2 * squared + maps.sum(dim=(-2, -1), keepdim=True) * squared * gradients + 1e-6
     return (squared / denominator * gradients.clamp(min=0)).sum(dim=(-2, -1))
 
 
-def gradcam_plus_plus_exact(maps: Tensor, gradients: Tensor) -> Tensor:
+def _gradcam_plus_plus_exact(maps: Tensor, gradients: Tensor) -> Tensor:
     """Weight by Grad-CAM++ without an epsilon: alpha = 1 / (2 + g ΣA), which is g² / (2 g² + ΣA · g³).
 
     No power of a small gradient underflows in this form, so the weights scale with the gradients.
     Where g ΣA <= -2 (possible only if maps have negative sums) alpha is not defined and taken as 0.
 
-    Args:
-        maps: Feature maps A (..., K, h, w).
-        gradients: Of the target with respect to the maps, g (..., K, h, w).
-
-    Returns:
-        (..., K), the sum of alpha · relu(g) over space.
-
-    Source:
-        Grad-CAM++ (arXiv 1710.11063) equations 5 and 19.
+    Source: Grad-CAM++ (arXiv 1710.11063) equations 5 and 19.
     """
     denominator = 2 + gradients * maps.sum(dim=(-2, -1), keepdim=True)
     alpha = denominator.clamp(min=1e-7).reciprocal() * (denominator > 0)
     return (alpha * gradients.clamp(min=0)).sum(dim=(-2, -1))
 
 
-def gradcam_plus_plus_elementwise(maps: Tensor, gradients: Tensor) -> Tensor:
+def _gradcam_plus_plus_elementwise(maps: Tensor, gradients: Tensor) -> Tensor:
     """Weight by Grad-CAM++ as pytorch-gradcam does: alpha = g² / (2 g² + Σ(A · g³) + 1e-7).
 
-    Args:
-        maps: Feature maps A (..., K, h, w).
-        gradients: Of the target with respect to the maps, g (..., K, h, w).
-
-    Returns:
-        (..., K), the sum of alpha · relu(g) over space.
-
-    Source:
-        Grad-CAM++ (arXiv 1710.11063) equations 5 and 19; pytorch-gradcam 0.2.1.
+    Source: Grad-CAM++ (arXiv 1710.11063) equations 5 and 19; pytorch-gradcam 0.2.1.
     """
     squared = gradients.square()
     denominator = 2 * squared + (maps * squared * gradients).sum(dim=(-2, -1), keepdim=True)
@@ -134,10 +94,10 @@ def _of_equal_cells(formula: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Te
     return pooled
 
 
-WEIGHTINGS.register("gradcam")(Weighting(gradcam, linear=True, pooled=lambda _, gradients, cells: gradients / cells))
+WEIGHTINGS.register("gradcam")(Weighting(_gradcam, linear=True, pooled=lambda _, gradients, cells: gradients / cells))
 for _name, _formula in (
-    ("gradcam++", gradcam_plus_plus),
-    ("gradcam++-exact", gradcam_plus_plus_exact),
-    ("gradcam++-elementwise", gradcam_plus_plus_elementwise),
+    ("gradcam++", _gradcam_plus_plus),
+    ("gradcam++-exact", _gradcam_plus_plus_exact),
+    ("gradcam++-elementwise", _gradcam_plus_plus_elementwise),
 ):
     WEIGHTINGS.register(_name)(Weighting(_formula, pooled=_of_equal_cells(_formula)))

@@ -46,16 +46,7 @@ class _WeightDatabase(Protocol):
     def labels_of(self, cluster: int, most: int = 3) -> list[tuple[str, int]]: ...
 
 
-def facts_of(explanation: _Explanation, index: int) -> list[str]:
-    """Describe an image of an explanation in short texts.
-
-    Args:
-        explanation: The explanation of a batch.
-        index: Index of the image.
-
-    Returns:
-        Cluster, distance, anomaly and typicality, if available, and the notes.
-    """
+def _facts_of(explanation: _Explanation, index: int) -> list[str]:
     numbers = (
         ("cluster {}", explanation.clusters),
         ("distance {:.3f}", explanation.distances),
@@ -78,7 +69,7 @@ def explanation_png(explanation: _Explanation) -> bytes | None:
     maps = [colorize(heatmap) for heatmap in explanation.heatmaps[:_IMAGES]]
     if not maps:
         return None
-    captions = [", ".join(facts_of(explanation, index)) for index in range(len(maps))]
+    captions = [", ".join(_facts_of(explanation, index)) for index in range(len(maps))]
     rows = [slice(start, start + _COLUMNS) for start in range(0, len(maps), _COLUMNS)]
     return _png(grid([maps[row] for row in rows], [captions[row] for row in rows], picture_size=_PICTURE_SIZE))
 
@@ -97,7 +88,7 @@ def explanation_html(explanation: _Explanation) -> str:
         image = Image.fromarray(colorize(heatmap))
         image.thumbnail((_PICTURE_SIZE, _PICTURE_SIZE))
         picture = f'<img alt="heat map" src="data:image/png;base64,{base64.b64encode(_png(image)).decode()}">'
-        rows.append([str(index), picture, "<br>".join(map(escape, facts_of(explanation, index)))])
+        rows.append([str(index), picture, "<br>".join(map(escape, _facts_of(explanation, index)))])
     count = len(explanation.heatmaps)
     return _page(f"Explanation of {count} image{'' if count == 1 else 's'}", _table(rows), count - len(rows))
 
@@ -164,7 +155,7 @@ def plot(
         axis.set_axis_off()
     for index, picture in enumerate(pictures):
         axes[index].imshow(picture)
-        axes[index].set_title("\n".join(facts_of(explanation, index)[:3]), fontsize="small")
+        axes[index].set_title("\n".join(_facts_of(explanation, index)[:3]), fontsize="small")
     return axes[: len(pictures)]
 
 

@@ -11,8 +11,8 @@ from embedcam.builder import embedding
 from embedcam.data import load
 from embedcam.data.samples import FileSamples
 from embedcam.database import WeightDatabase
-from embedcam.errors import DatabaseError, DataError, EmbedcamError
-from embedcam.evaluate.table import default_row, evaluate
+from embedcam.errors import DatabaseError, DataError
+from embedcam.evaluate.table import evaluate
 from embedcam.explain import Explainer
 from embedcam.nets import EmbeddingNet
 from embedcam.nets.inference import embed
@@ -52,7 +52,7 @@ def test_scores_are_those_of_the_explainer_image_by_image(pair, test_images, tra
         assert_row(rows[name], Explainer(net, db, **chosen), test_images)
         assert not rows[name]["backprop"]
         assert rows[name]["correlation"] is None
-    assert default_row(result) is rows["embedcam"]
+    assert [row["method"] for row in result["rows"] if row["default"]] == ["embedcam"]
     assert (result["schema"], result["images"], result["masks"], result["skipped"]) == (1, 12, 12, 0)
 
 
@@ -151,7 +151,7 @@ def test_without_labels_and_masks_the_scores_are_null(pair, folder):
     result = evaluate(*pair, FileSamples(files=files, ids=tuple(file.name for file in files)))
     assert result["recall_at_1"] is result["map_at_r"] is result["nmi"] is None
     assert (result["images"], result["masks"]) == (10, 0)
-    row = default_row(result)
+    row = rows_by_name(result)["embedcam"]
     assert row["mean_ratio"] is row["pixel_ap"] is row["best_threshold"] is None
     assert row["ms_per_image"] > 0
 
@@ -183,8 +183,3 @@ def test_a_mask_that_is_all_ignored_is_an_error(pair, test_images, tmp_path):
 def test_a_database_of_another_network_is_an_error(pair, test_images):
     with pytest.raises(DatabaseError, match="made for another network"):
         evaluate(EmbeddingNet("tiny", 8, image_size=48), pair[1], test_images)
-
-
-def test_a_result_with_two_defaults_is_an_error():
-    with pytest.raises(EmbedcamError, match="expected one default row, found 2"):
-        default_row({"rows": [{"default": True}, {"default": True}]})

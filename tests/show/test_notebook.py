@@ -11,7 +11,7 @@ from PIL import Image
 import embedcam
 from embedcam.errors import DataError, MissingDependencyError
 from embedcam.explain.explanation import FLAT, Explanation
-from embedcam.show.notebook import facts_of
+from embedcam.show.notebook import _facts_of
 from embedcam.show.overlay import colorize
 
 
@@ -42,10 +42,10 @@ def pictures_in(html):
 
 
 def test_facts_are_what_is_known(explanation):
-    assert facts_of(explanation, 0) == ["cluster 3", "distance 0.250", "anomaly 0.50", "typical of its cluster"]
-    assert facts_of(explanation, 1)[-1] == "unlike the training images"
+    assert _facts_of(explanation, 0) == ["cluster 3", "distance 0.250", "anomaly 0.50", "typical of its cluster"]
+    assert _facts_of(explanation, 1)[-1] == "unlike the training images"
     flat = Explanation.of(np.zeros((1, 4, 4), np.float32))
-    assert facts_of(flat, 0) == [FLAT]
+    assert _facts_of(flat, 0) == [FLAT]
 
 
 def test_a_notebook_shows_each_heat_map_beside_its_facts(explanation):
@@ -68,7 +68,7 @@ def test_large_heat_maps_are_shown_small():
 
 
 def test_notes_are_escaped():
-    html = explained(1, notes=[["<script>alert(1)</script>"]])._repr_html_()
+    html = replace(explained(1), notes=[["<script>alert(1)</script>"]])._repr_html_()
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
 
