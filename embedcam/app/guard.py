@@ -51,7 +51,9 @@ class Guard:
         hosts: Allowed host names, in lower case, or None for any. They protect a server on the loopback address from
             DNS rebinding by other web pages.
         rate: Rate limit of failed attempts.
-        open_policy: Paths of third-party pages that need inline scripts.
+        root_path: Prefix that a proxy serves the application under, which it may remove. By default, the one that the
+            application is mounted under.
+        open_policy: Paths, below the prefix of the application, of third-party pages that need inline scripts.
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class Guard:
         token: str | None,
         hosts: Collection[str] | None,
         rate: RateLimit,
+        root_path: str = "",
         open_policy: Collection[str] = (),
     ) -> None:
-        self._app, self._hosts, self._rate, self._open_policy = app, hosts, rate, open_policy
+        self._app, self._hosts, self._rate = app, hosts, rate
+        self._root_path, self._open_policy = root_path, open_policy
         self._token = None if token is None else token.strip().encode()
         # A hash, so that the cookie does not reveal the token.
         self._cookie = hashlib.sha256(b"embedcam " + (self._token or b"")).hexdigest()
@@ -73,6 +77,11 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        root, path = self._root_path or scope.get("root_path", ""), scope["path"]
+        if path != root and not path.startswith(f"{root}/"):  # the proxy removed the prefix
+            path = root + path
+        head = scope["method"] == "HEAD"
+        scope = {**scope, "root_path": root, "path": path, "method": "GET" if head else scope["method"]}
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -80,10 +89,12 @@ class Guard:
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
                 headers.setdefault("Cache-Control", "no-store")
-                if scope["path"] in self._open_policy:
+                if _route(scope) in self._open_policy:
                     headers["Content-Security-Policy"] = (
                         f"{_POLICY}; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
                     )
+            elif head:
+                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -99,18 +110,22 @@ class Guard:
             raise Refused(421, f"this server only accepts the host names {names}; use one, or set another with --host")
         if request.method == "POST" and request.headers.get("sec-fetch-site") == "cross-site":
             raise Refused(403, "cross-site request; use the server's own page, or call the API from a program")
-        if self._token is None or request.url.path == _STYLE:  # the login page needs the style sheet
+        route = _route(request.scope)
+        if not route:  # the addresses in the page are relative to the slash
+            return RedirectResponse(f"{request.scope['path']}/")
+        if self._token is None or route == _STYLE:  # the login page needs the style sheet
             return None
-        if request.method == "POST" and request.url.path == "/login":
+        if request.method == "POST" and route == "/login":
             return await self._login(request)
         scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._is_token(credentials.encode("latin-1")):
             return None
-        if secrets.compare_digest(request.cookies.get(_COOKIE, "").encode(), self._cookie.encode()):
+        if self._has_cookie(request):
             return None
         self._rate.take(client_address(request))
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
-            return FileResponse(STATIC / "login.html", 401)
+            depth = route.count("/") - 1  # the login page's addresses are relative to the root
+            return RedirectResponse("../" * depth, 303) if depth else FileResponse(STATIC / "login.html", 401)
         response = error_response(Refused(401, "token missing or wrong; send the header `Authorization: Bearer TOKEN`"))
         response.headers["WWW-Authenticate"] = "Bearer"
         return response
@@ -128,12 +143,25 @@ class Guard:
             return HTMLResponse(page.replace(" hidden>", ">"), 401)  # shows the error message
         response = RedirectResponse("./", 303)
         secure = request.url.scheme == "https"
-        response.set_cookie(_COOKIE, self._cookie, httponly=True, samesite="strict", secure=secure)
+        path = f"{request.scope['root_path']}/"
+        response.set_cookie(_COOKIE, self._cookie, path=path, httponly=True, samesite="strict", secure=secure)
         return response
+
+    def _has_cookie(self, request: Request) -> bool:
+        """Whether one of the cookies is right: those of applications above this one have the same name."""
+        wanted = f"{_COOKIE}={self._cookie}".encode()
+        cookies = request.headers.get("cookie", "").split(";")
+        return any(secrets.compare_digest(cookie.strip().encode(), wanted) for cookie in cookies)
 
     def _is_token(self, text: bytes) -> bool:
         assert self._token is not None
         return secrets.compare_digest(text.strip(), self._token)
+
+
+def _route(scope: Scope) -> str:
+    """Path of a request below the prefix that the application is mounted under."""
+    path: str = scope["path"]
+    return path.removeprefix(scope["root_path"])
 
 
 def client_address(request: Request) -> str:

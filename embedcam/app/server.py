@@ -48,6 +48,7 @@ _BINARY = {"type": "string", "format": "binary"}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Error, "description": description}
     for status, description in {
+        400: "The form cannot be read.",
         401: "The token is missing or wrong.",
         413: "The file is too large, or has too many pixels.",
         415: "The file is not a readable image.",
@@ -69,6 +70,7 @@ def create_app(
     data: str | None = None,
     limits: Limits | None = None,
     hosts: Collection[str] | None = None,
+    root_path: str = "",
 ) -> FastAPI:
     """Create the ASGI application.
 
@@ -78,6 +80,8 @@ def create_app(
         data: SPEC of the data set that the weight database was built from, to show training images. None names them.
         limits: Limits of the server.
         hosts: Allowed host names, in lower case; None allows any.
+        root_path: Prefix of all paths behind a proxy, which may remove it, such as "/cam". A mounted application knows
+            its prefix.
 
     Returns:
         The application.
@@ -108,7 +112,8 @@ def create_app(
         # For the documentation only: `Guard` checks the token.
         dependencies=[Security(HTTPBearer(auto_error=False))] if token is not None else [],
     )
-    app.add_middleware(Guard, token=token, hosts=hosts, rate=rate, open_policy={"/docs"})
+    prefix = f"/{root_path.strip('/')}".rstrip("/")
+    app.add_middleware(Guard, token=token, hosts=hosts, rate=rate, root_path=prefix, open_policy={"/docs"})
     _add_error_handlers(app)
 
     async def respond(request: Request, fields: tuple[str, ...], work: Callable[..., Response]) -> Response:
@@ -171,6 +176,7 @@ def serve(
     token: str | None = None,
     data: str | None = None,
     limits: Limits | None = None,
+    root_path: str = "",
 ) -> None:
     """Serve the page and the API until interrupted.
 
@@ -181,6 +187,7 @@ def serve(
         token: Token that every request must have, or None.
         data: SPEC of the data set that the weight database was built from, to show training images. None names them.
         limits: Limits of the server.
+        root_path: As for `create_app`.
 
     Raises:
         EmbedcamError: If the address is not available, or the token is empty.
@@ -192,7 +199,7 @@ def serve(
         if not loopback and token is None:
             logger.warning("anyone who can reach %s can use this server; set a --token", host)
         hosts = {"localhost", "127.0.0.1", "::1", address, host.lower()} if loopback else None
-        app = create_app(explainer, token=token, data=data, limits=limits, hosts=hosts)
+        app = create_app(explainer, token=token, data=data, limits=limits, hosts=hosts, root_path=root_path)
         url_host = f"[{host}]" if ":" in host else host
         progress.say(f"serving at http://{url_host}:{port} (API documentation at /docs); press Ctrl-C to stop")
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
@@ -232,6 +239,10 @@ def _file(content: bytes, name: str, kind: str) -> Response:
     return Response(content, media_type=media_type, headers=headers)
 
 
+def _docs(request: Request) -> str:
+    return f"{request.scope['root_path']}/docs"
+
+
 def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(EmbedcamError)
@@ -241,16 +252,16 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         target = f"{request.method} {request.url.path}"
-        response = error_response(Refused(error.status_code, f"{target}: {error.detail}; see /docs"))
+        response = error_response(Refused(error.status_code, f"{target}: {error.detail}; see {_docs(request)}"))
         response.headers.update(error.headers or {})
         return response
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         problems = "; ".join(
             f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}, got {item['input']!r}" for item in error.errors()
         )
-        return error_response(Refused(422, f"{problems}; see /docs"))
+        return error_response(Refused(422, f"{problems}; see {_docs(request)}"))
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_: Request, __: ClientDisconnect) -> Response:

@@ -170,6 +170,9 @@ def serve(
     token: Annotated[
         str | None, typer.Option(envvar="EMBEDCAM_TOKEN", help="Token that every request must contain.", metavar="TEXT")
     ] = None,
+    root_path: Annotated[
+        str, typer.Option(help="Prefix of all paths behind a proxy, such as /cam; none by default.", metavar="PATH")
+    ] = "",
     concurrency: Annotated[
         int | None,
         typer.Option(min=1, help="Images explained at the same time; on a CPU one per core, at most 8.", metavar="N"),
@@ -204,4 +207,5 @@ def serve(
         concurrency = concurrency or (console.default_concurrency() if network.device.type == "cpu" else 1)
         torch.set_num_threads(max(console.cores() // concurrency, 1))
         explainer = Explainer(network, db)
-    run(explainer, host, port, token=token, data=data, limits=Limits(concurrency=concurrency))
+    limits = Limits(concurrency=concurrency)
+    run(explainer, host, port, token=token, data=data, limits=limits, root_path=root_path)

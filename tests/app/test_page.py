@@ -9,6 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from embedcam.app import create_app
 from embedcam.explain.comparison import Against
@@ -308,6 +310,20 @@ def test_a_visitor_types_the_token_in(explainer, running, opened, upload):
         page.keyboard.press("Enter")
         explain(ready(page), upload)
         assert page.locator("#looks-like li").count() >= 1  # names, as the data set is not known
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_under_a_prefix_nothing_leaves_it(explainer, folder, running, opened, upload, mounted):
+    app = create_app(explainer, token="geheim", data=f"folder:{folder}", root_path="" if mounted else "/cam")
+    with running(Starlette(routes=[Mount("/cam", app)]) if mounted else app) as address:
+        page = opened(f"{address}/cam/")
+        page.fill("#token", "geheim")
+        page.keyboard.press("Enter")
+        explain(ready(page), upload)
+        page.evaluate("Promise.all([...document.querySelectorAll('#looks-like img')].map(image => image.decode()))")
+        page.click("text=HTTP API")
+        page.wait_for_selector("text=/explain")
+        assert page.locator(".opblock").count() == 5
 
 
 def test_an_onnx_file_hides_what_it_cannot_do(onnx_explainer, running, opened, upload):
