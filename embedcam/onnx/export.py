@@ -23,13 +23,14 @@ from ..explain.explainer import Explainer
 from ..nets import layers
 from ..utils.files import atomic_path, require_writable
 from .explainer import LARGEST, OnnxExplainer, with_checksum
+from .quantise import lowest_ir_version
 from .record import HEATMAPS, INPUT, KEY, OUTPUTS, OnnxRecord
 
 if TYPE_CHECKING:
     import onnx
 
 # Antialiased resizing is known from 18 on.
-OPSET, _IR_VERSION = 18, 10
+OPSET = 18
 # Before the names of inputs and outputs while the exporter names the rest, which it may name alike.
 _OWN = "embedcam."
 # Most that a heat map of the file may differ from the explainer's, at any pixel.
@@ -156,7 +157,7 @@ def _model(explainer: Explainer, record: OnnxRecord) -> bytes:
         initializer.ClearField("doc_string")
     del model.graph.value_info[:], model.graph.metadata_props[:], model.metadata_props[:]
     model.graph.name = model.producer_name = "embedcam"
-    model.producer_version, model.ir_version = __version__, _IR_VERSION
+    model.producer_version, model.ir_version = __version__, lowest_ir_version(model)
     model.metadata_props.add(key=KEY, value=record.to_json())
     content: bytes = model.SerializeToString(deterministic=True)
     return content

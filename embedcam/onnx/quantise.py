@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from ..utils.files import atomic_path, require_writable
 from ..utils.progress import track
 from .explainer import OnnxExplainer, with_checksum
 from .record import INPUT, KEY
+
+if TYPE_CHECKING:
+    import onnx
 
 # Maps that correlate less with those of the float file are not the same explanation any more.
 LEAST_CORRELATION = 0.98
@@ -165,7 +169,7 @@ class _Work:
         del model.metadata_props[:]
         record = replace(self._given.record, float_layers=tuple(sorted(float_layers)))
         model.metadata_props.add(key=KEY, value=record.to_json())
-        model.producer_name = "embedcam"
+        model.producer_name, model.ir_version = "embedcam", lowest_ir_version(model)
         content: bytes = model.SerializeToString(deterministic=True)
         return with_checksum(content)
 
@@ -190,6 +194,20 @@ class _Work:
         """Write the file with all but these layers in 8 bits."""
         self._write([name for name in self.layers if name not in float_layers], self._images)
         path.write_bytes(self._bytes(float_layers))
+
+
+def lowest_ir_version(model: onnx.ModelProto) -> int:
+    """Find the lowest IR version that has the operators of a model; older runtimes read no higher ones.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The version.
+    """
+    from onnx.helper import find_min_ir_version_for
+
+    return int(find_min_ir_version_for(list(model.opset_import), ignore_unknown=True))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Every exported file explains as the explainer that it was made of."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,6 +14,7 @@ import embedcam
 from embedcam.builder.build import build_database
 from embedcam.data.preprocess import Preprocess
 from embedcam.errors import DatabaseError, DataError, NetworkError
+from embedcam.explain.explanation import Outputs
 from embedcam.explain.module import ExplainerModule
 from embedcam.nets.network import Network
 from embedcam.onnx import export as export_module
@@ -41,6 +44,14 @@ def test_the_file_explains_batches_of_any_length_as_the_explainer_does(written, 
     assert theirs.notes == ours.notes
 
 
+def test_the_documentation_names_the_outputs_and_versions_of_the_file(written):
+    _, path, _ = written
+    model, page = onnx.load(path), (Path(__file__).parents[2] / "docs/how-to/onnx.md").read_text()
+    table = page[page.index("| Output |") :].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == [output.name for output in model.graph.output]
+    assert f"operator set {model.opset_import[0].version} and IR version {model.ir_version}" in page
+
+
 def test_the_report_says_what_was_checked(written):
     _, path, report = written
     assert report.path == path
@@ -53,7 +64,8 @@ def test_the_file_is_valid_and_says_where_it_comes_from(written, fused):
     _, path, _ = written
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
-    assert [output.name for output in model.graph.output] == list(OUTPUTS)
+    assert [output.name for output in model.graph.output] == list(OUTPUTS) == list(Outputs._fields)
+    assert (model.ir_version, [opset.version for opset in model.opset_import]) == (8, [18])
     record = json.loads({item.key: item.value for item in model.metadata_props}["embedcam"])
     net, db = fused
     assert record["network"]["sha256"] == net.sha256()

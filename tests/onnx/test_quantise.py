@@ -30,6 +30,7 @@ def test_convolutions_come_in_8_bits_and_the_report_says_what_it_costs(file, sam
     ours, theirs = (embedcam.OnnxExplainer(path) for path in (file, tmp_path / "small.onnx"))
     assert theirs.record.float_layers == report.float_layers == ()
     assert report.layers == 5
+    assert onnx.load(tmp_path / "small.onnx").ir_version == 8
     assert report.size < 0.6 * report.float_size == 0.6 * file.stat().st_size
 
     compared = range(1, len(samples), 2)
