@@ -23,6 +23,7 @@ from ..nets.network import Network
 from ..show.drawing import DrawOptions, bounded, draw_overlay
 from ..show.grid import grid, save_png
 from ..utils.files import require_writable, write_text
+from ..utils.names import bounded_name
 from ..utils.progress import track
 from .files import find_files, prepare
 
@@ -68,7 +69,7 @@ def explain_against(
     against = against if isinstance(against, Against) else Against(against)
     draw, out = draw or DrawOptions(), Path(out)
     samples, reference = find_files(inputs), read_image(other)
-    require_writable(out / "pairs.jsonl")
+    require_writable(out / "pairs.jsonl", [*samples.files, other])
     reference_maps = against.see(torch.from_numpy(against.preprocess(reference)[None]))
     reference_picture = bounded(reference, _PICTURE_SIZE)
     lines: list[dict[str, Any]] = []
@@ -79,7 +80,7 @@ def explain_against(
         comparison = against(images, reference_maps)
         for row, (index, prepared) in enumerate(batch):
             line = comparison_line(comparison, row, samples.files[index], other)
-            line["pair"] = f"pairs/{samples.ids[index]}.png"
+            line["pair"] = bounded_name(f"pairs/{samples.ids[index]}", ".png")
             pictures = Pair(prepared.picture, reference_picture)
             save_png(_draw_pair(pictures, comparison, row, line, draw), out / line["pair"])
             lines.append(line)

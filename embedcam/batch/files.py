@@ -31,6 +31,7 @@ from ..show.drawing import SHEET_IMAGES, DrawOptions, SheetEntry, bounded, conta
 from ..show.grid import save_png
 from ..utils import progress
 from ..utils.files import atomic_path, remove_unfinished, require_writable
+from ..utils.names import bounded_name, normal_name
 from ..utils.resume import SavedParts, work_folder
 from .journal import Journal, Lines
 
@@ -74,16 +75,21 @@ def _hidden(path: Path) -> bool:
 
 
 def _unique(ids: list[str]) -> tuple[str, ...]:
-    taken = set(ids)
+    # Names that some file system takes for the same name differ: in case, or in how accents are encoded.
+    taken = set(map(_folded, ids))
     seen: set[str] = set()
     for index, name in enumerate(ids):
-        if name in seen:
+        if _folded(name) in seen:
             path = Path(name)
             numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}").as_posix() for n in itertools.count(2))
-            ids[index] = next(new for new in numbered if new not in taken)
-            taken.add(ids[index])
-        seen.add(name)
+            ids[index] = next(new for new in numbered if _folded(new) not in taken)
+            taken.add(_folded(ids[index]))
+        seen.add(_folded(name))
     return tuple(ids)
+
+
+def _folded(name: str) -> str:
+    return normal_name(normal_name(name).casefold())
 
 
 def explain_files(
@@ -139,7 +145,8 @@ def explain_files(
             folders = (out / "overlays", out / "maps")
             remove_unfinished(itertools.chain(out.glob(".*"), *(folder.rglob(".*") for folder in folders)))
         journal = Journal(SavedParts(work, run, resume=resume))
-        require_writable(table)
+        require_writable(table, samples.files)
+        require_writable(out / "contact_sheet.png", samples.files)
         sheet = _resumed(out, journal, len(samples), draw, strict=strict)
         read = functools.partial(prepare, explainer.preprocess, _LONGEST_SIDE)
         explain = functools.partial(_explain, explainer, samples)
@@ -216,7 +223,10 @@ def _explain(explainer: AnyExplainer, samples: FileSamples, batch: list[tuple[in
 def _write(out: Path, draw: DrawOptions, image: _Explained) -> _Explained:
     drawn, boxes = draw_overlay(image.picture, image.heatmap, draw)
     # Names keep their suffix: a.jpg and a.png may be in the same folder.
-    files = {"overlay": f"overlays/{image.name}.png", "map": f"maps/{image.name}.npz"}
+    files = {
+        "overlay": bounded_name(f"overlays/{image.name}", ".png"),
+        "map": bounded_name(f"maps/{image.name}", ".npz"),
+    }
     with atomic_path(out / files["overlay"]) as temporary:
         # Full deflate takes four times as long on photographs and saves nothing.
         Image.fromarray(drawn).save(temporary, compress_type=zlib.Z_RLE)

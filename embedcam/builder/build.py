@@ -9,7 +9,7 @@ from typing import Any
 
 from .._version import __version__
 from ..data.arrays import as_samples
-from ..data.samples import fingerprint
+from ..data.samples import fingerprint, input_files
 from ..database.weight_database import WeightDatabase
 from ..errors import DatabaseError
 from ..explain.weighting import WEIGHTINGS
@@ -17,6 +17,7 @@ from ..nets.inference import Embedded
 from ..nets.network import Network
 from ..utils import shards as sharding
 from ..utils.distributed import Group
+from ..utils.files import require_writable
 from ..utils.resume import Parts, SavedParts, work_folder
 from .steps import Build, BuildOptions
 from .triplets import Partners
@@ -129,12 +130,13 @@ def build_file(
         The database.
 
     Raises:
-        OutputError: If it cannot be written, or another process is writing it.
+        OutputError: If it cannot be written or is read, or another process is writing it.
         EmbedcamError: As `build_database`.
     """
-    out, group = Path(out), group or Group()
+    out, group, samples = Path(out), group or Group(), as_samples(dataset)
+    require_writable(out, input_files(samples))
     with work_folder(out, group) as work:
-        database = build_database(net, dataset, work=work, resume=resume, group=group, **options)
+        database = build_database(net, samples, work=work, resume=resume, group=group, **options)
         if group.main:
             database.save(out)
     return database

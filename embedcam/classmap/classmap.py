@@ -23,6 +23,8 @@ from ..show.boxes import Box, draw_boxes, find_boxes
 from ..show.drawing import bounded, scale_box
 from ..show.grid import grid, save_png
 from ..show.overlay import overlay
+from ..utils.files import require_writable
+from ..utils.names import bounded_name
 from .convolutional import ConvolutionalClassifier, Window
 
 # Colour-blind safe (Okabe and Ito 2008).
@@ -243,7 +245,9 @@ def classmap_file(
         raise EmbedcamError(
             f"size must be at least 1 pixel, got {size}; this network was trained for {min(classifier.input_size)}"
         )
-    file, out = Path(file), Path(out)
+    outputs = output_files(file, out)
+    for output in outputs:
+        require_writable(output, [file])
     picture = read_image(file)
     side = size or min(classifier.input_size) * (1 if classifier.grid == (1, 1) else 2)
     scale = side / min(picture.size)
@@ -254,9 +258,23 @@ def classmap_file(
     image = torch.from_numpy(preprocess(picture))[None].to(next(classifier.parameters()).device)
     (class_map,) = class_maps(classifier, image, class_threshold=class_threshold, box_threshold=box_threshold)
     pixels = np.asarray(picture)
-    save_png(class_map.draw(pixels), out / f"{file.stem}_boxes.png")
-    save_png(class_map.sheet(pixels), out / f"{file.stem}_classes.png")
+    save_png(class_map.draw(pixels), outputs[0])
+    save_png(class_map.sheet(pixels), outputs[1])
     return class_map
+
+
+def output_files(file: str | Path, out: str | Path) -> tuple[Path, Path]:
+    """Name the files that `classmap_file` writes.
+
+    Args:
+        file: The image.
+        out: Output folder.
+
+    Returns:
+        The image with boxes, and the contact sheet.
+    """
+    stem, out = Path(file).stem, Path(out)
+    return out / bounded_name(stem, "_boxes.png"), out / bounded_name(stem, "_classes.png")
 
 
 def _in_rows(items: Sequence[T]) -> list[Sequence[T]]:

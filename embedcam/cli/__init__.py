@@ -45,5 +45,5 @@ for verb in (demo, train, build, explain, export, evaluate, classmap, inspect, i
 
 
 def main() -> None:
-    """Run the command line and exit with its code: 0 done, 1 error, 2 wrong usage, 130 interrupted."""
+    """Run the command line and exit with its code: 0 done, 1 error, 2 wrong usage, 130 interrupted, 141 not printed."""
     sys.exit(console.run(app, debug="--debug" in sys.argv))

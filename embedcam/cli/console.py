@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import signal
@@ -15,6 +14,7 @@ import typer
 from ..errors import EmbedcamError
 from ..utils import progress
 from ..utils.distributed import leave, local_rank, main_process
+from . import streams
 
 if TYPE_CHECKING:
     import torch
@@ -103,17 +103,18 @@ def _interrupt(*_: object) -> NoReturn:
 def run(command: Callable[..., Any], *, debug: bool) -> int:
     """Run a command, with warnings, errors and interruptions as one line each.
 
+    A run finishes its files although standard output cannot be written.
+
     Args:
         command: The typer application.
         debug: Raise errors of embedcam, to show their traceback.
 
     Returns:
-        The exit code: 0 done, 1 an error, 2 wrong usage, 130 interrupted.
+        The exit code: 0 done, 1 an error, 2 wrong usage, 130 interrupted, 141 done but not printed.
     """
+    streams.protect()
     if main_process():
         progress.show()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # labels may have characters that the terminal lacks
     if os.environ.get("NO_COLOR"):
         from typer import rich_utils
 
@@ -149,7 +150,10 @@ def run(command: Callable[..., Any], *, debug: bool) -> int:
         leave()
     if code == _INTERRUPTED:  # some versions of typer return this code on Ctrl-C
         _print_interrupted()
-    return code
+    unprinted = streams.failure()
+    if unprinted is not None and not isinstance(unprinted, BrokenPipeError):
+        print(f"embedcam: cannot write to standard output: {unprinted.strerror}", file=sys.stderr)
+    return code or (0 if unprinted is None else streams.BROKEN_PIPE)
 
 
 def _verb() -> str:

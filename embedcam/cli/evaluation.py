@@ -56,6 +56,12 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File to write the scores to: {scores}, retrieval.", metavar="FILE")
     ] = None,
+    mask_threshold: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=254, help="Brightness above which a pixel of a mask belongs to the object; 127.", metavar="N"
+        ),
+    ] = None,
     batch_size: BatchSizeOption = 16,
     resume: ResumeOption = False,
     strict: StrictOption = False,
@@ -72,6 +78,7 @@ def evaluate(
         --data folder:birds --json scores.json
     """
     from ..data import load, load_gallery
+    from ..data.samples import input_files
     from ..database.weight_database import WeightDatabase
     from ..evaluate.checks import check
     from ..evaluate.table import evaluate as run
@@ -83,27 +90,32 @@ def evaluate(
         raise typer.BadParameter("--resume needs --json FILE: finished scores are stored beside it")
     if not (faithfulness or randomisation):
         refuse_unused(context, "without --faithfulness or --randomisation", "out")
+    checks: dict[str, tuple[Any, Any]] = {}
+    if faithfulness:
+        checks["faithfulness"] = printing.print_faithfulness, draw_faithfulness
+    if randomisation:
+        checks["randomisation"] = printing.print_randomisation, draw_randomisation
+    outputs = [*(out / f"{kind}.png" for kind in checks), *([] if json_file is None else [json_file])]
+    for file in outputs:
+        require_writable(file, [net, db, weights])
     work = None
     with contextlib.ExitStack() as stack:
         if json_file is not None:
-            require_writable(json_file)
             work = stack.enter_context(work_folder(json_file))
         network, database = console.network(net, weights, device), WeightDatabase.load(db)
-        test, gallery = load(data, "test"), load_gallery(data)
+        test, gallery = load(data, "test", mask_threshold=mask_threshold), load_gallery(data)
+        for file in outputs:
+            require_writable(file, [*input_files(test), *(input_files(gallery) if gallery is not None else ())])
         reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
         kept: dict[str, Any] = {"work": work, "resume": resume}
         result = run(network, database, test, gallery, compare=compare, explain_size=explain_size, **kept, **reading)
-        printing.print_scores(result)
-        checks: tuple[tuple[bool, Any, Any, Any], ...] = (
-            (faithfulness, "faithfulness", printing.print_faithfulness, draw_faithfulness),
-            (randomisation, "randomisation", printing.print_randomisation, draw_randomisation),
-        )
-        for asked, kind, show, draw in checks:
-            if asked:
-                result[kind] = check(kind, network, database, test, **reading)
-                show(result[kind])
-                draw(result[kind], out / f"{kind}.png")
-                typer.echo(f"wrote {out / f'{kind}.png'}")
+        for kind, (_, draw) in checks.items():
+            result[kind] = check(kind, network, database, test, **reading)
+            draw(result[kind], out / f"{kind}.png")
         if json_file is not None:
             write_text(json_file, json.dumps({**result, "data": data}, indent=2) + "\n")
-            typer.echo(f"wrote {json_file}")
+    printing.print_scores(result)
+    for kind, (show, _) in checks.items():
+        show(result[kind])
+    for file in outputs:
+        typer.echo(f"wrote {file}")

@@ -113,8 +113,10 @@ def train(
     from ..train import TrainOptions
     from ..train import train as run
     from ..utils.distributed import join
+    from ..utils.files import require_writable
 
     group = join()
+    require_writable(out, [weights])
     training = load(data, "train")
     test = None if has_split(data) else load(data, "test")
     torch.manual_seed(seed)
@@ -184,7 +186,7 @@ def build(
     from ..utils.files import require_writable
 
     group = join()
-    require_writable(out)
+    require_writable(out, [net, weights])
     network = console.network(net, weights, device, layer)
     training = load(data, "train")
     database = build_file(
@@ -233,7 +235,7 @@ def import_faster_gradcam(
     from ..data import load
     from ..utils.files import require_writable
 
-    require_writable(out)
+    require_writable(out, [net, weights, *(folder.iterdir() if folder.is_dir() else ())])
     database = read(folder, console.network(net, weights, device), load(data, "train"), strict=strict, workers=workers)
     database.save(out)
     typer.echo(f"wrote {out}: {database.clusters} clusters; explain with --preset paper for Faster-Grad-CAM's own maps")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,20 +55,18 @@ def export(
     Example:
       embedcam export --net net.safetensors --db weights.h5 --out explainer.onnx
     """
-    import tempfile
-
     from ..data import load
     from ..explain import Explainer
     from ..onnx.export import export as write
     from ..onnx.quantise import quantise
-    from ..utils.files import require_writable
+    from ..utils.files import require_writable, temporary_folder
 
     if int8 != (data is not None):
         raise typer.BadParameter("--int8 and --data SPEC need each other: quantisation is calibrated on images")
-    require_writable(out)
+    require_writable(out, [net, db, weights])
     explainer = Explainer(console.network(net, weights, "cpu"), db, preset=preset, explain_size=explain_size)
-    with tempfile.TemporaryDirectory() as folder:
-        exact = Path(folder) / "explainer.onnx" if int8 else out
+    with temporary_folder() if int8 else contextlib.nullcontext(Path()) as folder:
+        exact = folder / "explainer.onnx" if int8 else out
         report = write(explainer, exact, heatmap=heatmap, uint8_input=uint8_input, dynamic=dynamic)
         typer.echo(
             f"{'made' if int8 else f'wrote {out}'} ({report.size / 1e6:.1f} MB); checked on {report.images} images: "
@@ -112,13 +111,16 @@ def classmap(
     Example:
       embedcam classmap --net mobilenet_v2 --weights DEFAULT street.jpg
     """
-    from ..classmap.classmap import classmap_file, load_classifier
+    from ..classmap.classmap import classmap_file, load_classifier, output_files
+    from ..utils.files import require_writable
 
-    stems = [image.stem for image in images]
+    stems = [image.stem.casefold() for image in images]
     if repeated := next((stem for stem in stems if stems.count(stem) > 1), None):
         raise EmbedcamError(f"several images would write {repeated}_boxes.png; rename them or use one --out per image")
     if window not in ("1", "3", "5", "whole"):
         raise EmbedcamError(f"--window must be 1, 3, 5 or whole, got {window!r}; choose one of them")
+    for output in (file for image in images for file in output_files(image, out)):
+        require_writable(output, [*images, weights])
     classifier = load_classifier(net, weights, window="whole" if window == "whole" else int(window))
     for image in images:
         class_map = classmap_file(

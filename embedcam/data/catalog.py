@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from ..errors import DataError
 from ..registry import Registry
+from ..utils.names import expand_user
 from .samples import Samples
 from .splits import SPLITS
 
@@ -30,23 +31,31 @@ class Dataset:
 DATASETS: Registry[Dataset] = Registry("data set", "embedcam.datasets", DataError, home="embedcam.data.sets")
 
 
-def load(spec: str, split: str = "train") -> Samples:
+def load(spec: str, split: str = "train", *, mask_threshold: int | None = None) -> Samples:
     """Load a data set by its SPEC.
 
     Args:
         spec: The prefix of a registered data set, and its argument: `digits`, `folder:PATH`, `wds:PATTERN`; a trailing
             `@train`, `@test` or `@all` overrides `split`.
         split: "train", "test" or "all", or another split of this data set.
+        mask_threshold: Brightness, 0 to 254, above which a pixel of a mask belongs to the object; 127 if None.
 
     Returns:
         The images of the split.
 
     Raises:
-        DataError: If the SPEC is malformed or the data set cannot be read.
+        DataError: If the SPEC is malformed or the data set cannot be read, or if the masks of the data set are not
+            read by brightness and `mask_threshold` is given.
         MissingDependencyError: If the data set needs a library that is not installed.
     """
     name, argument, own_split = parse(spec)
-    return _read(spec, name, argument, own_split or split)
+    samples: Any = _read(spec, name, argument, own_split or split)
+    if mask_threshold is not None:
+        by_brightness = hasattr(samples, "mask_threshold") and getattr(samples, "mask_reader", None) is None
+        if not (by_brightness and samples.has_masks):
+            raise DataError(f"{spec} has no masks that are read by brightness; leave --mask-threshold out")
+        samples = replace(samples, mask_threshold=mask_threshold)
+    return cast(Samples, samples)
 
 
 def load_gallery(spec: str) -> Samples | None:
@@ -127,4 +136,4 @@ def _unknown_split(spec: str, split: str) -> str:
 
 
 def _exists(path: str) -> bool:
-    return Path(path).expanduser().exists()
+    return expand_user(path).exists()

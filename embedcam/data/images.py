@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE
 
 from ..errors import DataError
 
+logger = logging.getLogger("embedcam")
+
 MAX_PIXELS = 89_478_485
 """Larger pictures are refused before they are decoded: Pillow's limit against decompression bombs."""
 
@@ -23,6 +26,9 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
+
+MASK_THRESHOLD = 127
+"""Default of `read_mask`: the object is brighter than this, half of the way from black to white."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "MPO")
 
@@ -90,20 +96,25 @@ def read_mask(
     path: str | Path,
     size: tuple[int, int],
     *,
-    threshold: int | None = None,
+    threshold: int = MASK_THRESHOLD,
     value: int | None = None,
     empty_ok: bool = False,
     content: bytes | None = None,
+    warn: Callable[[str], None] = logger.warning,
 ) -> NDArray[np.bool_]:
-    """Read a mask. By default every non-zero pixel (or palette index) belongs to the object.
+    """Read a mask by what is seen: pixels brighter than a threshold belong to the object.
+
+    The brightness of a pixel is the largest of red, green and blue, with a palette those of its colour; transparent
+    pixels are black. In a mask that has no other values than 0 and 1, 1 is the object.
 
     Args:
         path: The file.
         size: (width, height) of its picture.
-        threshold: Pixels with a grey value (0 to 255) above this belong to the object.
-        value: Pixels (or palette indices) equal to this belong to the object.
+        threshold: Brightness, 0 to 254; the object is above it.
+        value: For an image of class indices: pixels (or palette indices) equal to this belong to the object instead.
         empty_ok: Accept a mask without object pixels.
         content: The bytes of the file, as for `read_image`.
+        warn: Called with a message if the mask has more than two levels of brightness.
 
     Returns:
         (H, W) bool, True on the object.
@@ -114,14 +125,14 @@ def read_mask(
     with _opened(path, content) as image:
         image.load()
         turn = _TURNS.get(_orientation(image))
-        if threshold is not None:
-            mask = np.asarray(image.convert("L")) > threshold
-        elif value is not None:
+        if value is None:
+            brightness = _brightness(image)
+            levels = np.flatnonzero(Image.fromarray(brightness).histogram())
+            mask = brightness > (threshold if levels[-1] > 1 else 0)
+        else:
             if len(image.getbands()) > 1:
                 raise ValueError(f"a mask of classes has one value per pixel, this has {'+'.join(image.getbands())}")
             mask = np.asarray(image) == value
-        else:
-            mask = _non_zero(image)
         if turn is not None:
             mask = np.asarray(Image.fromarray(mask).transpose(turn))
     height, width = mask.shape
@@ -130,8 +141,19 @@ def read_mask(
             f"mask {path} is {width} x {height} pixels but its picture is {size[0]} x {size[1]}; "
             "create the mask at the picture's size, or remove it"
         )
+    if value is None and len(levels) > 2:
+        warn(
+            f"mask {path} has {len(levels)} levels of brightness; the object is where it is above {threshold} of 255 "
+            "(--mask-threshold)"
+        )
     if not empty_ok and not mask.any():
-        raise DataError(f"mask {path} marks no pixel as object; mark the object, or remove the mask")
+        seen = (
+            "" if value is not None else f": its brightest pixel has {levels[-1]} of 255, the threshold is {threshold}"
+        )
+        raise DataError(
+            f"mask {path} marks no pixel as object{seen}; mark the object in white, change --mask-threshold, or remove "
+            "the mask"
+        )
     return mask
 
 
@@ -254,13 +276,14 @@ def _to_8_bit(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     return convert
 
 
-def _non_zero(image: Image.Image) -> NDArray[np.bool_]:
-    mask: NDArray[np.bool_]
-    if len(image.getbands()) == 1:
-        mask = np.asarray(image) != 0
-        return mask
-    mask = np.empty((image.height, image.width), dtype=bool)
+def _brightness(image: Image.Image) -> NDArray[np.uint8]:
+    """Compute max(R, G, B) times the opacity, uint8 (H, W)."""
+    deep = image.mode == "F" or image.mode.startswith("I")
+    convert = _to_8_bit(image) if deep else lambda strip: strip.convert("RGBA")
+    brightness = np.empty((image.height, image.width), dtype=np.uint8)
     for top, strip in _strips(image):
-        pixels = np.asarray(strip.convert("RGBA"))
-        mask[top : top + len(pixels)] = pixels[..., :3].any(axis=-1) & (pixels[..., 3] > 0)
-    return mask
+        values = np.asarray(convert(strip))
+        if not deep:
+            values = values[..., :3].max(axis=-1).astype(np.uint16) * values[..., 3] // 255
+        brightness[top : top + len(values)] = values
+    return brightness

@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 import functools
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -15,7 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DataError
-from .images import image_size, read_image, read_mask
+from ..utils.names import normal_name
+from .images import MASK_THRESHOLD, image_size, read_image, read_mask
+
+logger = logging.getLogger("embedcam")
 
 MaskReader: TypeAlias = Callable[[Path, tuple[int, int]], NDArray[np.bool_]]
 """Maps a mask file and the (width, height) of its picture to (H, W) bool."""
@@ -28,7 +32,18 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 
-_read_ignore = functools.partial(read_mask, empty_ok=True)
+
+class FirstWarning:
+    """Logs the first warning of a data set, and leaves out the others, one for each mask."""
+
+    def __init__(self) -> None:
+        self._given = False
+
+    def __call__(self, message: str) -> None:
+        """Log the message, if it is the first."""
+        if not self._given:
+            self._given = True
+            logger.warning("%s; further masks of this kind are not named", message)
 
 
 class Samples(Protocol):
@@ -84,8 +99,10 @@ class FileSamples:
         names: Names of the classes.
         mask_files: (N,) path of each picture's mask, or None; empty if no picture has one.
         ignore_files: (N,) path of each picture's ignore mask, or None; empty if no picture has one.
-        mask_reader: Function that reads a mask.
-        ignore_reader: Function that reads an ignore mask.
+        mask_reader: Function that reads a mask; `read_mask` with `mask_threshold` if None.
+        ignore_reader: Function that reads an ignore mask, likewise.
+        mask_threshold: The object is brighter than this, 0 to 254.
+        warn: Logs warnings about masks.
     """
 
     files: tuple[Path, ...]
@@ -94,8 +111,10 @@ class FileSamples:
     names: tuple[str, ...] = ()
     mask_files: tuple[Path | None, ...] = ()
     ignore_files: tuple[Path | None, ...] = ()
-    mask_reader: MaskReader = read_mask
-    ignore_reader: MaskReader = _read_ignore
+    mask_reader: MaskReader | None = None
+    ignore_reader: MaskReader | None = None
+    mask_threshold: int = MASK_THRESHOLD
+    warn: Callable[[str], None] = field(default_factory=FirstWarning, repr=False)
 
     @property
     def has_masks(self) -> bool:
@@ -111,11 +130,11 @@ class FileSamples:
 
     def mask(self, index: int) -> NDArray[np.bool_] | None:
         """Read mask `index`, bool (H, W), True on the object, or None; raises DataError if it is invalid."""
-        return self._read(self.mask_files, self.mask_reader, index)
+        return self._read(self.mask_files, self.mask_reader or self._reader(empty_ok=False), index)
 
     def ignore(self, index: int) -> NDArray[np.bool_] | None:
         """Read ignore mask `index`, bool (H, W), True on pixels left out of every score; None if there is none."""
-        return self._read(self.ignore_files, self.ignore_reader, index)
+        return self._read(self.ignore_files, self.ignore_reader or self._reader(empty_ok=True), index)
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> FileSamples:
         """Select pictures by index, in the given order."""
@@ -129,6 +148,9 @@ class FileSamples:
             ignore_files=tuple(self.ignore_files[row] for row in rows) if self.ignore_files else (),
         )
 
+    def _reader(self, *, empty_ok: bool) -> MaskReader:
+        return functools.partial(read_mask, threshold=self.mask_threshold, empty_ok=empty_ok, warn=self.warn)
+
     def _read(self, files: tuple[Path | None, ...], reader: MaskReader, index: int) -> NDArray[np.bool_] | None:
         file = files[index] if files else None
         return None if file is None else reader(file, image_size(self.files[index]))
@@ -138,7 +160,7 @@ def find_masks(root: Path, ids: Sequence[str]) -> tuple[Path | None, ...]:
     """Find the masks of pictures: `root`/<id with the extension .png>.
 
     Args:
-        root: Folder of the masks; it may be missing.
+        root: Folder of the masks; it may be missing. Names are compared in Unicode's composed normal form.
         ids: (N,) "/"-separated relative paths of the pictures.
 
     Returns:
@@ -146,12 +168,33 @@ def find_masks(root: Path, ids: Sequence[str]) -> tuple[Path | None, ...]:
     """
 
     @functools.cache
-    def listing(folder: Path) -> frozenset[str]:  # much faster than a look-up of each file
-        return frozenset(child.name for child in folder.iterdir()) if folder.is_dir() else frozenset()
+    def listing(folder: Path | None) -> dict[str, Path]:  # much faster than a look-up of each file
+        if folder is None or not folder.is_dir():
+            return {}
+        return {normal_name(child.name): child for child in sorted(folder.iterdir())}
 
-    candidates = [(root / name).with_suffix(".png") for name in ids]
-    masks = tuple(file if file.name in listing(file.parent) else None for file in candidates)
+    @functools.cache
+    def folder_of(parts: tuple[str, ...]) -> Path | None:
+        return listing(folder_of(parts[:-1])).get(normal_name(parts[-1])) if parts else root
+
+    def find(name: PurePosixPath) -> Path | None:
+        return listing(folder_of(name.parts[:-1])).get(normal_name(name.with_suffix(".png").name))
+
+    masks = tuple(find(PurePosixPath(name)) for name in ids)
     return masks if any(masks) else ()
+
+
+def input_files(samples: Samples) -> list[Path]:
+    """List the files that a data set is read from, which no output may replace.
+
+    Args:
+        samples: The data set.
+
+    Returns:
+        Pictures, masks and archives; empty for a data set in memory.
+    """
+    groups = (getattr(samples, name, ()) for name in ("files", "mask_files", "ignore_files", "shards"))
+    return [file for group in groups for file in group if file is not None]
 
 
 def read_lines(file: Path) -> list[str]:
@@ -197,5 +240,5 @@ def fingerprint(samples: Samples) -> str:
     """
     digest = hashlib.sha256(np.asarray(-1 if samples.labels is None else samples.labels, dtype=np.int64).tobytes())
     for name in samples.ids:
-        digest.update(f"{name}\n".encode())
+        digest.update(f"{normal_name(name)}\n".encode())
     return digest.hexdigest()

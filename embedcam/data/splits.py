@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..utils.names import normal_name
 
 SPLITS = ("train", "test", "all")
 
@@ -76,5 +76,4 @@ def rows_of(split: str, training: NDArray[np.bool_], where: object) -> NDArray[n
 
 
 def _hash(name: str) -> bytes:
-    # macOS may list file names in decomposed form.
-    return hashlib.sha256(unicodedata.normalize("NFC", f"{_SEED}/{name}").encode()).digest()
+    return hashlib.sha256(normal_name(f"{_SEED}/{name}").encode()).digest()

@@ -90,6 +90,7 @@ def evaluate(
         "database": _fingerprint(database),
         "test images": fingerprint(test),
         "gallery": None if gallery is None else fingerprint(gallery),
+        "mask threshold": getattr(test, "mask_threshold", None),
         "scores": SCORES.names(),
         "methods": [*(method.name for method in methods), *["compare"] * compare, *["brief"] * brief],
         "size": list(best.input_size),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.loading import batches
-from ..data.samples import Samples
+from ..data.samples import Samples, input_files
 from ..errors import DataError, MissingDependencyError, NetworkError
-from ..utils.files import atomic_path, require_writable
+from ..utils.files import atomic_path, require_writable, temporary_folder
 from ..utils.progress import track
 from .explainer import OnnxExplainer, with_checksum
 from .record import INPUT, KEY
@@ -82,15 +81,15 @@ def quantise(source: str | Path, samples: Samples, path: str | Path) -> Quantise
         MissingDependencyError: If onnx is not installed.
         OutputError: If the file cannot be written.
     """
-    require_writable(path)
+    require_writable(path, [source, *input_files(samples)])
     given = OnnxExplainer(source)
     if given.record.float_layers is not None:
         raise NetworkError(f"{source} is in 8 bits already; give the float file")
     kept, images = _read(samples, given)
     calibrating, comparing = images[::2], images[1::2]
     wanted = given(comparing).heatmaps
-    with tempfile.TemporaryDirectory() as folder:
-        work = _Work(Path(source), Path(folder), given, calibrating)
+    with temporary_folder() as folder:
+        work = _Work(Path(source), folder, given, calibrating)
         left: list[str] = []
         tried = work.heatmaps(work.layers, comparing)
         if _correlation(tried, wanted) < LEAST_CORRELATION:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._version import __version__
-from ..data.samples import Samples
+from ..data.samples import Samples, input_files
 from ..errors import NetworkError
 from ..evaluate.retrieval import retrieval
 from ..nets.embedding import EmbeddingNet
@@ -97,7 +97,8 @@ def train(
     options, out, group = options or TrainOptions(), Path(out), group or Group()
     if out.suffix != ".safetensors":
         raise NetworkError(f"the network file {out} must end in .safetensors; rename --out")
-    require_writable(out)
+    for file in (out, out.with_suffix(".png")):
+        require_writable(file, [*input_files(training), *(input_files(test) if test is not None else ())])
     classes = int(labels_of(training).max()) + 1
     torch.manual_seed(options.seed)
     objective = Objective(options.objective, net.dim, classes, net.metric).to(net.device)

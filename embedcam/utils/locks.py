@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import OutputError
+from .files import destination, is_stream
+from .names import bounded_name
 
 # What file systems without locks answer (some network file systems).
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
@@ -17,8 +19,8 @@ _UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 def locked(path: str | Path) -> Iterator[None]:
     """Be the only process (and thread) that writes a file, or a group of files named after it.
 
-    The operating system holds the lock, on a hidden file beside `path`, and releases it when the process ends for
-    whatever reason. On a file system without locks, nothing is locked.
+    The operating system holds the lock, on a hidden file beside it, and releases it when the process ends for
+    whatever reason. On a file system without locks, and for a device or pipe, nothing is locked.
 
     Args:
         path: The file that will be written. It need not exist; missing parent folders are created.
@@ -31,11 +33,19 @@ def locked(path: str | Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    path = Path(path)
+    target = destination(path)
+    if is_stream(target):  # whoever opened it decides who writes
+        yield
+        return
     # The retries serve a lock file that its holder removes between our opening and our locking it.
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0.1, poll_interval=0.01, fallback_to_soft=False)
+    lock = FileLock(
+        target.with_name(bounded_name(f".{target.name}", ".lock")),
+        timeout=0.1,
+        poll_interval=0.01,
+        fallback_to_soft=False,
+    )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         raise OutputError(

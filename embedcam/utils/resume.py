@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from ..errors import OutputError
 from .distributed import Group
-from .files import atomic_path, write_text
+from .files import atomic_path, destination, is_stream, temporary_folder, write_text
 from .locks import locked
+from .names import bounded_name
 
 # Files of rows up to this size in bytes are read into memory.
 _SMALL = 2**26
@@ -199,12 +200,17 @@ def work_folder(out: Path, group: Group | None = None) -> Iterator[Path]:
         group: The processes of the run; the first one locks the file and removes the folder.
 
     Yields:
-        `<out>.parts`, which `SavedParts` makes.
+        `<out>.parts`, which `SavedParts` makes; for a device or pipe, a temporary folder.
 
     Raises:
         OutputError: If another process is writing `out`, or nothing can be written beside it.
     """
-    folder = out.with_name(f"{out.name}.parts")
+    target = destination(out)
+    if is_stream(target):
+        with temporary_folder() as folder:
+            yield folder / "parts"
+        return
+    folder = target.with_name(bounded_name(target.name, ".parts"))
     if group is not None and not group.main:
         yield folder
         return

@@ -23,6 +23,7 @@ from ..show.boxes import draw_boxes
 from ..show.drawing import DrawOptions
 from ..show.frames import caption, hottest_box, tint
 from ..utils import progress
+from ..utils.files import require_writable
 from .video import Frame, Video, VideoWriter, open_video, write_video
 from .window import Window, open_window
 
@@ -99,6 +100,8 @@ def explain_stream(
     """
     if not 0 <= smoothing < 1:
         raise EmbedcamError(f"smoothing must lie in [0, 1), got {smoothing}; 0 disables it, 0.8 is strong")
+    if out is not None:
+        require_writable(out, [source])
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(open_video(source))
         with_window = (video.live or out is None) if show is None else show

@@ -51,7 +51,8 @@ def is_video(source: str | Path) -> bool:
     Returns:
         True for cameras such as "camera:0" and for files with a video extension.
     """
-    return bool(_CAMERA.fullmatch(str(source))) or Path(source).suffix.lower() in EXTENSIONS
+    path = Path(source)
+    return path.suffix.lower() in EXTENSIONS or bool(_CAMERA.fullmatch(str(source)) and not path.exists())
 
 
 @dataclass(frozen=True)
@@ -199,8 +200,8 @@ def open_video(source: str | Path) -> Iterator[Video]:
             'videos and cameras need PyAV; install it with `pip install "embedcam[video]"`'
         ) from error
     name = str(source)
-    camera = _CAMERA.fullmatch(name)
-    url, device = _camera(camera[1]) if camera else (name, None)
+    camera = None if Path(name).exists() else _CAMERA.fullmatch(name)
+    url, device = _camera(camera[1]) if camera else (f"file:{name}", None)  # or 12:30.mp4 would be read by protocol 12
     try:
         container = av.open(url, "r", format=device)
     except OSError as error:
@@ -343,7 +344,7 @@ def write_video(path: str | Path, time_base: Fraction, rate: Fraction = Fraction
     if path.suffix.lower() not in WRITTEN:
         raise OutputError(f"cannot write {path}: unknown video format; use one of {', '.join(WRITTEN)}")
     require_writable(path)
-    with locked(path), atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
+    with locked(path), atomic_path(path) as temporary, av.open(f"file:{temporary}", "w") as container:
         writer = VideoWriter(path, container, time_base, rate)
         yield writer
         writer.finish()

@@ -366,40 +366,71 @@ def test_own_limit_is_not_above_the_one_pillow_warns_at():
 MASK = np.array([[0, 1, 0, 255], [0, 0, 7, 0]], dtype=np.uint8)
 
 
+OBJECT = np.array([[0, 1, 0, 1], [0, 0, 1, 0]], dtype=bool)
+
+
 def mask_pictures():
-    palette = Image.frombytes("P", (4, 2), MASK.tobytes())
-    palette.putpalette([0, 0, 0] * 256)  # colours do not count, indices do
-    rgba = np.zeros((2, 4, 4), dtype=np.uint8)
-    rgba[MASK > 0] = (0, 30, 0, 255)
-    rgba[0, 0] = (9, 9, 9, 0)  # fully transparent
+    white = np.where(OBJECT, 255, 0).astype(np.uint8)
+    first_is_white = Image.frombytes("P", (4, 2), (~OBJECT).astype(np.uint8).tobytes())
+    first_is_white.putpalette([255, 255, 255, 0, 0, 0])
+    rgba = np.full((2, 4, 4), 255, dtype=np.uint8)
+    rgba[..., 3] = white
     return {
-        "1": Image.fromarray(MASK > 0),
-        "L": Image.fromarray(MASK),
-        "P": palette,
-        "I;16": Image.fromarray(MASK.astype(np.uint16) * 256),
-        "RGB": Image.fromarray(np.stack([MASK * 0, MASK * 0, MASK], axis=2)),
+        "1": Image.fromarray(OBJECT),
+        "L": Image.fromarray(white),
+        "L of 0 and 1": Image.fromarray(OBJECT.astype(np.uint8)),
+        "P, white first": first_is_white,
+        "P, quantised": Image.fromarray(white).convert("RGB").quantize(2),
+        "I;16": Image.fromarray(white.astype(np.uint16) * 257),
+        "I;16 of 0 and 255": Image.fromarray(white.astype(np.uint16)),
+        "RGB": Image.fromarray(np.stack([white * 0, white * 0, white], axis=2)),
         "RGBA": Image.fromarray(rgba),
+        "LA": Image.fromarray(rgba[..., 2:]),
     }
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "RGB", "RGBA"])
-def test_non_zero_pixels_of_a_mask_are_the_object(tmp_path, mode):
-    path = saved(tmp_path / "m.png", mask_pictures()[mode])
-    mask = read_mask(path, (4, 2))
+@pytest.mark.parametrize("mode", mask_pictures())
+def test_a_mask_is_read_by_what_is_seen(tmp_path, mode, caplog):
+    mask = read_mask(saved(tmp_path / "m.png", mask_pictures()[mode]), (4, 2))
     assert mask.dtype == np.bool_
-    np.testing.assert_array_equal(mask, MASK > 0)
+    np.testing.assert_array_equal(mask, OBJECT)
+    assert not caplog.messages
 
 
-def test_threshold_and_value_choose_the_object(tmp_path):
+@pytest.mark.parametrize("kind", ["grey", "palette"])
+def test_grey_pixels_of_a_mask_are_compared_with_the_threshold_and_named(tmp_path, kind, caplog):
+    ramp = np.arange(0, 256, 51, dtype=np.uint8)[None]
+    picture = Image.fromarray(ramp)
+    if kind == "palette":
+        picture = Image.frombytes("P", ramp.shape[::-1], bytes(range(6)))
+        picture.putpalette(np.repeat(ramp[0], 3).tolist())
+    path = saved(tmp_path / "m.png", picture)
+    np.testing.assert_array_equal(read_mask(path, (6, 1)), ramp > 127)
+    np.testing.assert_array_equal(read_mask(path, (6, 1), threshold=0), ramp > 0)
+    np.testing.assert_array_equal(read_mask(path, (6, 1), threshold=204), ramp > 204)
+    assert "m.png has 6 levels of brightness; the object is where it is above 127 of 255" in caplog.messages[0]
+
+
+def test_a_mask_that_was_a_jpeg_does_not_grow(tmp_path, caplog):
+    square = np.zeros((40, 40), dtype=np.uint8)
+    square[9:25, 11:27] = 255
+    saved(tmp_path / "m.jpg", Image.fromarray(square), quality=50)
+    path = saved(tmp_path / "m.png", Image.open(tmp_path / "m.jpg"))
+    assert len(np.unique(np.asarray(Image.open(path)))) > 2
+    np.testing.assert_array_equal(read_mask(path, (40, 40)), square > 0)
+    assert "levels of brightness" in caplog.text
+
+
+def test_a_mask_of_classes_is_read_by_number(tmp_path, caplog):
     path = saved(tmp_path / "m.png", Image.fromarray(MASK))
-    np.testing.assert_array_equal(read_mask(path, (4, 2), threshold=127), MASK > 127)
     np.testing.assert_array_equal(read_mask(path, (4, 2), value=7), MASK == 7)
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("orientation", [2, 6])
 def test_mask_is_turned_like_its_picture(tmp_path, orientation):
     picture = saved(tmp_path / "a.png", Image.fromarray(MASK), exif=exif(orientation))
-    np.testing.assert_array_equal(read_mask(picture, image_size(picture)), read(picture)[..., 0] > 0)
+    np.testing.assert_array_equal(read_mask(picture, image_size(picture)), read(picture)[..., 0] > 127)
 
 
 def test_mask_of_another_size_names_both_sizes(tmp_path):
@@ -410,7 +441,7 @@ def test_mask_of_another_size_names_both_sizes(tmp_path):
 
 def test_all_zero_mask_is_an_error_unless_allowed(tmp_path):
     path = saved(tmp_path / "m.png", Image.fromarray(np.zeros_like(MASK)))
-    with pytest.raises(DataError, match=r"m\.png marks no pixel"):
+    with pytest.raises(DataError, match=r"m\.png marks no pixel as object: its brightest pixel has 0 of 255"):
         read_mask(path, (4, 2))
     assert not read_mask(path, (4, 2), empty_ok=True).any()
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError
+from ...utils.names import expand_user
 from ..catalog import DATASETS, Dataset
 from ..images import _opened, image_size, list_images, read_mask
 from ..samples import FileSamples, find_masks
@@ -74,7 +75,7 @@ def camvid(path: str | Path, split: str = "train") -> CamVidSamples:
     """
     if split not in CAMVID_SPLITS:
         raise DataError(f"unknown split {split!r}; CamVid has {', '.join(CAMVID_SPLITS)}")
-    root = Path(path).expanduser()
+    root = expand_user(path)
     parts = CAMVID_SPLITS[:-1] if split == "all" else (split,)
     for part in parts:
         if not (root / "images" / part).is_dir():

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ...errors import DataError
+from ...utils.names import expand_user
 from ..catalog import DATASETS, Dataset
-from ..images import read_mask
 from ..samples import FileSamples, find_masks, read_lines
 from ..splits import check_split, rows_of
 
@@ -23,7 +23,7 @@ def cub(path: str | Path, split: str = "train", protocol: str = "standard") -> F
     """Read CUB-200-2011.
 
     Masks are read from a folder `segmentations` inside `CUB_200_2011` or beside it. Their grey values are the
-    fraction of annotators who marked the pixel; the object is where more than half of them did.
+    fraction of annotators who marked the pixel; by default, the object is where more than half of them did.
 
     Args:
         path: The folder `CUB_200_2011`, or the one that contains it.
@@ -40,7 +40,7 @@ def cub(path: str | Path, split: str = "train", protocol: str = "standard") -> F
     check_split(split)
     if protocol not in PROTOCOLS:
         raise DataError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
-    root = Path(path).expanduser()
+    root = expand_user(path)
     if not (root / "images.txt").is_file():
         root = root / "CUB_200_2011"
     if not (root / "images.txt").is_file() or not (root / "images").is_dir():
@@ -65,7 +65,6 @@ def cub(path: str | Path, split: str = "train", protocol: str = "standard") -> F
         labels=labels,
         names=tuple(classes.values()),
         mask_files=find_masks(masks, ids) if masks else (),
-        mask_reader=functools.partial(read_mask, threshold=127),
     )
     if protocol == "metric":
         training = labels < len(classes) // 2

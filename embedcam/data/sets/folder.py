@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError
+from ...utils.names import expand_user, normal_name
 from ..catalog import DATASETS, Dataset
 from ..images import list_folders, list_images
 from ..samples import FileSamples, find_masks, read_lines
@@ -38,7 +38,7 @@ def folder(path: str | Path, split: str = "train") -> FileSamples:
         DataError: If the folder is missing or empty, the split is empty, or a list names a missing picture.
     """
     check_split(split)
-    root = Path(path).expanduser()
+    root = expand_user(path)
     if not root.is_dir():
         problem = "is a file" if root.exists() else "does not exist"
         raise DataError(f"{root} {problem}; pass the folder that contains the pictures")
@@ -67,7 +67,7 @@ def _whole(root: Path) -> FileSamples:
         files=files,
         ids=ids,
         labels=labels if classes else None,
-        names=tuple(name for name, _ in classes),
+        names=tuple(normal_name(name) for name, _ in classes),
         mask_files=() if images == root else _find_masks(root / "masks", ids),
         ignore_files=() if images == root else _find_masks(root / "ignore", ids),
     )
@@ -117,20 +117,16 @@ def _own_split(root: Path, ids: Sequence[str], split: str) -> NDArray[np.int64] 
 
 
 def _listed_rows(file: Path, ids: Sequence[str]) -> set[int]:
-    row_of = {_composed(name): row for row, name in enumerate(ids)}
+    row_of = {normal_name(name): row for row, name in enumerate(ids)}
     rows = set()
     for number, line in enumerate(read_lines(file), start=1):
         if not line:
             continue
-        row = row_of.get(_composed(PurePosixPath(line.replace("\\", "/")).as_posix()))
+        row = row_of.get(normal_name(PurePosixPath(line.replace("\\", "/")).as_posix()))
         if row is None:
             raise DataError(f"{file}, line {number}: no picture {line!r}; expected one such as {ids[0]}")
         rows.add(row)
     return rows
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)  # macOS may list file names in decomposed form
 
 
 def _is_text(name: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import DataError, MissingDependencyError
+from ...utils.names import expand_user
 from ..catalog import DATASETS, Dataset
 from ..images import read_mask
 from ..samples import FileSamples, find_masks
@@ -38,7 +39,7 @@ def pets(path: str | Path, split: str = "train") -> FileSamples:
         raise MissingDependencyError(
             "pets needs torchvision, which is not installed: pip install 'embedcam[torch]'"
         ) from error
-    root = Path(path).expanduser()
+    root = expand_user(path)
     root = root.parent if root.name == _FOLDER else root
     try:
         # Both parts are read, so that labels are the same in both.

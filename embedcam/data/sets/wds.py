@@ -8,8 +8,8 @@ import logging
 import re
 import struct
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO, overload
 
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...errors import DataError
+from ...utils.names import expand_user, normal_name
 from ...utils.progress import track
 from ..catalog import DATASETS, Dataset
-from ..images import EXTENSIONS, image_size, read_image, read_mask
-from ..samples import encoding
+from ..images import EXTENSIONS, MASK_THRESHOLD, image_size, read_image, read_mask
+from ..samples import FirstWarning, encoding
 from ..splits import check_split, rows_of, training_part
 from ..tar import Member, members, read
 
@@ -74,6 +75,8 @@ class ShardSamples:
         masks: (N,) the offset and length of each picture's mask in the same shard; a length of 0 is no mask.
         labels: (N,) int64 indices into `names`, or None.
         names: The classes' names.
+        mask_threshold: The object is brighter than this, 0 to 254.
+        warn: Logs warnings about masks.
     """
 
     shards: tuple[Path, ...]
@@ -82,6 +85,8 @@ class ShardSamples:
     masks: NDArray[np.void]
     labels: NDArray[np.int64] | None = None
     names: tuple[str, ...] = ()
+    mask_threshold: int = MASK_THRESHOLD
+    warn: Callable[[str], None] = field(default_factory=FirstWarning, repr=False)
 
     @property
     def ids(self) -> Names:
@@ -107,7 +112,9 @@ class ShardSamples:
             return None
         name = self._name(index)
         size = image_size(name, self._content(index, self.entries[index]))
-        return read_mask(f"of {name}", size, content=self._content(index, place))
+        return read_mask(
+            f"of {name}", size, threshold=self.mask_threshold, content=self._content(index, place), warn=self.warn
+        )
 
     def ignore(self, index: int) -> None:
         """Return None: the layout has no ignore masks."""
@@ -164,7 +171,7 @@ def wds(pattern: str, split: str = "train") -> ShardSamples:
 
 def _shards(pattern: str) -> Iterator[Path]:
     for name in _expanded(pattern):
-        shard = Path(name).expanduser()
+        shard = expand_user(name)
         if not shard.is_file():
             problem = "is a folder" if shard.is_dir() else "does not exist"
             raise DataError(
@@ -238,7 +245,7 @@ def _key_and_field(name: str) -> tuple[str, str]:
     # The key is "" for hidden files and for names without a dot.
     folder, slash, file = name.rpartition("/")
     stem, dot, field = file.partition(".")
-    return (f"{folder}{slash}{stem}", field.lower()) if stem and dot else ("", "")
+    return (normal_name(f"{folder}{slash}{stem}"), field.lower()) if stem and dot else ("", "")
 
 
 def _check(member: Member, shard: Path) -> None:
@@ -265,7 +272,7 @@ def _label(file: BinaryIO, files: dict[str, Member], where: str) -> str | None:
                 return None
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise ValueError(f"it is {value!r:.50}")
-        label = str(value).strip()
+        label = normal_name(str(value).strip())
         if not label.isprintable() or not 0 < len(label) <= _MAX_LABEL:
             raise ValueError(f"it is {label!r:.50}")
     except (ValueError, RecursionError) as error:  # JSON and UTF-8 raise ValueErrors too
