@@ -147,13 +147,10 @@ def read_mask(
             "(--mask-threshold)"
         )
     if not empty_ok and not mask.any():
-        seen = (
-            "" if value is not None else f": its brightest pixel has {levels[-1]} of 255, the threshold is {threshold}"
-        )
-        raise DataError(
-            f"mask {path} marks no pixel as object{seen}; mark the object in white, change --mask-threshold, or remove "
-            "the mask"
-        )
+        fix = "mark the object"
+        if value is None:
+            fix += f" brighter than {threshold} of 255 (the brightest pixel has {levels[-1]}), change --mask-threshold"
+        raise DataError(f"mask {path} marks no pixel as object; {fix}, or remove the mask")
     return mask
 
 

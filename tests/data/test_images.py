@@ -441,7 +441,7 @@ def test_mask_of_another_size_names_both_sizes(tmp_path):
 
 def test_all_zero_mask_is_an_error_unless_allowed(tmp_path):
     path = saved(tmp_path / "m.png", Image.fromarray(np.zeros_like(MASK)))
-    with pytest.raises(DataError, match=r"m\.png marks no pixel as object: its brightest pixel has 0 of 255"):
+    with pytest.raises(DataError, match=r"m\.png marks no pixel as object; mark .*\(the brightest pixel has 0\)"):
         read_mask(path, (4, 2))
     assert not read_mask(path, (4, 2), empty_ok=True).any()
 
