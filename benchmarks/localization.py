@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="SPEC with masks")
     parser.add_argument("--out", type=Path, default=Path("runs/localization"), help="output folder")
     parser.add_argument("--explain-size", type=int, help="side in pixels; the database's by default")
+    parser.add_argument("--brief", action="store_true", help="only the rows of the README's table")
     args = parser.parse_args()
     progress.show()
 
@@ -130,7 +131,10 @@ def main() -> None:
     assert test.labels is not None
     gallery = Gallery(training, embed(net, training, what="gallery"))
     others = peers(net, gallery, test.labels)
-    result = evaluate(net, db, test, training, compare=True, extra=others, explain_size=args.explain_size)
+    per_image, *rest = with_backprop(net, db, gallery, test.labels)
+    extra = [*others, *(method for method in rest if args.brief and method.name.endswith("two layers"))]
+    options: dict[str, Any] = {"brief": args.brief, "explain_size": args.explain_size}
+    result = evaluate(net, db, test, training, compare=True, extra=extra, **options)
     about = {"data": args.data, "embedcam": embedcam.__version__, "torch": torch.__version__, "cores": os.cpu_count()}
     write_text(args.out / "localization.json", json.dumps({**result, **about}, indent=2) + "\n")
     text = table(result, args)
@@ -138,7 +142,7 @@ def main() -> None:
     print(text)
     explainer = Explainer(net, db, explain_size=args.explain_size)
     default = Method("embedcam", lambda images, _: explainer(images))
-    shown = [*others, with_backprop(net, db, gallery, test.labels)[0], default]
+    shown = [*others, per_image, default]
     picture(net, shown, test, explainer, args.out / "localization.png")
 
 
