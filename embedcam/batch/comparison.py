@@ -50,7 +50,7 @@ def explain_against(
 
     Args:
         against: The comparison, or an explainer or network to make it from.
-        inputs: Image files and folders.
+        inputs: As for `find_files`.
         other: The reference image file.
         out: Output folder.
         draw: Drawing options.
@@ -68,7 +68,7 @@ def explain_against(
     """
     against = against if isinstance(against, Against) else Against(against)
     draw, out = draw or DrawOptions(), Path(out)
-    samples, reference = find_files(inputs), read_image(other)
+    samples, reference = find_files(inputs, out), read_image(other)
     require_writable(out / "pairs.jsonl", [*samples.files, other])
     reference_maps = against.see(torch.from_numpy(against.preprocess(reference)[None]))
     reference_picture = bounded(reference, _PICTURE_SIZE)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import hashlib
 import itertools
 import json
 import logging
+import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -20,10 +22,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .._version import __version__
-from ..data.images import list_images, read_image
+from ..data.images import STDIN, read_image
 from ..data.loading import in_order, read_batches
 from ..data.preprocess import Preprocess
 from ..data.samples import FileSamples
+from ..data.tree import describe, find_pictures
 from ..errors import DataError, OutputError
 from ..explain.explanation import AnyExplainer
 from ..explain.json_lines import explanation_line
@@ -37,41 +40,71 @@ from .journal import Journal, Lines
 
 logger = logging.getLogger("embedcam")
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: Path joins several
 _LONGEST_SIDE = 1600  # of overlays, in pixels
 
 
-def find_files(inputs: Sequence[str | Path]) -> FileSamples:
-    """Collect image files from files and folders.
+def find_files(inputs: Sequence[str | Path], out: Path | None = None) -> FileSamples:
+    """Collect image files from files, folders, patterns and standard input.
 
     Args:
-        inputs: Image files and folders. Folders are searched recursively, without hidden files and folders.
+        inputs: Image files; folders, which are searched as `find_pictures` does; patterns such as "x/*.jpg"; and "-",
+            one image on standard input.
+        out: Folder that the run writes to, whose pictures of earlier runs are left out.
 
     Returns:
         The images, sorted within each folder. Their ids are unique and can be used as file names.
 
     Raises:
-        DataError: If an input does not exist, or a folder has no image.
+        DataError: If an input does not exist or is an address, or a folder has no image.
     """
     files: list[Path] = []
     ids: list[str] = []
-    for path in map(Path, inputs):
+    problems: list[str] = []
+    for path in expand(inputs):
         if path.is_dir():
-            folders = [path, *sorted(p for p in path.rglob("*") if p.is_dir() and not _hidden(p.relative_to(path)))]
-            images = [file for folder in folders for file in list_images(folder)]
-            if not images:
-                raise DataError(f"no image in {path}; use a folder with JPEG, PNG or other images")
-            files += images
-            ids += [file.relative_to(path).as_posix() for file in images]
-        elif path.exists():
+            tree = find_pictures(path, out)
+            if not any(tree.folders.values()):
+                found = f" (left out: {describe(tree.left_out)})" if tree.left_out else ""
+                raise DataError(f"no image in {path}{found}; use a folder with JPEG, PNG or other images")
+            tree.warn()
+            files += [path / name for name in tree.ids()]
+            ids += tree.ids()
+            problems += tree.problems
+        else:
             files.append(path)
-            ids.append(path.name)
+            ids.append("stdin" if path == STDIN else path.name)
+    return FileSamples(files=tuple(files), ids=_unique(ids), problems=tuple(problems))
+
+
+def expand(inputs: Sequence[str | Path]) -> list[Path]:
+    """Replace patterns by the files that match, and check that all inputs exist.
+
+    Args:
+        inputs: As for `find_files`.
+
+    Returns:
+        Files and folders; `STDIN` for "-".
+
+    Raises:
+        DataError: If an input does not exist, is an address, or a pattern matches no file.
+    """
+    paths: list[Path] = []
+    for path in map(Path, inputs):
+        if path == STDIN or path.exists():
+            paths.append(path)
+        elif _ADDRESS.match(str(path)):
+            raise DataError(
+                f"{path} is an address; files, folders, patterns such as 'x/*.jpg' and - (standard input) are taken: "
+                "download it first"
+            )
+        elif matches := sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207  (absolute patterns too)
+            paths += map(Path, matches)
+        elif glob.has_magic(str(path)):
+            raise DataError(f"no file matches {path}; check the pattern")
         else:
             raise DataError(f"no such file or folder: {path}; check the path")
-    return FileSamples(files=tuple(files), ids=_unique(ids))
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    return paths
 
 
 def _unique(ids: list[str]) -> tuple[str, ...]:
@@ -113,7 +146,7 @@ def explain_files(
 
     Args:
         explainer: The explainer.
-        inputs: Image files and folders.
+        inputs: As for `find_files`.
         out: Output folder.
         draw: Drawing options.
         batch_size: Images per batch.
@@ -132,7 +165,7 @@ def explain_files(
         OutputError: If the folder cannot be written, another process is writing it, or the interrupted run differs.
     """
     draw, out = draw or DrawOptions(), Path(out)
-    samples, table = find_files(inputs), out / "explanations.jsonl"
+    samples, table = find_files(inputs, out), out / "explanations.jsonl"
     run = {
         "embedcam": __version__,
         "images": _digest(str(name) for name in itertools.chain(samples.files, samples.ids)),

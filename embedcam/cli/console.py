@@ -90,10 +90,17 @@ _EXTRAS = {"explain": "torch", "classmap": "torch", "serve": "torch", "export": 
 
 
 class _Warnings(logging.Handler):
-    """Prints each warning as one line."""
+    """Prints each warning as one line, once: a file may be read in several steps of a run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._printed: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"embedcam: warning: {record.getMessage()}", file=sys.stderr, flush=True)
+        text = record.getMessage()
+        if text not in self._printed:
+            self._printed.add(text)
+            print(f"embedcam: warning: {text}", file=sys.stderr, flush=True)
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -35,7 +35,10 @@ def explain(
     context: typer.Context,
     inputs: Annotated[
         list[Path],
-        typer.Argument(help="Images and folders of images; or one video file, or camera:0.", metavar="INPUT..."),
+        typer.Argument(
+            help="Images, folders and 'patterns*' of images, or - for standard input; or one video, or camera:0.",
+            metavar="INPUT...",
+        ),
     ],
     net: NetOrNone = None,
     db: DbOrNone = None,
@@ -118,13 +121,16 @@ def explain(
     A video:
       embedcam explain --onnx explainer.onnx film.mp4 --out explained.mp4
     """
-    from ..batch.files import explain_files
+    from ..batch.files import expand, explain_files
     from ..show.drawing import DrawOptions
-    from ..video.video import is_video
+    from ..video.video import WRITTEN, is_video
 
     require_explainer(net, weights, db, onnx)
-    video = any(map(is_video, inputs))
-    if video and (len(inputs) > 1 or against is not None):
+    if not str(inputs[0]).startswith("camera:"):
+        inputs = expand(inputs)
+    film = out is not None and out.suffix.lower() in WRITTEN and not out.is_dir()  # also of an animated GIF
+    video = film or any(map(is_video, inputs))
+    if video and (len(inputs) > 1 or inputs[0].is_dir() or against is not None):
         raise typer.BadParameter("give a single video or camera, and nothing else")
     if not boxes:
         refuse_unused(context, "without --boxes", "threshold")

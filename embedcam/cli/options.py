@@ -47,7 +47,9 @@ DbOrNone = Annotated[Path | None, _DB]
 OnnxOrNone = Annotated[Path | None, _ONNX]
 DataOption = Annotated[str, data_option(help=f"Images: {SPEC}")]
 SeedOption = Annotated[int, running_option(help="Seed of all random choices.", metavar="N")]
-StrictOption = Annotated[bool, running_option("--strict", help="Stop at an unreadable image instead of skipping it.")]
+StrictOption = Annotated[
+    bool, running_option("--strict", help="Stop at what cannot be read instead of leaving it out.")
+]
 ResumeOption = Annotated[bool, running_option("--resume", help="Continue an interrupted run.")]
 WorkersOption = Annotated[int, running_option(min=0, help="Threads that read images ahead.", metavar="N")]
 BatchSizeOption = Annotated[int, running_option(min=1, help="Images per batch.", metavar="N")]

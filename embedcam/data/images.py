@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,11 +20,14 @@ from ..errors import DataError
 
 logger = logging.getLogger("embedcam")
 
+STDIN = Path("-")
+"""Names standard input, as a path."""
+
 MAX_PIXELS = 89_478_485
 """Larger pictures are refused before they are decoded: Pillow's limit against decompression bombs."""
 
 EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
 
@@ -56,7 +60,7 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     animation the first frame is read; colour profiles are ignored.
 
     Args:
-        path: The file.
+        path: The file; `STDIN` reads standard input.
         content: Content of a picture that is part of an archive; `path` then only names it in messages.
 
     Returns:
@@ -169,21 +173,6 @@ def list_images(folder: str | Path) -> list[Path]:
     return [Path(entry) for entry in _list(folder) if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()]
 
 
-def list_folders(folder: str | Path) -> list[Path]:
-    """List the subfolders of a folder that are not hidden.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        The folders, sorted by name.
-
-    Raises:
-        DataError: If the folder is missing or cannot be read.
-    """
-    return [Path(entry) for entry in _list(folder) if entry.is_dir()]
-
-
 def _list(folder: str | Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
@@ -203,6 +192,8 @@ def _formats() -> tuple[str, ...]:
 @contextlib.contextmanager
 def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
     # Whatever goes wrong here or while the picture is decoded becomes a DataError.
+    if path == STDIN and content is None:
+        path, content = "standard input", sys.stdin.buffer.read() if sys.stdin else b""
     try:
         with Image.open(path if content is None else io.BytesIO(content), formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS:

@@ -88,6 +88,9 @@ def read_batches(
     if batch_size < 1 or workers < 0:
         raise ValueError(f"batch_size must be >= 1 and workers >= 0, got {batch_size} and {workers}")
 
+    if strict and (problems := getattr(samples, "problems", ())):
+        raise DataError(problems[0])
+
     def decode(index: int) -> T | DataError:
         try:
             return prepare(samples.image(index))

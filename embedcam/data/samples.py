@@ -103,6 +103,7 @@ class FileSamples:
         ignore_reader: Function that reads an ignore mask, likewise.
         mask_threshold: The object is brighter than this, 0 to 254.
         warn: Logs warnings about masks.
+        problems: Messages about what could not be listed, over which `strict` stops.
     """
 
     files: tuple[Path, ...]
@@ -115,6 +116,7 @@ class FileSamples:
     ignore_reader: MaskReader | None = None
     mask_threshold: int = MASK_THRESHOLD
     warn: Callable[[str], None] = field(default_factory=FirstWarning, repr=False)
+    problems: tuple[str, ...] = ()
 
     @property
     def has_masks(self) -> bool:
@@ -171,7 +173,11 @@ def find_masks(root: Path, ids: Sequence[str]) -> tuple[Path | None, ...]:
     def listing(folder: Path | None) -> dict[str, Path]:  # much faster than a look-up of each file
         if folder is None or not folder.is_dir():
             return {}
-        return {normal_name(child.name): child for child in sorted(folder.iterdir())}
+        try:
+            return {normal_name(child.name): child for child in sorted(folder.iterdir())}
+        except OSError as error:
+            logger.warning("masks in %s left out: %s; make the folder readable", folder, error.strerror or error)
+            return {}
 
     @functools.cache
     def folder_of(parts: tuple[str, ...]) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from ..utils.progress import counting
 from ..utils.shards import Shards
 from .method import Method
 from .scores import nest, nested
+
+logger = logging.getLogger("embedcam")
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,9 @@ class Passes:
             The indices of the images that could be read, their embeddings by the first method, and the number of masks.
 
         Raises:
-            DataError: If no image can be read, or a mask cannot be used.
+            DataError: If no image can be read or no mask used, or one cannot and `strict` is set.
         """
-        kept, embeddings, masks = Gathered(len(among)), Gathered(len(among)), 0
+        kept, embeddings, masks, unusable = Gathered(len(among)), Gathered(len(among)), 0, 0
         unfinished = shards.unfinished()
         with counting(what, sum(len(shards.images(number)) for number in unfinished)) as count:
             for number in range(len(shards)):
@@ -108,10 +111,15 @@ class Passes:
                     kept.add(shard["kept"])
                     embeddings.add(shard["embeddings"])
                     masks += int(shard["masks"])
+                    unusable += int(shard["unusable"])
                     for position, method in enumerate(methods):
                         method.merge(nested(str(position), shard))
         if not len(kept):
             raise DataError(f"none of the {len(among)} images can be read; see the warnings above")
+        if unusable and not masks:
+            raise DataError(f"none of the {unusable} masks can be used; see the warnings above")
+        if unusable:
+            logger.warning("%d of %d masks could not be used and were left out", unusable, masks + unusable)
         return kept.result(), embeddings.result(), masks
 
     def _shard(
@@ -127,7 +135,7 @@ class Passes:
         parts = [method.without_scores() for method in methods]
         # If the reference is one of the methods, it is run once for both.
         listed = next((part for part, method in zip(parts, methods, strict=True) if method is reference), None)
-        kept, embeddings, masks = [among[:0]], [np.empty((0, self.net.dim), np.float32)], 0
+        kept, embeddings, masks, unusable = [among[:0]], [np.empty((0, self.net.dim), np.float32)], 0, 0
         loaded = tensor_batches(
             self.net,
             test.subset(among),
@@ -141,8 +149,9 @@ class Passes:
         with contextlib.suppress(UnreadableError):
             for rows, images in loaded:
                 indices = among[rows]
-                scored, truth, ignore = _masks(preprocess, test, indices)
+                (scored, truth, ignore), wrong = _masks(preprocess, test, indices, strict=self.strict)
                 masks += len(scored)
+                unusable += wrong
                 expected = None
                 if reference is not None:
                     expected = (reference.explain if listed is None else listed.run)(images, indices)
@@ -159,6 +168,7 @@ class Passes:
             "kept": np.concatenate(kept),
             "embeddings": np.concatenate(embeddings),
             "masks": np.array(masks),
+            "unusable": np.array(unusable),
         }
         for position, part in enumerate(parts):
             arrays |= nest(str(position), part.state())
@@ -166,23 +176,40 @@ class Passes:
 
 
 def _masks(
-    preprocess: Preprocess, test: Samples, indices: NDArray[np.int64]
-) -> tuple[list[int], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Read the masks of a batch at input size: positions in the batch of images with one, masks and ignore masks."""
-    positions, masks, ignored = [], [], []
-    for position, index in enumerate(indices.tolist()):
-        full = test.mask(index) if test.has_masks else None
-        if full is None:
+    preprocess: Preprocess, test: Samples, indices: NDArray[np.int64], *, strict: bool
+) -> tuple[tuple[list[int], NDArray[np.bool_], NDArray[np.bool_]], int]:
+    """Read the masks of a batch at input size: positions in the batch of images with one, masks and ignore masks.
+
+    Also returned is how many masks cannot be used; each is left out with a warning.
+    """
+    positions, masks, ignored, unusable = [], [], [], 0
+    for position, index in enumerate(indices.tolist() if test.has_masks else ()):
+        try:
+            both = _mask(preprocess, test, index)
+        except DataError as error:
+            if strict:
+                raise
+            logger.warning("mask of %s left out: %s", test.ids[index], error)
+            unusable += 1
             continue
-        mask, ignore = preprocess.mask(full), test.ignore(index)
-        ignore = np.zeros_like(mask) if ignore is None else preprocess.mask(ignore)
-        if not (mask & ~ignore).any():
-            raise DataError(
-                f"the mask of {test.ids[index]} shows no object at {mask.shape[1]} x {mask.shape[0]} pixels; "
-                "fix or remove it"
-            )
-        positions.append(position)
-        masks.append(mask)
-        ignored.append(ignore)
+        if both is not None:
+            positions.append(position)
+            masks.append(both[0])
+            ignored.append(both[1])
     size = preprocess.input_size
-    return positions, np.asarray(masks, bool).reshape(-1, *size), np.asarray(ignored, bool).reshape(-1, *size)
+    truth, ignore = (np.asarray(each, bool).reshape(-1, *size) for each in (masks, ignored))
+    return (positions, truth, ignore), unusable
+
+
+def _mask(preprocess: Preprocess, test: Samples, index: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    full = test.mask(index)
+    if full is None:
+        return None
+    mask, ignore = preprocess.mask(full), test.ignore(index)
+    ignore = np.zeros_like(mask) if ignore is None else preprocess.mask(ignore)
+    if not (mask & ~ignore).any():
+        raise DataError(
+            f"the mask of {test.ids[index]} shows no object at {mask.shape[1]} x {mask.shape[0]} pixels; "
+            "fix or remove it"
+        )
+    return mask, ignore

@@ -23,6 +23,8 @@ from .record import INPUT, KEY
 if TYPE_CHECKING:
     import onnx
 
+logger = logging.getLogger("embedcam")
+
 # Maps that correlate less with those of the float file are not the same explanation any more.
 LEAST_CORRELATION = 0.98
 # Images to calibrate on, as many others to compare on, and of those some to find the layers that hurt.
@@ -230,6 +232,14 @@ def _read(samples: Samples, given: OnnxExplainer) -> tuple[NDArray[np.int64], ND
     return kept, np.concatenate([images for _, images in loaded])
 
 
+def _mask(samples: Samples, index: int) -> NDArray[np.bool_] | None:
+    try:
+        return samples.mask(index)
+    except DataError as error:
+        logger.warning("mask of %s left out: %s", samples.ids[index], error)
+        return None
+
+
 def _compare(
     given: OnnxExplainer, small: OnnxExplainer, images: NDArray[np.float32], samples: Samples
 ) -> QuantiseReport:
@@ -237,7 +247,7 @@ def _compare(
     assert ours.embeddings is not None
     assert theirs.embeddings is not None
     both = (ours, theirs)
-    masks = {i: mask for i in range(len(samples)) if samples.has_masks and (mask := samples.mask(i)) is not None}
+    masks = {i: mask for i in range(len(samples)) if samples.has_masks and (mask := _mask(samples, i)) is not None}
     pointing = recall = None
     if masks:
         resized = {i: given.preprocess.mask(mask) for i, mask in masks.items()}

@@ -31,7 +31,11 @@ logger = logging.getLogger("embedcam")
 
 T = TypeVar("T")
 
-EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".3gp")
+EXTENSIONS = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2"),
+    *(".ogv", ".ogg", ".ogm", ".mpg", ".mpeg", ".m1v", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".mxf", ".dv", ".y4m"),
+    *(".mjpg", ".mjpeg", ".h264", ".264", ".h265", ".265", ".hevc", ".ivf", ".nut", ".rm", ".rmvb"),
+)
 # Formats that can be written: they store a timestamp per frame.
 WRITTEN = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 _CAMERA = re.compile(r"camera:(.+)")

@@ -1,5 +1,6 @@
 """What `embedcam explain` writes, read back."""
 
+import io
 import json
 import threading
 from dataclasses import replace
@@ -67,6 +68,43 @@ def test_a_missing_input_and_a_folder_without_pictures_are_errors(tmp_path):
         find_files([tmp_path / "nowhere"])
     with pytest.raises(DataError, match="no image in"):
         find_files([tmp_path])
+
+
+def test_patterns_are_expanded_unless_a_file_has_that_name(tmp_path):
+    for name in ("b.png", "a.png", "c[1].png", "c1.png"):
+        write_picture(tmp_path / name)
+    assert find_files([f"{tmp_path}/[ab].png", f"{tmp_path}/c[1].png"]).ids == ("a.png", "b.png", "c[1].png")
+    with pytest.raises(DataError, match=r"no file matches .*\*\.jpg; check the pattern"):
+        find_files([f"{tmp_path}/*.jpg"])
+
+
+def test_addresses_are_refused_with_what_is_taken():
+    with pytest.raises(
+        DataError, match=r"is an address; files, folders, patterns .* and - \(standard input\) are taken"
+    ):
+        find_files(["https://example.org/cat.jpg"])
+
+
+def test_standard_input_is_one_image(explainer, pictures, tmp_path, monkeypatch):
+    content = (pictures / "3.png").read_bytes()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    (line,) = explain_files(explainer, ["-"], tmp_path / "out", strict=True)
+    assert (line["image"], line["overlay"]) == ("-", "overlays/stdin.png")
+    (same,) = explain_files(explainer, [pictures / "3.png"], tmp_path / "out")
+    assert line["cluster"] == same["cluster"] and line["distance"] == same["distance"]
+
+
+def test_a_run_in_its_input_folder_repeats_and_resumes(explainer, pictures):
+    for out in (pictures / "runs", pictures, pictures / "runs" / "again"):
+        lines = list(explain_files(explainer, [pictures], out))
+        assert [line["image"] for line in lines] == [str(pictures / f"{number}.png") for number in range(7)]
+        assert len(explain_files(explainer, [pictures], out)) == 7
+    obstacle = pictures / "stopped" / "maps" / "4.png.npz"
+    obstacle.mkdir(parents=True)
+    with pytest.raises(OutputError):
+        explain_files(explainer, [pictures], pictures / "stopped", batch_size=2)
+    obstacle.rmdir()
+    assert len(explain_files(explainer, [pictures], pictures / "stopped", batch_size=2, resume=True)) == 7
 
 
 def test_the_files_say_what_the_explainer_says(explainer, folder, tmp_path):

@@ -172,11 +172,34 @@ def test_an_unreadable_image_is_left_out_and_counted(pair, test_images, tmp_path
         evaluate(*pair, damaged, strict=True)
 
 
-def test_a_mask_that_is_all_ignored_is_an_error(pair, test_images, tmp_path):
+@pytest.fixture(params=["empty", "ignored", "another size", "damaged", "missing"])
+def one_bad_mask(request, test_images, tmp_path):
+    bad, everything = tmp_path / "mask.png", tmp_path / "ignore.png"
+    Image.new("L", (40, 40), 255).save(everything)
+    if request.param == "ignored":
+        return replace(test_images, ignore_files=(everything, *[None] * (len(test_images) - 1)))
+    if request.param == "damaged":
+        bad.write_bytes(everything.read_bytes()[:50])
+    elif request.param != "missing":
+        Image.new("L", (40, 40) if request.param == "empty" else (48, 48), 255 * (request.param != "empty")).save(bad)
+    return replace(test_images, mask_files=(bad, *test_images.mask_files[1:]))
+
+
+def test_a_bad_mask_is_left_out_with_one_warning_and_a_count_and_stops_a_strict_run(pair, one_bad_mask, caplog):
+    result = evaluate(*pair, one_bad_mask)
+    assert (result["images"], result["masks"]) == (12, 11)
+    first, *_, last = [record.getMessage() for record in caplog.records]
+    assert first.startswith(f"mask of {one_bad_mask.ids[0]} left out: ")
+    assert last == "1 of 12 masks could not be used and were left out"
+    with pytest.raises(DataError):
+        evaluate(*pair, one_bad_mask, strict=True)
+
+
+def test_masks_of_which_none_can_be_used_are_an_error(pair, test_images, tmp_path):
     everything = tmp_path / "ignore.png"
     Image.new("L", (40, 40), 255).save(everything)
     ignored = replace(test_images, ignore_files=(everything,) * len(test_images))
-    with pytest.raises(DataError, match=rf"the mask of {test_images.ids[0]} shows no object at 32 x 32 pixels; fix"):
+    with pytest.raises(DataError, match="none of the 12 masks can be used; see the warnings above"):
         evaluate(*pair, ignored)
 
 

@@ -12,20 +12,25 @@ from numpy.typing import NDArray
 from ...errors import DataError
 from ...utils.names import expand_user, normal_name
 from ..catalog import DATASETS, Dataset
-from ..images import list_folders, list_images
 from ..samples import FileSamples, find_masks, read_lines
 from ..splits import check_split, rows_of, training_part
+from ..tree import Tree, describe, find_pictures
 
 logger = logging.getLogger("embedcam")
+
+_TRAIN, _TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 
 
 def folder(path: str | Path, split: str = "train") -> FileSamples:
     """Read a data set from a folder.
 
     `path` contains `images/<class>/*` and optionally `masks/<class>/<stem>.png` and `ignore/<class>/<stem>.png`.
-    Without a folder `images`, the class folders are in `path` itself. Without class folders the data set is
-    unlabelled. The split is read from `train.txt` and `test.txt` in `path` (one `class/file.jpg` per line); without
-    them, 60 % of every class are training pictures, selected by a seeded hash of the relative path.
+    Without a folder `images`, the class folders are in `path` itself. Pictures in sub-folders of a class belong to the
+    class, as in torchvision's ImageFolder. Without class folders the data set is unlabelled.
+
+    The split is read from `train.txt` and `test.txt` in `path` (one `class/file.jpg` per line). Without them, folders
+    `train` and `test` (or `val`) that contain the class folders are the split. Without these, 60 % of every class are
+    training pictures, selected by a seeded hash of the relative path.
 
     Args:
         path: Folder of the data set.
@@ -42,51 +47,78 @@ def folder(path: str | Path, split: str = "train") -> FileSamples:
     if not root.is_dir():
         problem = "is a file" if root.exists() else "does not exist"
         raise DataError(f"{root} {problem}; pass the folder that contains the pictures")
-    samples = _whole(root)
+    images = root / "images" if (root / "images").is_dir() else root
+    tree = find_pictures(images)
+    parts = _split_folders(tree)
+    samples = _whole(root, tree, depth=1 if parts else 0)
     if split == "all":
         return samples
     rows = _own_split(root, samples.ids, split)
+    if rows is None and parts:
+        rows = np.array([row for row, name in enumerate(samples.ids) if name.startswith(f"{parts[split]}/")], np.int64)
     if rows is None:
         rows = rows_of(split, training_part(samples.ids, samples.labels), root)
     return samples.subset(rows)
 
 
-def _whole(root: Path) -> FileSamples:
-    images = root / "images" if (root / "images").is_dir() else root
-    classes = _class_folders(images)
-    groups = [files for _, files in classes] or [list_images(images)]
-    files = tuple(file for group in groups for file in group)
-    if not files:
-        raise DataError(f"no pictures in {images}; {_advice(images)}")
-    ids = tuple(file.relative_to(images).as_posix() for file in files)
+def _split_folders(tree: Tree) -> dict[str, str]:
+    """Return the folders of the training and the test pictures, if all pictures are in folders with such names."""
+    names = {parts[0] for parts, pictures in tree.folders.items() if parts and pictures}
+    if not names <= {*_TRAIN, *_TEST}:
+        return {}
+    train, test = ([name for name in known if name in names] for known in (_TRAIN, _TEST))
+    if len(test) > 1:
+        logger.warning("%s: the test split is %s; %s is in @all only", tree.root, test[0], ", ".join(test[1:]))
+    return {"train": train[0], "test": test[0]} if train and test else {}
+
+
+def _whole(root: Path, tree: Tree, depth: int) -> FileSamples:
+    """Read all pictures; the classes are the names at a depth of the tree."""
+    images = tree.root
+    classes = sorted({normal_name(parts[depth]) for parts, names in tree.folders.items() if len(parts) > depth and names})
+    if classes:
+        _check_classes(tree, classes, depth)
+        beside = [parts for parts in tree.folders if len(parts) <= depth]
+        if strays := sum(len(tree.folders.pop(parts)) for parts in beside):
+            tree.left_out["pictures beside class folders"] = strays
+    ids = tuple(tree.ids())
+    if not ids:
+        found = f" (left out: {describe(tree.left_out)})" if tree.left_out else ""
+        raise DataError(
+            f"no pictures in {images}{found}; put them into images/<class>/, as .jpg, .png or another common format"
+        )
+    tree.warn()
     for name in ids:
         if not _is_text(name):
             raise DataError(f"the file name {name!a} in {images} is not UTF-8; rename it")
-    labels = np.repeat(np.arange(len(groups), dtype=np.int64), [len(group) for group in groups])
+    number = {name: label for label, name in enumerate(classes)}
+    labels = [number[normal_name(parts[depth])] for parts, names in tree.folders.items() for _ in names] if classes else None
     return FileSamples(
-        files=files,
+        files=tuple(images / name for name in ids),
         ids=ids,
-        labels=labels if classes else None,
-        names=tuple(normal_name(name) for name, _ in classes),
+        labels=None if labels is None else np.array(labels, dtype=np.int64),
+        names=tuple(classes),
         mask_files=() if images == root else _find_masks(root / "masks", ids),
         ignore_files=() if images == root else _find_masks(root / "ignore", ids),
+        problems=tuple(tree.problems),
     )
 
 
-def _class_folders(images: Path) -> list[tuple[str, list[Path]]]:
-    folders = [(child.name, list_images(child)) for child in list_folders(images)]
-    classes = [(name, files) for name, files in folders if files]
-    if classes:
-        for name in sorted(name for name, files in folders if not files):
-            logger.warning("class folder %s has no pictures and is skipped", images / name)
-    return classes
-
-
-def _advice(images: Path) -> str:
-    for child in list_folders(images):
-        if any(list_images(grandchild) for grandchild in list_folders(child)):
-            return f"they are one level deeper: use folder:{child}"
-    return "put them into images/<class>/, as .jpg, .png or another common format"
+def _check_classes(tree: Tree, classes: list[str], depth: int) -> None:
+    for parts in tree.folders:
+        if len(parts) == depth + 1 and normal_name(parts[depth]) not in classes:
+            logger.warning("class folder %s has no pictures and is skipped", tree.root.joinpath(*parts))
+    if any(names for parts, names in tree.folders.items() if len(parts) == depth + 1):
+        return
+    # Two levels of folders and pictures in the lower one only.
+    if len(classes) == 1 and depth == 0:
+        raise DataError(f"no pictures in {tree.root}; they are one level deeper: use folder:{tree.root / classes[0]}")
+    lower = sorted({parts[depth + 1] for parts, names in tree.folders.items() if names and len(parts) > depth + 1})
+    logger.warning(
+        "%s has two levels of folders: its classes are %s, and sub-folders such as %s belong to them; "
+        "for classes of the lower level, move these folders into one folder",
+        *(tree.root, ", ".join(classes[:5]), ", ".join(lower[:5])),
+    )
 
 
 def _find_masks(root: Path, ids: Sequence[str]) -> tuple[Path | None, ...]:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from embedcam.data.sets.folder import folder
 from embedcam.errors import DataError
@@ -163,9 +164,66 @@ def test_masks_of_unlabelled_pictures(tmp_path):
     assert folder(tmp_path).mask(0).sum() == 1
 
 
-def test_stray_pictures_beside_class_folders_are_not_samples(animals):
-    draw(animals / "images" / "contact_sheet.png")
+def test_stray_pictures_beside_class_folders_are_counted_not_taken(animals, caplog):
+    draw(animals / "images" / "stray.png")
     assert len(folder(animals, "all")) == 10
+    assert "pictures beside class folders 1" in caplog.text
+
+
+def test_sub_folders_belong_to_their_class_as_in_torchvisions_image_folder(animals, caplog):
+    draw(animals / "images" / "cat" / "batch" / "more" / "0.png")
+    draw_mask(animals / "masks" / "cat" / "batch" / "more" / "0.png")
+    samples = folder(animals, "all")
+    expected = ImageFolder(animals / "images")
+    assert [(str(file), label) for file, label in zip(samples.files, samples.labels, strict=True)] == expected.samples
+    assert samples.mask(samples.ids.index("cat/batch/more/0.png")).sum() == 1
+    assert not caplog.records
+
+
+def test_files_that_are_left_out_are_counted_by_kind(animals, caplog):
+    for number in range(3):
+        (animals / "images" / "cat" / f"{number}.HEIC").touch()
+    (animals / "images" / "dog" / "film.mp4").touch()
+    (animals / "images" / "dog" / "notes.txt").touch()
+    assert len(folder(animals, "all")) == 10
+    assert [record.getMessage() for record in caplog.records] == [
+        f"4 files or folders left out of {animals / 'images'}: .heic 3, .mp4 1"
+    ]
+
+
+@pytest.mark.parametrize("inside", ["", "images"])
+@pytest.mark.parametrize("test", ["test", "val", "valid"])
+def test_train_and_test_folders_are_the_split_in_spite_of_a_stray_picture(tmp_path, inside, test):
+    for part, count in (("train", 3), (test, 2)):
+        for name in ("cat", "dog"):
+            for i in range(count):
+                draw(tmp_path / inside / part / name / f"{i}.png")
+    draw(tmp_path / inside / "preview.png")
+    whole, samples = folder(tmp_path, "all"), folder(tmp_path, "test")
+    assert len(whole) == 10 and whole.names == samples.names == ("cat", "dog")
+    assert samples.ids == tuple(f"{test}/{name}/{i}.png" for name in ("cat", "dog") for i in range(2))
+    assert samples.labels.tolist() == [0, 0, 1, 1]
+    assert set(folder(tmp_path).ids) == set(whole.ids) - set(samples.ids)
+
+
+def test_a_third_folder_beside_train_and_test_is_in_all_only_and_said(tmp_path, caplog):
+    for part in ("train", "val", "test"):
+        draw(tmp_path / part / "cat" / "0.png")
+    assert [len(folder(tmp_path, split)) for split in ("train", "test", "all")] == [1, 1, 3]
+    assert "the test split is test; val is in @all only" in caplog.text
+
+
+def test_classes_named_like_a_split_among_others_are_classes(tmp_path):
+    for name in ("train", "test", "bus"):
+        draw(tmp_path / name / "0.png")
+    assert folder(tmp_path, "all").names == ("bus", "test", "train")
+
+
+def test_two_levels_of_folders_are_explained(tmp_path, caplog):
+    for name in ("animals/cat", "animals/dog", "plants/rose"):
+        draw(tmp_path / "images" / name / "0.png")
+    assert folder(tmp_path, "all").names == ("animals", "plants")
+    assert "its classes are animals, plants, and sub-folders such as cat, dog, rose belong to them" in caplog.text
 
 
 def test_own_split_is_used(animals):
