@@ -71,39 +71,38 @@ def find_files(inputs: Sequence[str | Path], out: Path | None = None) -> FileSam
             files += [path / name for name in tree.ids()]
             ids += tree.ids()
             problems += tree.problems
-        else:
+        elif path == STDIN or path.exists():
             files.append(path)
             ids.append("stdin" if path == STDIN else path.name)
+        elif glob.has_magic(str(path)):
+            raise DataError(f"no file matches {path}; check the pattern")
+        else:
+            raise DataError(f"no such file or folder: {path}; check the path")
     return FileSamples(files=tuple(files), ids=_unique(ids), problems=tuple(problems))
 
 
 def expand(inputs: Sequence[str | Path]) -> list[Path]:
-    """Replace patterns by the files that match, and check that all inputs exist.
+    """Replace patterns by the files that match; what exists, and what matches nothing, stays as it is.
 
     Args:
         inputs: As for `find_files`.
 
     Returns:
-        Files and folders; `STDIN` for "-".
+        The paths.
 
     Raises:
-        DataError: If an input does not exist, is an address, or a pattern matches no file.
+        DataError: If an input is an address.
     """
     paths: list[Path] = []
     for path in map(Path, inputs):
-        if path == STDIN or path.exists():
-            paths.append(path)
-        elif _ADDRESS.match(str(path)):
+        if _ADDRESS.match(str(path)) and not path.exists():
             raise DataError(
                 f"{path} is an address; files, folders, patterns such as 'x/*.jpg' and - (standard input) are taken: "
                 "download it first"
             )
-        elif matches := sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207  (absolute patterns too)
-            paths += map(Path, matches)
-        elif glob.has_magic(str(path)):
-            raise DataError(f"no file matches {path}; check the pattern")
-        else:
-            raise DataError(f"no such file or folder: {path}; check the path")
+        # Names may contain the characters of patterns. Path.glob takes no absolute pattern.
+        matches = [] if path.exists() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
+        paths += map(Path, matches) if matches else [path]
     return paths
 
 
