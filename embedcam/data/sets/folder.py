@@ -75,7 +75,9 @@ def _split_folders(tree: Tree) -> dict[str, str]:
 def _whole(root: Path, tree: Tree, depth: int) -> FileSamples:
     """Read all pictures; the classes are the names at a depth of the tree."""
     images = tree.root
-    classes = sorted({normal_name(parts[depth]) for parts, names in tree.folders.items() if len(parts) > depth and names})
+    classes = sorted(
+        {normal_name(parts[depth]) for parts, names in tree.folders.items() if len(parts) > depth and names}
+    )
     if classes:
         _check_classes(tree, classes, depth)
         beside = [parts for parts in tree.folders if len(parts) <= depth]
@@ -92,7 +94,9 @@ def _whole(root: Path, tree: Tree, depth: int) -> FileSamples:
         if not _is_text(name):
             raise DataError(f"the file name {name!a} in {images} is not UTF-8; rename it")
     number = {name: label for label, name in enumerate(classes)}
-    labels = [number[normal_name(parts[depth])] for parts, names in tree.folders.items() for _ in names] if classes else None
+    labels = (
+        [number[normal_name(parts[depth])] for parts, names in tree.folders.items() for _ in names] if classes else None
+    )
     return FileSamples(
         files=tuple(images / name for name in ids),
         ids=ids,
