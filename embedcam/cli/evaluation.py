@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -90,7 +91,7 @@ def evaluate(
         raise typer.BadParameter("--resume needs --json FILE: finished scores are stored beside it")
     if not (faithfulness or randomisation):
         refuse_unused(context, "without --faithfulness or --randomisation", "out")
-    checks: dict[str, tuple[Any, Any]] = {}
+    checks: dict[Literal["faithfulness", "randomisation"], tuple[Callable[..., None], Callable[..., None]]] = {}
     if faithfulness:
         checks["faithfulness"] = printing.print_faithfulness, draw_faithfulness
     if randomisation:
