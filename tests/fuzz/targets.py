@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -100,6 +101,50 @@ def use_image(path: Path) -> None:
             read_mask(path, size, empty_ok=True, **options)
 
 
+def use_video(path: Path) -> None:
+    from embedcam.video.video import open_video
+
+    last = -1
+    with open_video(path) as video:
+        for frame in video.frames():
+            assert frame.pts > last
+            last = frame.pts
+            assert frame.picture().ndim == 3
+
+
+def use_request(path: Path) -> None:
+    """Read a form as the server does; the file is its body."""
+    from starlette.requests import Request
+
+    from embedcam.app.limits import Limits
+    from embedcam.app.uploads import read_uploads
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": path.read_bytes()}
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=x")]
+    request = Request({"type": "http", "method": "POST", "headers": headers}, receive)
+    for upload in asyncio.run(read_uploads(request, Limits(), ("image",))):
+        assert upload.picture(Limits()).mode == "RGB"
+
+
+def use_list(path: Path) -> None:
+    """Use the file as the list of the training images of a folder."""
+    from embedcam.data import load
+
+    root = path.parent / "data"
+    for name in LISTED:
+        image = root / "images" / name
+        image.parent.mkdir(parents=True, exist_ok=True)
+        if not image.exists():
+            image.write_bytes(pictures("PNG")[0])
+    (root / "test.txt").write_text(f"{LISTED[-1]}\n")
+    (root / "train.txt").write_bytes(path.read_bytes())
+    samples = load(f"folder:{root}", "train")
+    assert set(samples.ids) <= set(LISTED)
+    samples.image(0)
+
+
 @functools.cache
 def _network() -> Any:
     import embedcam
@@ -147,6 +192,46 @@ def pictures(form: str) -> list[bytes]:
             return [*_encoded("BMP", "RGB", "P"), *_encoded("PPM", "RGB", "L")]
 
 
+@functools.cache
+def videos() -> list[bytes]:
+    """Short videos, one with timestamps that jump, and one with pixels that are not square."""
+    import av
+
+    files = []
+    for form, codec, aspect in (
+        ("mp4", "h264", 1),
+        ("matroska", "h264", 2),
+        ("mpegts", "h264", 1),
+        ("avi", "mjpeg", 1),
+    ):
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format=form) as container:
+            stream = container.add_stream(codec, rate=25)
+            stream.width, stream.height = 64, 48
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            stream.codec_context.sample_aspect_ratio = aspect
+            for shade in range(0, 250, 50):
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), shade, np.uint8), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        files.append(buffer.getvalue() * (2 if form == "mpegts" else 1))
+    return files
+
+
+@functools.cache
+def forms() -> list[bytes]:
+    """Bodies with a picture, and with a text before it."""
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+    text = b'--x\r\nContent-Disposition: form-data; name="comment"\r\n\r\nhello\r\n'
+    body = head + pictures("PNG")[0] + b"\r\n--x--\r\n"
+    return [body, text + body]
+
+
+def lists() -> list[bytes]:
+    text = "".join(f"{name}\n" for name in LISTED[:-1])
+    return [text.encode(), text.replace("\n", "\r\n").encode("utf-8-sig")]
+
+
 def _seal_database(content: bytes) -> bytes:
     from embedcam.database.store import seal
 
@@ -163,6 +248,7 @@ def _image(form: str, *more: mutations.Spoil) -> Target:
     return Target(lambda: pictures(form), (mutations.spoil_bytes, *more), use_image, f".{form.lower()}")
 
 
+LISTED = ("a/0.png", "a/1.png", "b/é 2.png", "b/3.png")
 TRAILER = len("\nembedcam-sha256:") + 64
 ONNX_TRAILER = 2 + 2 + 15 + 2 + 64
 TARGETS = {
@@ -192,4 +278,7 @@ TARGETS = {
     "tiff": _image("TIFF"),
     "webp": _image("WEBP"),
     "bmp, ppm": _image("other"),
+    "video": Target(videos, (mutations.spoil_bytes,), use_video, ".mkv"),
+    "request": Target(forms, (mutations.spoil_bytes,), use_request, ".form"),
+    "list": Target(lists, (mutations.spoil_bytes,), use_list, ".txt"),
 }
