@@ -207,7 +207,7 @@ def open_video(source: str | Path) -> Iterator[Video]:
     camera = None if Path(name).exists() else _CAMERA.fullmatch(name)
     url, device = _camera(camera[1]) if camera else (f"file:{name}", None)  # or 12:30.mp4 would be read by protocol 12
     try:
-        container = av.open(url, "r", format=device)
+        container = av.open(url, "r", format=device, metadata_errors="replace")
     except OSError as error:
         if camera:
             devices = ", ".join(sorted(map(str, Path("/dev").glob("video*")))) or "none"
@@ -220,6 +220,8 @@ def open_video(source: str | Path) -> Iterator[Video]:
         tracks = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not tracks:
             raise DataError(f"{name} has no video track; use another file")
+        if tracks[0].codec_context is None:
+            raise DataError(f"the codec of {name} is unknown; convert the video, for example to H.264")
         width, height = _square(tracks[0].width, tracks[0].height, tracks[0].sample_aspect_ratio or Fraction(1))
         if width * height > MAX_PIXELS:
             raise DataError(f"the frames of {name} are larger than {MAX_PIXELS:,} pixels; scale the video down")

@@ -24,13 +24,14 @@ def pictures(count, height=48, width=64):
     return frames
 
 
-def make(path, frames, times=None, rotation=0, options=None, aspect=None):
+def make(path, frames, times=None, rotation=0, options=None, aspect=None, title=""):
     """Write a video with PyAV alone: times in ms."""
     with av.open(str(path), "w", options=options or {}) as container:
         codec = "h264" if path.suffix == ".ts" else container.default_video_codec
         stream = container.add_stream(codec, rate=25, options={"crf": "5"})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", MS
+        container.metadata["title"] = title
         if aspect:
             stream.codec_context.sample_aspect_ratio = aspect
         if rotation:
@@ -122,6 +123,19 @@ def test_sound_alone_has_no_video_track(tmp_path):
         container.mux(stream.encode(frame))
     with pytest.raises(DataError, match="no video track"):
         seen(tmp_path / "a.mkv")
+
+
+def test_a_title_that_is_not_utf8_is_no_obstacle(tmp_path):
+    data = make(tmp_path / "a.mkv", pictures(1), title="Fuessen").read_bytes()
+    (tmp_path / "b.mkv").write_bytes(data.replace(b"Fuessen", b"F\xfc\xdfen.."))
+    assert len(seen(tmp_path / "b.mkv")) == 1
+
+
+def test_an_unknown_codec_is_named(tmp_path):
+    data = make(tmp_path / "a.mkv", pictures(1)).read_bytes()
+    (tmp_path / "b.mkv").write_bytes(data.replace(b"V_MPEG4/ISO/AVC", b"V_MPEG9/ISO/AVC"))
+    with pytest.raises(DataError, match=r"the codec of .*b\.mkv is unknown"):
+        seen(tmp_path / "b.mkv")
 
 
 def test_a_camera_that_is_not_there_is_named():
