@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from segmentation_figures import layers_figure
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,7 +34,6 @@ from embedcam.gradient import GradCAM, SegmentationScore
 from embedcam.nets import layers
 from embedcam.nets.backbones import create, read_state_dict
 from embedcam.show.grid import save_png
-from embedcam.show.labels import layers_figure
 from embedcam.utils import progress
 from embedcam.utils.files import require_writable, write_bytes
 

@@ -9,7 +9,6 @@ from embedcam.errors import DataError
 from embedcam.explain.explanation import Explanation
 from embedcam.show.boxes import draw_boxes, find_boxes, mask_box
 from embedcam.show.grid import grid
-from embedcam.show.labels import label_overlay, with_color_bar
 from embedcam.show.overlay import colorize, overlay
 
 SIZES = [(1, 1), (1, 8000), (8000, 1), (2, 3)]
@@ -24,8 +23,6 @@ def test_pictures_of_any_size_are_drawn_on(size):
     assert (box.left, box.top, box.right, box.bottom) == (0, 0, size[1], size[0])
     assert mask_box(heatmap > 0).area == size[0] * size[1]
     assert draw_boxes(picture, [box], ["a label that is longer than the picture"]).shape == (*size, 3)
-    assert label_overlay(picture, np.zeros((3, 2), int), [(1, 2, 3)]).shape == (*size, 3)
-    assert with_color_bar(picture, ["a"], [(1, 2, 3)]).height == size[0]
     assert grid([[picture, heatmap > 0]], [["picture", "mask"]], ["left", "right"], ["row"]).width < 500
     (drawn,) = Explanation.of(np.random.default_rng(0).random((1, *size), np.float32)).overlay(torch.zeros(1, 3, *size))
     assert drawn.shape == (*size, 3)

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ..errors import DataError, EmbedcamError
-from .checks import check_alpha, check_picture
-from .fonts import Letters
-from .grid import grid
-from .overlay import overlay
-from .text import fit
+from embedcam.errors import DataError, EmbedcamError
+from embedcam.show.checks import check_alpha, check_picture
+from embedcam.show.fonts import Letters
+from embedcam.show.grid import grid
+from embedcam.show.overlay import overlay
+from embedcam.show.text import fit
 
 Color = tuple[int, int, int]
 
