@@ -1,4 +1,4 @@
-"""Explain why two images match: their similarity, shared out over the cells of both, in closed form."""
+"""Explain why two images match: their similarity, decomposed over the cells of both, in closed form."""
 
 from __future__ import annotations
 
@@ -27,12 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Pair(Generic[T]):
-    """The same of both sides of a comparison.
-
-    Attributes:
-        images: Of the images.
-        other: Of the image that each of them is compared with.
-    """
+    """A value for the images, and for the other image that each of them is compared with."""
 
     images: T
     other: T
@@ -40,20 +35,19 @@ class Pair(Generic[T]):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What speaks for and against a match, where, in both images.
+    """Maps of the evidence for and against a match, in both images.
 
-    All four maps of a pair are scaled by one number: the most that any cell of the two images says to this match, or to
-    its image's match with itself. So a faint difference is drawn faintly, and where next to nothing speaks for a match
-    or against it, all four maps are faint.
+    All four maps of a pair have the same scale: the largest contribution of any cell of the two images to this match,
+    or to its image's match with itself. A weak difference is therefore drawn weakly.
 
     Attributes:
-        similarity: float32 (B,): the sum of an image's contributions, and of the other's too. The cosine, unless
-            something common was taken off.
+        similarity: float32 (B,): the sum of the contributions, of either image. The cosine, unless a common embedding
+            was subtracted.
         distances: float32 (B,): 1 - cosine, or Euclidean.
-        shared: Heat maps of what speaks for the match, (B, H, W) in [0, 1]. Their `raw` is n times the positive
-            contributions of the n cells: what the similarity would be, were the whole image like this place.
-        differs: The same of what speaks against the match, the negative contributions.
-        contributions: float32 (B, h, w) of either sign, one a cell.
+        shared: Heat maps of the positive contributions, (B, H, W) in [0, 1]. Their `raw` is the contribution times the
+            number n of cells: the similarity if the whole image were like this place.
+        differs: Heat maps of the negative contributions, likewise.
+        contributions: float32 (B, h, w), one per cell, of either sign.
     """
 
     similarity: NDArray[np.float32]
@@ -64,13 +58,13 @@ class Comparison:
 
 
 class Seen(NamedTuple):
-    """What one forward pass leaves of images that are to be compared.
+    """The result of the forward pass of images that are to be compared.
 
     Attributes:
         maps: (B, K, h, w).
         vectors: (B, K): the mean of each map.
         embeddings: (B, D).
-        lengths: (B,): what the head's output was divided by to give the embedding; 1 for Euclidean networks.
+        lengths: (B,): norm of the head's output, by which it was divided; 1 for Euclidean networks.
         size: (H, W) of the images.
     """
 
@@ -82,32 +76,32 @@ class Seen(NamedTuple):
 
 
 class Against:
-    """Compares images with another: one forward pass an image, no backward pass.
+    """Compare images with another: one forward pass per image, no backward pass.
 
     Where the head sees only the mean v of the n cells' features a_i, and is linear (at v, if it has a hidden layer),
-    every cell has an embedding e_i = head(a_i) / |head(v)| of its own (Euclidean: head(a_i)), and the image's is their
-    mean. So the similarity is a sum of signed contributions of the cells, exactly:
+    every cell has an embedding e_i = head(a_i) / |head(v)| of its own (Euclidean: head(a_i)), and the image's embedding
+    is their mean. The similarity is therefore exactly the sum of signed contributions of the cells:
 
         (z - m) . (z' - m)  =  sum over i of  (e_i - m) . (z' - m) / n
 
-    For cosine networks m = 0 unless `common` says otherwise, and this is the cosine. Euclidean ones have no origin of
-    their own, and this is the part of minus the squared distance in which both images have a say, with its sign:
-    -|z - z'|^2 = 2 (z - m) . (z' - m) - |z - m|^2 - |z' - m|^2. (Shared out itself, the distance says where images
-    differ but not what they share: on butterflies, such maps lie on the object hardly more than by chance.)
+    For cosine networks m = 0 unless `common` is given, and this is the cosine. Euclidean networks have no origin. Their
+    sum is the mixed term of the negative squared distance: -|z - z'|^2 = 2 (z - m) . (z' - m) - |z - m|^2 - |z' - m|^2.
+    (The distance itself can be decomposed too, but shows only where images differ: on butterflies, such maps lie on the
+    object hardly more often than by chance.)
 
     Args:
-        net: The network, or an explainer, whose network, feature layer, placement and preprocessing are taken.
-        common: (D,) what all images have in common, m above, such as `common_embedding(database)`. Taking it off tells
-            what these two share more than any two. If None, nothing is taken off in cosine networks: once trained, they
-            leave little in common (a mean of length 0.2 on butterflies, and the share of heat on the object is 0.61
-            either way). In Euclidean ones the explainer's database gives it, if there is an explainer.
-        placement: "receptive-field" puts every cell where the network looked; "stretch" is the plain bilinear resize.
-            If None, the explainer's, or "receptive-field".
+        net: The network, or an explainer, whose network, feature layer, placement and preprocessing are used.
+        common: (D,) embedding m to subtract, such as `common_embedding(database)`, to show what these two images share
+            more than any two. If None, nothing is subtracted in cosine networks: once trained, their mean is small (of
+            length 0.2 on butterflies, and the share of heat on the object is 0.61 either way). For Euclidean networks,
+            the explainer's database gives it, if there is an explainer.
+        placement: "receptive-field" places each cell at the centre of its receptive field; "stretch" resizes the map
+            bilinearly. If None, the explainer's, or "receptive-field".
         preprocess: From a picture to an input; the explainer's or the network's if None.
 
     Raises:
-        NetworkError: If the network has no head that can be shared out over cells.
-        DataError: If the placement is unknown or `common` is of another size than embeddings.
+        NetworkError: If the network's head does not allow the decomposition.
+        DataError: If the placement is unknown, or `common` does not have the size of an embedding.
 
     Source:
         Zhu et al. 2019, Visual Explanation for Deep Metric Learning (arXiv 1909.12977); Stylianou et al. 2019,
@@ -125,7 +119,7 @@ class Against:
         explainer = net if isinstance(net, Explainer) else None
         network = net.net if isinstance(net, Explainer) else net
         if not isinstance(network, EmbeddingNet):
-            raise _cannot_share_out(network)
+            raise _not_decomposable(network)
         self.net, self._modules = network, list(network.modules())
         self.placement = placement or (explainer.module.placement if explainer else "receptive-field")
         if self.placement not in PLACEMENTS:
@@ -137,7 +131,7 @@ class Against:
             raise DataError(f"common must be one embedding ({network.dim},), got {common.shape}; see common_embedding")
         offset = np.zeros(network.dim, dtype=np.float32) if common is None else common
         self._common = torch.as_tensor(offset, dtype=torch.float32, device=network.device)
-        self._known = explainer.database.geometry if explainer else None
+        self._database_geometry = explainer.database.geometry if explainer else None
         self._geometries: dict[tuple[int, int], Geometry] = {}
 
     @torch.inference_mode()
@@ -148,7 +142,7 @@ class Against:
             images: (B, 3, H, W), normalised; moved to the network's device.
 
         Returns:
-            What comparing needs.
+            The input of a call.
 
         Raises:
             NetworkError: If the head sees more than the mean of each feature map.
@@ -158,7 +152,7 @@ class Against:
             maps, vectors = seen.maps, seen.maps.mean(dim=(2, 3))
             finite = seen.embeddings.isfinite().all(dim=1)
             if seen.vector is None or not is_pooled(seen.vector[finite], vectors[finite]):
-                raise _cannot_share_out(self.net)
+                raise _not_decomposable(self.net)
             lengths = torch.ones_like(vectors[:, 0])
             if self.net.metric == "cosine":
                 output = self.net.head(layers.as_input(self.net.head, vectors)).float()
@@ -170,15 +164,15 @@ class Against:
         """Compare images with another.
 
         Args:
-            images: (B, 3, H, W), normalised, or what `see` gave for them.
-            other: One image (1, 3, H', W') for all, or one an image (B, 3, H', W'); or what `see` gave.
+            images: (B, 3, H, W), normalised, or the result of `see`.
+            other: One image (1, 3, H', W') for all, or one per image (B, 3, H', W'); or the result of `see`.
 
         Returns:
-            Similarities, and the maps of both sides: of the other one too, there are B.
+            Similarities, and B maps of either side.
 
         Raises:
             NetworkError: If the head sees more than the mean of each feature map.
-            DataError: If the number of others does not fit.
+            DataError: If the number of other images does not match.
         """
         ours, theirs = (side if isinstance(side, Seen) else self.see(side) for side in (images, other))
         with torch.autocast(self.net.device.type, enabled=False):  # only the network runs in low precision
@@ -187,7 +181,7 @@ class Against:
     def _compare(self, ours: Seen, theirs: Seen) -> Comparison:
         count = len(ours.embeddings)
         if len(theirs.embeddings) not in (1, count):
-            raise DataError(f"got {len(theirs.embeddings)} others for {count} images; give one, or one an image")
+            raise DataError(f"got {len(theirs.embeddings)} others for {count} images; give one, or one per image")
         z, towards = ours.embeddings, theirs.embeddings.expand(count, -1)
         similarity = ((z - self._common) * (towards - self._common)).sum(dim=1)
         if self.net.metric == "cosine":
@@ -206,12 +200,12 @@ class Against:
         return Comparison(_numpy(similarity), _numpy(distances), shared, differs, Pair(*cells))
 
     def _densities(self, seen: Seen, towards: Tensor) -> Tensor:
-        """Give each cell's contribution to the similarity times their number: what the similarity is the mean of."""
+        """Compute each cell's contribution times the number of cells, (B, h, w); their mean is the similarity."""
         directions = towards - self._common
         try:
             weights, constants = self.net.head_along(seen.vectors, directions)
         except NetworkError as error:
-            raise _cannot_share_out(self.net) from error
+            raise _not_decomposable(self.net) from error
         summed = (weights[:, None, :] @ seen.maps.flatten(start_dim=2)).squeeze(dim=1)
         lengths = seen.lengths[:, None]
         densities = (summed + constants[:, None]) / lengths - (directions @ self._common)[:, None]
@@ -220,36 +214,34 @@ class Against:
     def _explanations(
         self, densities: Tensor, strongest: Tensor, embeddings: Tensor, size: tuple[int, int]
     ) -> tuple[Explanation, Explanation]:
-        """Place one side's signed maps and cut them into what is shared and what differs."""
+        """Place the signed maps of one side; return the positive and the negative part."""
         placed = place(densities, self._geometry(densities, size), size)
         finite = strongest.isfinite()  # NaN in either image is in all maps of the pair
         usable = finite & (strongest > torch.finfo(strongest.dtype).tiny)
         placed = torch.where(finite[:, None, None], placed, 0)
         scale = torch.where(usable, strongest, 1)[:, None, None]
-        known = finite.tolist(), usable.tolist()
 
         def explanation(raw: Tensor) -> Explanation:
-            notes = [[NOT_FINITE] if not ok else [] if lit else [FLAT] for ok, lit in zip(*known, strict=True)]
-            maps = _numpy(raw / scale), _numpy(raw)
-            return Explanation(*maps, notes, _numpy(embeddings), preprocess=self.preprocess)
+            notes = [[NOT_FINITE] if not ok else [] if lit else [FLAT] for ok, lit in zip(finite, usable, strict=True)]
+            return Explanation(_numpy(raw / scale), _numpy(raw), notes, _numpy(embeddings), preprocess=self.preprocess)
 
         return explanation(placed.clamp(min=0)), explanation((-placed).clamp(min=0))
 
     def _geometry(self, densities: Tensor, size: tuple[int, int]) -> Geometry:
         if self.placement == "stretch":
             return Geometry.stretch((int(densities.shape[1]), int(densities.shape[2])), size)
-        if self._known is not None:
-            return self._known
+        if self._database_geometry is not None:
+            return self._database_geometry
         if size not in self._geometries:
             self._geometries[size] = receptive_field.geometry(self.net.body, self.net.layer, size)
         return self._geometries[size]
 
 
 def common_embedding(database: WeightDatabase) -> NDArray[np.float32]:
-    """Give the mean embedding of the training images: what all of them have in common.
+    """Compute the mean embedding of the training images, which all of them have in common.
 
     Args:
-        database: Its clusters' centroids are averaged, each as often as it has members.
+        database: Its centroids are averaged, weighted by the number of members.
 
     Returns:
         (D,) float32.
@@ -263,10 +255,10 @@ def _numpy(tensor: Tensor) -> NDArray[np.float32]:
     return array
 
 
-def _cannot_share_out(net: Network) -> NetworkError:
+def _not_decomposable(net: Network) -> NetworkError:
     return NetworkError(
-        f"the similarity of {net.architecture} cannot be shared out over the cells of layer {net.layer!r}: that takes "
-        "an EmbeddingNet whose head sees only the mean of each of that layer's maps (as those of tiny, ResNet, "
-        "MobileNetV2 and EfficientNet do with their last layer) and is linear or has one hidden layer with ReLU; "
+        f"the similarity of {net.architecture} cannot be decomposed over the cells of layer {net.layer!r}: this needs "
+        "an EmbeddingNet whose head sees only the mean of each map of that layer (as in tiny, ResNet, MobileNetV2 and "
+        "EfficientNet with their last layer) and is linear or has one hidden layer with ReLU; "
         "embedcam.gradient.GradCAM(net)(images, embedcam.gradient.Similarity(reference)) explains any network"
     )

@@ -1,4 +1,4 @@
-"""What every method returns, and what an explainer is. Needs no torch."""
+"""The result of every method, and the protocol of explainers. Needs no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOT_FINITE = "the map is not finite (NaN or infinity in the image or the network
 
 
 class Outputs(NamedTuple):
-    """What the method computes of an image batch, as tensors or arrays; also the outputs of an ONNX explainer.
+    """The outputs of the method for an image batch, as tensors or arrays; also those of an ONNX explainer.
 
     Attributes:
         heatmap: float32 (B, H, W) in [0, 1]; zero where `finite` is false.
@@ -46,12 +46,12 @@ class Outputs(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """Heat maps of a batch of images and how they came about.
+    """Heat maps of an image batch, and the clusters that they are based on.
 
     Attributes:
         heatmaps: float32 (B, H, W) in [0, 1], at image size.
         raw: float32 (B, H, W), the same maps before normalising, not negative.
-        notes: What a reader must know, a list an image; empty when all is well.
+        notes: Warnings, a list per image.
         embeddings: float32 (B, D), or None for classifiers.
         clusters: int64 (B,) index of each image's cluster; None for methods without a weight database.
         distances: float32 (B,) from each embedding to its cluster's centroid: 1 - cosine, or Euclidean.
@@ -77,7 +77,7 @@ class Explanation:
     def of_outputs(
         cls, outputs: Outputs, preprocess: Preprocess, neighbors: NDArray[np.int64] | None = None
     ) -> Explanation:
-        """Make an explanation of what an explainer computed.
+        """Make an explanation from the outputs of an explainer.
 
         Args:
             outputs: Arrays; the maps at image size.
@@ -87,20 +87,16 @@ class Explanation:
         Returns:
             The explanation, with a note for every image that is unlike the training images, flat or not finite.
         """
-        notes: list[list[str]] = [[] for _ in outputs.finite]
-        lit = outputs.heatmap.any(axis=(1, 2))
-        for mine, finite, is_lit, distance, anomaly in zip(
-            notes, outputs.finite, lit, outputs.distance, outputs.anomaly, strict=True
+        notes = _notes(outputs.finite, outputs.heatmap)
+        for own, finite, distance, anomaly in zip(
+            notes, outputs.finite, outputs.distance, outputs.anomaly, strict=True
         ):
             if finite and anomaly > 1:
-                mine.append(
+                own.insert(
+                    0,
                     f"unlike the training images: {distance:.3f} from the nearest cluster's centre, 99 % of them lie "
-                    f"within {distance / anomaly:.3f}"
+                    f"within {distance / anomaly:.3f}",
                 )
-            if not finite:
-                mine.append(NOT_FINITE)
-            elif not is_lit:
-                mine.append(FLAT)
         return cls(
             outputs.heatmap,
             outputs.raw,
@@ -125,28 +121,21 @@ class Explanation:
         Returns:
             The explanation.
         """
-        notes: list[list[str]] = [[] for _ in raw]
         finite: NDArray[np.bool_] = np.asarray(np.isfinite(raw).all(axis=(1, 2)))
         if not finite.all():
             raw = np.where(finite[:, None, None], raw, 0)
         heatmaps = normalize(raw)
-        flat = heatmaps.max(axis=(1, 2)) == 0
-        for index, mine in enumerate(notes):
-            if not finite[index]:
-                mine.append(NOT_FINITE)
-            elif flat[index]:
-                mine.append(FLAT)
-        return cls(heatmaps, raw, notes, **attributes)
+        return cls(heatmaps, raw, _notes(finite, heatmaps), **attributes)
 
     def typicality_in_words(self, index: int) -> str:
-        """Say how usual an image is for its cluster.
+        """Describe how typical an image is of its cluster.
 
         Args:
             index: The image's, in this batch.
 
         Returns:
             "typical of its cluster" (half of the cluster's images lie at least as far out), "usual for its cluster" (a
-            tenth), "at the edge of its cluster", or "unlike the training images"; nothing where it is unknown.
+            tenth), "at the edge of its cluster", or "unlike the training images"; empty if it is unknown.
         """
         if self.typicality is None or self.anomaly is None:
             return ""
@@ -163,13 +152,13 @@ class Explanation:
         return f"<Explanation of {len(self)} images, {' x '.join(map(str, self.heatmaps.shape[1:]))} pixels{clusters}>"
 
     def overlay(self, images: Any, *, alpha: float = 0.5, colormap: str = "turbo") -> list[NDArray[np.uint8]]:
-        """Lay the heat maps over the images.
+        """Draw the heat maps over the images.
 
         Args:
             images: The batch that was explained (B, 3, H, W), a torch tensor or array; or B pictures of any size,
                 each uint8 (H', W', 3) or a Pillow image.
-            alpha: Weight of the heat map, in [0, 1].
-            colormap: Any name that the cmap library knows, such as "turbo", "viridis" or "jet".
+            alpha: Opacity of the heat map, in [0, 1].
+            colormap: Name of a colormap of the cmap library, such as "turbo", "viridis" or "jet".
 
         Returns:
             B pictures, uint8 RGB, each of its image's size.
@@ -188,13 +177,13 @@ class Explanation:
         ]
 
     def boxes(self, threshold: float = 0.5) -> list[list[Box]]:
-        """Find where the heat maps are strong.
+        """Find boxes around the strong regions of the heat maps.
 
         Args:
-            threshold: In (0, 1]: the least heat inside a box's region.
+            threshold: Minimum heat inside a box's region, in (0, 1].
 
         Returns:
-            For each image its boxes in pixels of the heat map, one a connected region, the largest first.
+            For each image its boxes in pixels of the heat map, one per connected region, the largest first.
         """
         from ..show.boxes import find_boxes
 
@@ -205,8 +194,8 @@ class Explanation:
 
         Args:
             images: As for `overlay`, to lay them over; the maps alone if None.
-            alpha: Weight of the heat map over an image, in [0, 1].
-            colormap: Any name that the cmap library knows.
+            alpha: Opacity of the heat map over an image, in [0, 1].
+            colormap: Name of a colormap of the cmap library.
 
         Returns:
             (B,) matplotlib axes.
@@ -244,8 +233,13 @@ class Explanation:
         return pictures
 
 
+def _notes(finite: NDArray[np.bool_], heatmaps: NDArray[np.float32]) -> list[list[str]]:
+    flat = ~heatmaps.any(axis=(1, 2))
+    return [[NOT_FINITE] if not ok else [FLAT] if cold else [] for ok, cold in zip(finite, flat, strict=True)]
+
+
 class AnyExplainer(Protocol):
-    """What explains images: by torch or by another runtime."""
+    """An object that explains images, with torch or another runtime."""
 
     @property
     def preprocess(self) -> Preprocess:
@@ -257,7 +251,7 @@ class AnyExplainer(Protocol):
         ...
 
     def labels_of(self, cluster: int) -> list[tuple[str, int]]:
-        """List the commonest labels of a cluster, with their counts."""
+        """List the most frequent labels of a cluster, with their counts."""
         ...
 
     def exemplar(self, index: int) -> tuple[str, str | None]:

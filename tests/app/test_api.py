@@ -249,7 +249,7 @@ def test_a_network_that_cannot_compare_says_why(explainer, monkeypatch, file):
     with TestClient(create_app(explainer)) as client:
         info = client.get("info").json()
         assert info["compare"] is False
-        assert "cannot be shared out over the cells" in info["compare_hint"]
+        assert "cannot be decomposed over the cells" in info["compare_hint"]
         answer = client.post("compare", files={"image": ("a.png", file), "other": ("b.png", file)})
         assert (answer.status_code, answer.json()["error"]) == (422, info["compare_hint"])
 

@@ -246,14 +246,14 @@ def test_networks_whose_similarity_cannot_be_shared_out_are_refused_with_another
     else:
         net.head = nn.Sequential(nn.Linear(net.channels, 4), nn.Tanh(), nn.Linear(4, 8))
     with pytest.raises(
-        NetworkError, match=r"cannot be shared out .*linear or has one hidden .*Similarity\(reference\)"
+        NetworkError, match=r"cannot be decomposed .*linear or has one hidden .*Similarity\(reference\)"
     ):
         Against(net)(IMAGES, IMAGES)
 
 
 def test_options_that_cannot_be_used_are_named():
     net = make()
-    with pytest.raises(DataError, match="got 2 others for 3 images; give one, or one an image"):
+    with pytest.raises(DataError, match="got 2 others for 3 images; give one, or one per image"):
         Against(net)(IMAGES, OTHERS[:2])
     with pytest.raises(DataError, match="unknown placement 'middle'"):
         Against(net, placement="middle")
