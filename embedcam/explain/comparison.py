@@ -220,9 +220,10 @@ class Against:
         usable = finite & (strongest > torch.finfo(strongest.dtype).tiny)
         placed = torch.where(finite[:, None, None], placed, 0)
         scale = torch.where(usable, strongest, 1)[:, None, None]
+        states = list(zip(finite.tolist(), usable.tolist(), strict=True))
 
         def explanation(raw: Tensor) -> Explanation:
-            notes = [[NOT_FINITE] if not ok else [] if lit else [FLAT] for ok, lit in zip(finite, usable, strict=True)]
+            notes = [[NOT_FINITE] if not ok else [] if lit else [FLAT] for ok, lit in states]
             return Explanation(_numpy(raw / scale), _numpy(raw), notes, _numpy(embeddings), preprocess=self.preprocess)
 
         return explanation(placed.clamp(min=0)), explanation((-placed).clamp(min=0))

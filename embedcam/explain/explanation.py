@@ -234,8 +234,8 @@ class Explanation:
 
 
 def _notes(finite: NDArray[np.bool_], heatmaps: NDArray[np.float32]) -> list[list[str]]:
-    flat = ~heatmaps.any(axis=(1, 2))
-    return [[NOT_FINITE] if not ok else [FLAT] if cold else [] for ok, cold in zip(finite, flat, strict=True)]
+    lit: NDArray[np.bool_] = np.asarray(heatmaps.any(axis=(1, 2)))
+    return [[NOT_FINITE] if not ok else [] if heat else [FLAT] for ok, heat in zip(finite, lit, strict=True)]
 
 
 class AnyExplainer(Protocol):

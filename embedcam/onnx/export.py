@@ -1,4 +1,4 @@
-"""Write an explainer as one ONNX file, after checking it against the explainer itself."""
+"""Write an explainer as one ONNX file, which is compared with the explainer."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from .record import HEATMAPS, INPUT, KEY, OUTPUTS, OnnxRecord
 if TYPE_CHECKING:
     import onnx
 
-# Antialiased resizing is known from 18 on.
+# The first operator set with antialiased resizing.
 OPSET = 18
-# Before the names of inputs and outputs while the exporter names the rest, which it may name alike.
+# Prefix of inputs and outputs during the export, since the exporter may give other values the same names.
 _OWN = "embedcam."
-# Most that a heat map of the file may differ from the explainer's, at any pixel.
-TOLERANCE = 1e-4
+# Largest allowed difference between a heat map of the file and the explainer's, at any pixel.
+_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how well it agrees with the explainer.
+    """A written file, and its agreement with the explainer.
 
     Attributes:
         path: The file.
         size: Of the file in bytes.
-        images: How many were explained both ways.
+        images: Number of compared images.
         map_difference: Largest difference of two heat maps at any pixel.
         embedding_difference: Largest difference of two embeddings in any dimension.
     """
@@ -68,27 +68,27 @@ def export(
 ) -> ExportReport:
     """Write an explainer as one ONNX file that `OnnxExplainer` and any other ONNX runtime can run.
 
-    The file takes an image batch of any length and gives what `onnx_record.OUTPUTS` names. Equal explainers give equal
-    bytes. Every file is compared with the explainer before it gets its name.
+    The file takes a batch of any length; `record.OUTPUTS` lists its outputs. Equal explainers give equal bytes. Nothing
+    is written if the file's results differ from the explainer's.
 
     Args:
-        explainer: What is written, with a transfer from clusters.
-        path: Where to.
+        explainer: The explainer, with a transfer from clusters.
+        path: The file.
         size: (H, W) of the images; that of the explainer's preprocess if None.
-        heatmap: "image" for maps at image size, "map" for one value a cell of the feature map.
-        uint8_input: Let the graph take pictures, uint8 (B, H', W', 3) of any size, and resize and normalise them. It
-            resizes as Pillow does, but for the last row and column, which may be a few levels off.
-        dynamic: Take images of any height and width; `size` is then the one that the file's preprocess makes. Such
-            a graph works matrices out anew for every batch, and not every network can be written so.
-        images: float32 (B, 3, H, W), normalised, to compare on beside made ones.
+        heatmap: "image" for maps at image size, "map" for one value per cell of the feature map.
+        uint8_input: The graph takes pictures, uint8 (B, H', W', 3) of any size, and resizes and normalises them. It
+            resizes as Pillow does, except for the last row and column, which may differ by a few levels.
+        dynamic: The graph takes images of any height and width; the file's preprocess makes `size`. Such a graph
+            computes its matrices for every batch, and not every network can be exported.
+        images: float32 (B, 3, H, W), normalised, to compare on besides synthetic images.
 
     Returns:
-        What was written.
+        A description of the file.
 
     Raises:
         DatabaseError: If the explainer uses exemplars.
         NetworkError: If the network cannot be written as a graph, is too large for a file, runs in low precision, or
-            its graph gives other maps or clusters.
+            the graph's maps or clusters differ.
         MissingDependencyError: If onnx, onnxscript or onnxruntime is not installed.
         OutputError: If the file cannot be written.
     """
@@ -103,17 +103,13 @@ def export(
     require_writable(path)
     if explainer.net.device.type != "cpu":  # a GPU may multiply in TF32, whose maps differ by more than the tolerance
         explainer = explainer.to("cpu")
-    record = replace(
-        _record(explainer, size or explainer.preprocess.input_size),
-        heatmap=heatmap,
-        uint8_input=uint8_input,
-        dynamic=dynamic,
-    )
+    options: dict[str, Any] = {"heatmap": heatmap, "uint8_input": uint8_input, "dynamic": dynamic}
+    record = replace(_record(explainer, size or explainer.preprocess.input_size), **options)
     model = _model(explainer, record)
     with atomic_path(path) as temporary:
         temporary.write_bytes(with_checksum(model))
-        report = _compare(explainer, temporary, images)
-    return replace(report, path=Path(path), size=Path(path).stat().st_size)
+        agreement = _compare(explainer, temporary, images)
+    return ExportReport(Path(path), Path(path).stat().st_size, *agreement)
 
 
 def _record(explainer: Explainer, size: tuple[int, int]) -> OnnxRecord:
@@ -123,6 +119,7 @@ def _record(explainer: Explainer, size: tuple[int, int]) -> OnnxRecord:
     database = {key: getattr(db, key) for key in ("created", "embedcam_version", "method", "target", "pairs", "seed")}
     fusion = explainer.module.fusion
     geometry = db.geometry if fusion is None else fusion.geometry
+    labels = () if db.label_names is None else map(explainer.labels_of, range(db.clusters))
     return OnnxRecord(
         embedcam_version=__version__,
         preprocess=replace(explainer.preprocess, input_size=size),
@@ -131,14 +128,12 @@ def _record(explainer: Explainer, size: tuple[int, int]) -> OnnxRecord:
         fused=None if fusion is None else fusion.layer,
         network=network,
         database={**database, "clusters": db.clusters, "images": int(db.counts.sum())},
-        labels=()
-        if db.label_names is None
-        else tuple(tuple(explainer.labels_of(cluster)) for cluster in range(db.clusters)),
+        labels=tuple(map(tuple, labels)),
     )
 
 
 def _model(explainer: Explainer, record: OnnxRecord) -> bytes:
-    """Write the graph down, with its record."""
+    """Export the graph with its record."""
     size = sum(p.numel() * p.element_size() for p in (*explainer.net.parameters(), *explainer.net.buffers()))
     if size > LARGEST:
         raise NetworkError(
@@ -150,7 +145,7 @@ def _model(explainer: Explainer, record: OnnxRecord) -> bytes:
     if record.uint8_input:
         _take_pictures(model, record)
     for item in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
-        # Where in which program the exporter met it: differs from machine to machine.
+        # Source locations, which differ between machines.
         item.ClearField("metadata_props")
         item.ClearField("doc_string")
     for initializer in model.graph.initializer:
@@ -166,7 +161,7 @@ def _model(explainer: Explainer, record: OnnxRecord) -> bytes:
 def _traced(explainer: Explainer, record: OnnxRecord) -> onnx.ModelProto:
     height, width = record.preprocess.input_size
     size = None if record.dynamic else (height, width)
-    # Unlike sides, so that the exporter does not take them for one.
+    # The sides differ, so that the exporter does not treat them as equal.
     example = torch.zeros(2, 3, height, width + 32 * record.dynamic, device=explainer.net.device)
     free = (0, 2, 3) if record.dynamic else (0,)
     try:
@@ -199,7 +194,7 @@ def _traced(explainer: Explainer, record: OnnxRecord) -> onnx.ModelProto:
 
 
 def _name(model: onnx.ModelProto) -> None:
-    """Give inputs and outputs their names, and the values within others."""
+    """Name inputs, outputs and open sides; rename other values of the same names."""
     graph = model.graph
 
     def final(name: str) -> str:
@@ -209,7 +204,6 @@ def _name(model: onnx.ModelProto) -> None:
         node.input[:], node.output[:] = map(final, node.input), map(final, node.output)
     for item in (*graph.input, *graph.output, *graph.initializer):
         item.name = final(item.name)
-    # Only sides that are left open bear a name: the batch, the height and the width.
     sides = zip(graph.input[0].type.tensor_type.shape.dim, ("batch", "", "height", "width"), strict=True)
     names = {side.dim_param: name for side, name in sides if side.dim_param}
     for item in (*graph.input, *graph.output):
@@ -220,7 +214,7 @@ def _name(model: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's advice to its developers from the user."""
+    """Suppress the exporter's messages, which are meant for developers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     before = [logger.level for logger in loggers]
     with warnings.catch_warnings(), Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -235,7 +229,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _take_pictures(model: onnx.ModelProto, record: OnnxRecord) -> None:
-    """Put resizing and normalising before the graph."""
+    """Insert resizing and normalising before the graph."""
     from onnx import TensorProto, helper, numpy_helper
 
     preprocess = record.preprocess
@@ -256,9 +250,7 @@ def _take_pictures(model: onnx.ModelProto, record: OnnxRecord) -> None:
         helper.make_node("Transpose", ["normalised"], ["prepared"], perm=[0, 3, 1, 2]),
     ]
     for node in model.graph.node:
-        for place, name in enumerate(node.input):
-            if name == INPUT:
-                node.input[place] = "prepared"
+        node.input[:] = ["prepared" if name == INPUT else name for name in node.input]
     nodes[0].input[0] = INPUT
     rest = list(model.graph.node)
     del model.graph.node[:], model.graph.input[:]
@@ -268,16 +260,12 @@ def _take_pictures(model: onnx.ModelProto, record: OnnxRecord) -> None:
     model.graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, shape))
 
 
-def _compare(explainer: Explainer, path: Path, images: NDArray[np.float32] | None) -> ExportReport:
-    """Explain images both ways.
-
-    Raises:
-        NetworkError: If the maps or clusters differ.
-    """
+def _compare(explainer: Explainer, path: Path, images: NDArray[np.float32] | None) -> tuple[int, float, float]:
+    """Return the number of compared images and the largest differences of maps and embeddings."""
     written = OnnxExplainer(path)
     height, width = written.preprocess.input_size
     others = [(height + 32, width), (height, width + 64)] if written.record.dynamic else []
-    batches = [_made_images(replace(written.preprocess, input_size=size)) for size in ((height, width), *others)]
+    batches = [_synthetic_images(replace(written.preprocess, input_size=size)) for size in ((height, width), *others)]
     batches += [] if images is None else [images]
     maps = embeddings = 0.0
     for batch in batches:
@@ -286,13 +274,13 @@ def _compare(explainer: Explainer, path: Path, images: NDArray[np.float32] | Non
         embeddings = max(embeddings, _difference(ours.embeddings, theirs.embeddings))
         assert ours.clusters is not None
         different = int(np.sum(ours.clusters != theirs.clusters))
-        if not maps <= TOLERANCE or different:
+        if not maps <= _TOLERANCE or different:
             raise NetworkError(
-                f"the exported graph explains otherwise than the network: heat maps differ by {maps:.1e} (at most "
-                f"{TOLERANCE:.0e} is allowed), {different} of {len(batch)} images lie in another cluster; nothing was "
+                f"the results of the exported graph differ from the explainer's: heat maps by {maps:.1e} (at most "
+                f"{_TOLERANCE:.0e} is allowed), {different} of {len(batch)} images have another cluster; nothing was "
                 "written, update torch, onnxscript and onnxruntime or use another backbone"
             )
-    return ExportReport(path, 0, sum(map(len, batches)), maps, embeddings)
+    return sum(map(len, batches)), maps, embeddings
 
 
 def _difference(ours: NDArray[np.float32] | None, theirs: NDArray[np.float32] | None) -> float:
@@ -301,8 +289,8 @@ def _difference(ours: NDArray[np.float32] | None, theirs: NDArray[np.float32] | 
     return float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else math.inf
 
 
-def _made_images(preprocess: Preprocess) -> NDArray[np.float32]:
-    """Make images of a few soft spots of colour, as a network may meet them, as whole levels of a picture."""
+def _synthetic_images(preprocess: Preprocess) -> NDArray[np.float32]:
+    """Make 8-bit images of a few soft spots of colour."""
     from PIL import Image
 
     height, width = preprocess.input_size

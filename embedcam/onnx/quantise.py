@@ -1,4 +1,4 @@
-"""Make an ONNX explainer smaller and faster with 8-bit convolutions, as far as its maps allow."""
+"""Quantise the convolutions of an ONNX explainer to 8 bits, as far as its maps allow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,37 +25,37 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("embedcam")
 
-# Maps that correlate less with those of the float file are not the same explanation any more.
+# Lowest mean correlation with the maps of the float file.
 LEAST_CORRELATION = 0.98
-# Images to calibrate on, as many others to compare on, and of those some to find the layers that hurt.
+# Images to calibrate on and as many others to compare on, and those of the latter that single layers are compared on.
 _IMAGES, _TRIED = 64, 16
 _ACTIVATIONS = ("Clip", "Relu")
 
 
 @dataclass(frozen=True)
 class QuantiseReport:
-    """What 8 bits cost, on images that they were not calibrated on.
+    """A quantised file, and its agreement with the float file on images that it was not calibrated on.
 
     Attributes:
         path: The file.
         size: Of the file in bytes.
         float_size: Of the float file in bytes.
-        images: How many were compared.
-        layers: How many convolutions there are.
-        float_layers: Those that were left in float, for they hurt.
-        embedding_cosine: Mean cosine between the two embeddings of an image.
-        map_correlation: Mean correlation between the two heat maps of an image.
-        same_cluster: Share of images in the same cluster.
+        layers: Number of convolutions.
+        float_layers: Convolutions that stay in float.
+        images: Number of compared images.
+        embedding_cosine: Mean cosine of the two embeddings of an image.
+        map_correlation: Mean correlation of the two heat maps of an image.
+        same_cluster: Share of images with the same cluster.
         pointing: Share of images whose strongest pixel is on the object: float, 8 bits. None without masks.
-        recall_at_1: Share of images whose nearest other image bears their label, likewise. None without labels.
+        recall_at_1: Share of images whose nearest other image has the same label, likewise. None without labels.
     """
 
     path: Path
     size: int
     float_size: int
-    images: int
     layers: int
     float_layers: tuple[str, ...]
+    images: int
     embedding_cosine: float
     map_correlation: float
     same_cluster: float
@@ -64,22 +64,22 @@ class QuantiseReport:
 
 
 def quantise(source: str | Path, samples: Samples, path: str | Path) -> QuantiseReport:
-    """Write an 8-bit version of an ONNX explainer: its convolutions, calibrated on data.
+    """Write an 8-bit version of an ONNX explainer, with convolutions calibrated on images.
 
-    If the maps then differ too much, every convolution is tried alone, and those that hurt the most stay in float.
+    If its maps differ too much, each convolution is quantised alone, and those that change the maps most stay in float.
 
     Args:
         source: A file that `export` wrote, of fixed height and width.
-        samples: At least two images like those to explain; some are for calibrating, others for comparing. Masks and
-            labels, where there are any, serve the report.
-        path: Where to.
+        samples: At least two typical images; half of them are used to calibrate, the others to compare. Masks and
+            labels are optional and used for the report.
+        path: The file.
 
     Returns:
-        What was written and what it costs.
+        A description of the file.
 
     Raises:
         DataError: If fewer than two images can be read.
-        NetworkError: If the file cannot be used, or correlates too little with any layers in 8 bits.
+        NetworkError: If the file cannot be used, or its maps differ too much with any layer in 8 bits.
         MissingDependencyError: If onnx is not installed.
         OutputError: If the file cannot be written.
     """
@@ -89,17 +89,17 @@ def quantise(source: str | Path, samples: Samples, path: str | Path) -> Quantise
         raise NetworkError(f"{source} is in 8 bits already; give the float file")
     kept, images = _read(samples, given)
     calibrating, comparing = images[::2], images[1::2]
-    wanted = given(comparing).heatmaps
+    expected = given(comparing).heatmaps
     with temporary_folder() as folder:
         work = _Work(Path(source), folder, given, calibrating)
         left: list[str] = []
         tried = work.heatmaps(work.layers, comparing)
-        if _correlation(tried, wanted) < LEAST_CORRELATION:
-            hurts = work.hurts(comparing[:_TRIED], wanted[:_TRIED])
-            step = max(1, len(hurts) // 8)
-            while _correlation(tried, wanted) < LEAST_CORRELATION:
-                left = hurts[: len(left) + step]
-                if len(left) == len(hurts):
+        if _correlation(tried, expected) < LEAST_CORRELATION:
+            ranked = work.ranked(comparing[:_TRIED], expected[:_TRIED])
+            step = max(1, len(ranked) // 8)
+            while _correlation(tried, expected) < LEAST_CORRELATION:
+                left = ranked[: len(left) + step]
+                if len(left) == len(ranked):
                     raise NetworkError(
                         f"the maps of {source} correlate less than {LEAST_CORRELATION} with any layers in 8 bits; "
                         "use the float file, or give data that is more like the training images"
@@ -107,20 +107,13 @@ def quantise(source: str | Path, samples: Samples, path: str | Path) -> Quantise
                 tried = work.heatmaps([name for name in work.layers if name not in left], comparing)
         with atomic_path(path) as temporary:
             work.finish(temporary, left)
-            small = OnnxExplainer(temporary)
-            report = _compare(given, small, comparing, samples.subset(kept[1::2]))
-    return replace(
-        report,
-        path=Path(path),
-        size=Path(path).stat().st_size,
-        float_size=Path(source).stat().st_size,
-        layers=len(work.layers),
-        float_layers=tuple(sorted(left)),
-    )
+            agreement = _compare(given, OnnxExplainer(temporary), comparing, samples.subset(kept[1::2]))
+    size, float_size = Path(path).stat().st_size, Path(source).stat().st_size
+    return QuantiseReport(Path(path), size, float_size, len(work.layers), tuple(sorted(left)), **agreement)
 
 
 class _Work:
-    """The float model, its convolutions, and what their inputs look like."""
+    """The float model, its convolutions, and the images to calibrate on."""
 
     def __init__(self, source: Path, folder: Path, given: OnnxExplainer, images: NDArray[np.float32]) -> None:
         try:
@@ -133,11 +126,11 @@ class _Work:
         self._images = images
         nodes = onnx.load(source).graph.node
         after = {node.input[0]: node.name for node in nodes if node.op_type in _ACTIVATIONS}
-        # Each convolution, and the activation behind it, if there is one.
+        # Each convolution with the activation after it, if there is one.
         self._nodes = {node.name: [node.name, after.get(node.output[0])] for node in nodes if node.op_type == "Conv"}
         self.layers = list(self._nodes)
         if not self.layers:
-            raise NetworkError(f"{source} has no convolutions, which alone are brought to 8 bits; use the float file")
+            raise NetworkError(f"{source} has no convolutions, and only those are quantised; use the float file")
 
     def _write(self, layers: Sequence[str], images: NDArray[np.float32]) -> None:
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -154,7 +147,7 @@ class _Work:
                 self._target,
                 Reader(),
                 quant_format=QuantFormat.QDQ,
-                # With its activation, a convolution's result is rounded once. Alone, it is rounded before and after.
+                # Quantised with its activation, a convolution's result is rounded once instead of twice.
                 op_types_to_quantize=["Conv", *_ACTIVATIONS],
                 nodes_to_quantize=[name for layer in layers for name in self._nodes[layer] if name is not None],
                 per_channel=True,
@@ -183,13 +176,13 @@ class _Work:
         path.write_bytes(self._bytes([]))
         return OnnxExplainer(path)(images).heatmaps
 
-    def hurts(self, images: NDArray[np.float32], wanted: NDArray[np.float32]) -> list[str]:
-        """Rank the layers by how much each of them alone changes the maps, the worst first."""
-        found = {
-            name: _correlation(self.heatmaps([name], images, _TRIED), wanted)
+    def ranked(self, images: NDArray[np.float32], expected: NDArray[np.float32]) -> list[str]:
+        """Sort the layers by how much each of them alone changes the maps, the largest change first."""
+        correlations = {
+            name: _correlation(self.heatmaps([name], images, _TRIED), expected)
             for name in track(self.layers, "trying layers in 8 bits", len(self.layers))
         }
-        return sorted(self.layers, key=found.__getitem__)
+        return sorted(self.layers, key=correlations.__getitem__)
 
     def finish(self, path: Path, float_layers: Sequence[str]) -> None:
         """Write the file with all but these layers in 8 bits."""
@@ -213,7 +206,7 @@ def lowest_ir_version(model: onnx.ModelProto) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep onnxruntime's advice, given through the root logger, from the user."""
+    """Suppress onnxruntime's warnings, which use the root logger."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -223,7 +216,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _read(samples: Samples, given: OnnxExplainer) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Read images from all over a data set, half for calibrating."""
+    """Read evenly spread images of a data set."""
     chosen = np.unique(np.linspace(0, len(samples) - 1, min(2 * _IMAGES, len(samples))).round().astype(np.int64))
     loaded = list(batches(samples.subset(chosen), given.preprocess, 16))
     kept = np.concatenate([chosen[indices] for indices, _ in loaded]) if loaded else chosen[:0]
@@ -242,52 +235,45 @@ def _mask(samples: Samples, index: int) -> NDArray[np.bool_] | None:
 
 def _compare(
     given: OnnxExplainer, small: OnnxExplainer, images: NDArray[np.float32], samples: Samples
-) -> QuantiseReport:
+) -> dict[str, Any]:
     ours, theirs = given(images), small(images)
     assert ours.embeddings is not None
     assert theirs.embeddings is not None
-    both = (ours, theirs)
     masks = {i: mask for i in range(len(samples)) if samples.has_masks and (mask := _mask(samples, i)) is not None}
     pointing = recall = None
     if masks:
         resized = {i: given.preprocess.mask(mask) for i, mask in masks.items()}
-        first, second = (_pointing(found.heatmaps, resized) for found in both)
-        pointing = (first, second)
+        pointing = (_pointing(ours.heatmaps, resized), _pointing(theirs.heatmaps, resized))
     if samples.labels is not None:
         recall = (_recall(ours.embeddings, samples.labels), _recall(theirs.embeddings, samples.labels))
     lengths = np.linalg.norm(ours.embeddings, axis=1) * np.linalg.norm(theirs.embeddings, axis=1)
     cosine = (ours.embeddings * theirs.embeddings).sum(axis=1) / np.maximum(lengths, 1e-12)
-    return QuantiseReport(
-        path=Path(),
-        size=0,
-        float_size=0,
-        images=len(images),
-        layers=0,
-        float_layers=(),
-        embedding_cosine=float(cosine.mean()),
-        map_correlation=_correlation(theirs.heatmaps, ours.heatmaps),
-        same_cluster=float(np.mean(ours.clusters == theirs.clusters)),
-        pointing=pointing,
-        recall_at_1=recall,
-    )
+    return {
+        "images": len(images),
+        "embedding_cosine": float(cosine.mean()),
+        "map_correlation": _correlation(theirs.heatmaps, ours.heatmaps),
+        "same_cluster": float(np.mean(ours.clusters == theirs.clusters)),
+        "pointing": pointing,
+        "recall_at_1": recall,
+    }
 
 
 def _correlation(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
-    """Correlate maps image by image and take the mean; of two flat maps it is 1, of one 0."""
-    found = []
+    """Return the mean correlation of maps; 1 for two flat maps, 0 if one is flat."""
+    correlations = []
     for pair in zip(ours, theirs, strict=True):
         first, second = (heat.ravel().astype(np.float64) - float(heat.mean(dtype=np.float64)) for heat in pair)
         lengths = float(np.linalg.norm(first) * np.linalg.norm(second))
-        found.append(float(first @ second) / lengths if lengths else float(not first.any() and not second.any()))
-    return float(np.mean(found))
+        correlations.append(float(first @ second) / lengths if lengths else float(not first.any() and not second.any()))
+    return float(np.mean(correlations))
 
 
 def _pointing(heatmaps: NDArray[np.float32], masks: dict[int, NDArray[np.bool_]]) -> float:
-    """Share of images whose strongest pixel is on the object; where several are, the share of those."""
+    """Return the share of images whose strongest pixel is on the object; ties count by their share on it."""
     return float(np.mean([mask[heatmaps[i] == heatmaps[i].max()].mean() for i, mask in masks.items()]))
 
 
 def _recall(embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    apart = np.square(embeddings[:, None] - embeddings[None]).sum(axis=2)
-    np.fill_diagonal(apart, np.inf)
-    return float(np.mean(labels[apart.argmin(axis=1)] == labels))
+    distances = np.square(embeddings[:, None] - embeddings[None]).sum(axis=2)
+    np.fill_diagonal(distances, np.inf)
+    return float(np.mean(labels[distances.argmin(axis=1)] == labels))

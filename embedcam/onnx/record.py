@@ -1,4 +1,4 @@
-"""What an ONNX explainer says of itself, as one JSON text in the file's metadata. Needs no torch."""
+"""The record of an ONNX explainer: one JSON text in the file's metadata. Needs no torch."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ OUTPUTS = {
     "finite": "bool (B,), false where NaN or infinity in the image or the network left no map",
 }
 HEATMAPS = ("image", "map")
-# Far more than the labels of many thousand clusters; anything longer is no record of ours.
+# Far more than the labels of thousands of clusters need, in characters.
 _LONGEST = 2**24
 
 
 @dataclass(frozen=True)
 class OnnxRecord:
-    """Where an ONNX explainer comes from, and what it takes and gives.
+    """The origin of an ONNX explainer, and its input and output.
 
     Attributes:
         embedcam_version: Of the program that exported it.
-        preprocess: From a picture to an input of the size to explain it in.
-        geometry: Where the cells of the maps sit, or None where they are stretched over the image.
-        transfer: Where channel weights come from, see `Transfer`.
+        preprocess: From a picture to an input.
+        geometry: Positions of the cells; None if maps are stretched over the image.
+        transfer: Name of the transfer.
         fused: Dotted name of the second layer, or None.
         network: Of the network: sha256, architecture, layer, channels, dim, metric, input_size.
         database: Of the weight database: created, embedcam_version, method, target, pairs, seed, clusters, images.
-        labels: For each cluster its commonest labels and their counts; empty without labels.
-        uint8_input: The graph itself resizes and normalises pictures, uint8 (B, H, W, 3).
+        labels: Per cluster, its most frequent labels and their counts; empty without labels.
+        uint8_input: The graph takes pictures, uint8 (B, H, W, 3), and resizes and normalises them.
         dynamic: Images may have any height and width.
-        float_layers: In a file of 8 bits, the convolutions that were left in float; None in a float file.
-        heatmap: Size of the file's maps: "image", or "map" for one value a cell.
+        float_layers: In an 8-bit file, the convolutions that stay in float; None in a float file.
+        heatmap: Size of the maps: "image", or "map" for one value per cell.
     """
 
     embedcam_version: str
@@ -62,73 +62,73 @@ class OnnxRecord:
     float_layers: tuple[str, ...] | None = None
 
     def to_json(self) -> str:
-        """Write the record down.
+        """Write the record as JSON.
 
         Returns:
-            The same text for the same record.
+            The same text for equal records.
         """
-        known = {"schema": SCHEMA, **asdict(self), "input": INPUT, "outputs": OUTPUTS}
-        return json.dumps(known, sort_keys=True, allow_nan=False)
+        fields = {"schema": SCHEMA, **asdict(self), "input": INPUT, "outputs": OUTPUTS}
+        return json.dumps(fields, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> OnnxRecord:
         """Read a record and check it.
 
         Args:
-            text: What `to_json` gave.
+            text: Result of `to_json`.
 
         Returns:
             The record.
 
         Raises:
-            NetworkError: If the text is none, is newer, or lacks something.
+            NetworkError: If the text is damaged, or has another schema.
         """
         if not text or len(text) > _LONGEST:
             raise NetworkError(f"its metadata has no {KEY!r} record of a usable length; it is of another program")
         try:
-            known = json.loads(text)
-            if known["schema"] != SCHEMA:
-                raise NetworkError(f"it has schema {known['schema']!r}, this embedcam reads {SCHEMA}; update embedcam")
-            return cls._of(known)
+            fields = json.loads(text)
+            if fields["schema"] != SCHEMA:
+                raise NetworkError(f"it has schema {fields['schema']!r}, this embedcam reads {SCHEMA}; update embedcam")
+            return cls._of(fields)
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise NetworkError(f"its metadata is damaged: {error!r}") from error
 
     @classmethod
-    def _of(cls, known: dict[str, Any]) -> OnnxRecord:
-        (height, width), geometry = known["preprocess"]["input_size"], known["geometry"]
-        red, green, blue = map(float, known["preprocess"]["mean"])
-        red_std, green_std, blue_std = map(float, known["preprocess"]["std"])
-        if known["heatmap"] not in HEATMAPS:
-            raise ValueError(f"heatmap {known['heatmap']!r}")
-        labels = tuple(tuple((str(name), int(count)) for name, count in row) for row in known["labels"])
-        database = dict(known["database"])
+    def _of(cls, fields: dict[str, Any]) -> OnnxRecord:
+        (height, width), geometry = fields["preprocess"]["input_size"], fields["geometry"]
+        red, green, blue = map(float, fields["preprocess"]["mean"])
+        red_std, green_std, blue_std = map(float, fields["preprocess"]["std"])
+        if fields["heatmap"] not in HEATMAPS:
+            raise ValueError(f"heatmap {fields['heatmap']!r}")
+        labels = tuple(tuple((str(name), int(count)) for name, count in row) for row in fields["labels"])
+        database = dict(fields["database"])
         if type(clusters := database["clusters"]) is not int or (labels and len(labels) != clusters):
             raise ValueError(f"labels of {len(labels)} clusters, not of {clusters!r}")
         return cls(
-            embedcam_version=str(known["embedcam_version"]),
+            embedcam_version=str(fields["embedcam_version"]),
             preprocess=usable(
                 Preprocess(
                     (int(height), int(width)),
                     (red, green, blue),
                     (red_std, green_std, blue_std),
-                    str(known["preprocess"]["interpolation"]),
+                    str(fields["preprocess"]["interpolation"]),
                 )
             ),
-            uint8_input=bool(known["uint8_input"]),
-            dynamic=bool(known["dynamic"]),
-            heatmap=str(known["heatmap"]),
+            uint8_input=bool(fields["uint8_input"]),
+            dynamic=bool(fields["dynamic"]),
+            heatmap=str(fields["heatmap"]),
             geometry=None if geometry is None else _geometry(geometry),
-            transfer=str(known["transfer"]),
-            fused=None if known["fused"] is None else str(known["fused"]),
-            network=dict(known["network"]),
+            transfer=str(fields["transfer"]),
+            fused=None if fields["fused"] is None else str(fields["fused"]),
+            network=dict(fields["network"]),
             database=database,
             labels=labels,
-            float_layers=None if known["float_layers"] is None else tuple(map(str, known["float_layers"])),
+            float_layers=None if fields["float_layers"] is None else tuple(map(str, fields["float_layers"])),
         )
 
 
-def _geometry(known: dict[str, Any]) -> Geometry:
-    stride, first = _pair(known["cell_stride"]), _pair(known["first_cell_center"])
+def _geometry(fields: dict[str, Any]) -> Geometry:
+    stride, first = _pair(fields["cell_stride"]), _pair(fields["first_cell_center"])
     if not all(map(math.isfinite, (*stride, *first))) or min(stride) <= 0:
         raise ValueError(f"cells every {stride} from {first}")
     return Geometry(stride, first)
