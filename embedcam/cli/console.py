@@ -143,6 +143,11 @@ def run(command: Callable[..., Any], *, debug: bool) -> int:
         extra = _EXTRAS.get(_verb(), "train")
         print(f'embedcam: this needs {error.name}; install it with `pip install "embedcam[{extra}]"`', file=sys.stderr)
         return 1
+    except FileNotFoundError as error:
+        if debug or "temporary directory" not in str(error):
+            raise
+        print(f"embedcam: {error.strerror}; set TMPDIR to a folder that can be written", file=sys.stderr)
+        return 1
     except typer.Exit as error:
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):

@@ -199,6 +199,11 @@ class EmbeddingNet(Network):
             )
         except NetworkError:
             raise
+        except OSError as error:  # torch needs a folder for temporary files
+            raise NetworkError(
+                f"cannot load {path}: {error.strerror or error}; check that the file can be read and that TMPDIR is a "
+                "folder that can be written"
+            ) from error
         except Exception as error:  # an invalid configuration can raise anything
             raise NetworkError(
                 f"the configuration in {path} is damaged: {error!r}; train or export the network again"
