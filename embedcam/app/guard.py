@@ -139,7 +139,7 @@ class Guard:
                 raise Refused(413, f"the form has more than {_MAX_FORM_BYTES} bytes; send only the token")
         token = parse_qs(body.decode(errors="replace")).get("token", [""])[0]
         if not self._is_token(token.encode()):
-            page = (STATIC / "login.html").read_text()
+            page = (STATIC / "login.html").read_text(encoding="utf-8")
             return HTMLResponse(page.replace(" hidden>", ">"), 401)  # shows the error message
         response = RedirectResponse("./", 303)
         secure = request.url.scheme == "https"

@@ -19,7 +19,7 @@ from .names import LONGEST_NAME, shortened
 # Names of the temporary files of `atomic_path` and `require_writable`.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
 # Names of the open descriptors of this process; /dev/stdout is a link to one.
-_DESCRIPTOR = re.compile(rf"/dev/fd/(\d+)|/proc/(?:self|{os.getpid()})/fd/(\d+)")
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/(self|\d+))/fd/(\d+)")
 _MOST_LINKS = 40  # as in Linux
 
 
@@ -122,7 +122,7 @@ def destination(path: str | Path) -> Path:
     target = Path(path)
     for _ in range(_MOST_LINKS):
         target = Path(os.path.realpath(target.parent), target.name)
-        if _DESCRIPTOR.fullmatch(str(target)) or not target.is_symlink():
+        if _descriptor(target) is not None or not target.is_symlink():
             return target
         target = target.parent / target.readlink()
     raise OutputError(f"cannot write {path}: its symbolic links form a loop; choose another place")
@@ -137,7 +137,7 @@ def is_stream(path: Path) -> bool:
     Returns:
         True for an open descriptor, a device, a pipe or a socket.
     """
-    if _DESCRIPTOR.fullmatch(str(path)):
+    if _descriptor(path) is not None:
         return True
     try:
         mode = path.stat().st_mode
@@ -198,9 +198,13 @@ def _temporary(target: Path) -> Iterator[Path]:
 
 def _opened(stream: Path) -> BinaryIO:
     # An open descriptor keeps its place: what is printed to it before and after stays.
-    if match := _DESCRIPTOR.fullmatch(str(stream)):
-        return os.fdopen(os.dup(int(match[1] or match[2])), "wb")
-    return stream.open("wb")
+    number = _descriptor(stream)
+    return stream.open("wb") if number is None else os.fdopen(os.dup(number), "wb")
+
+
+def _descriptor(path: Path) -> int | None:
+    match = _DESCRIPTOR.fullmatch(path.as_posix())
+    return int(match[2]) if match and match[1] in (None, "self", str(os.getpid())) else None
 
 
 def _is_same(file: str | Path | None, target: Path) -> bool:

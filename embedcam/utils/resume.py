@@ -140,7 +140,7 @@ class SavedParts(Parts):
     def _run(self) -> dict[str, Any] | None:
         """Read the description of the run whose parts are there; None if there is none."""
         try:
-            run = json.loads((self.folder / _RUN).read_text())
+            run = json.loads((self.folder / _RUN).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return run if isinstance(run, dict) else None
@@ -178,14 +178,16 @@ class _FileRows:
     """Rows of a file of raw float32, read one by one."""
 
     def __init__(self, path: Path, width: int) -> None:
-        self._file, self._width = path.open("rb", buffering=0), width
+        self._path, self._width = path, width
 
     def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         different, inverse = np.unique(indices, return_inverse=True)
         rows = np.empty((len(different), self._width), dtype=np.float32)
-        for row, index in zip(rows, different.tolist(), strict=True):
-            self._file.seek(index * row.nbytes)
-            self._file.readinto(row.data)
+        # Opened for every read: Windows removes no folder with an open file.
+        with self._path.open("rb", buffering=0) as file:
+            for row, index in zip(rows, different.tolist(), strict=True):
+                file.seek(index * row.nbytes)
+                file.readinto(row.data)
         return rows[inverse.reshape(indices.shape)]
 
 

@@ -2,7 +2,9 @@
 
 import io
 import json
+import sys
 import threading
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -61,6 +63,31 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path):
     names = ("x/a.png", "y/a-2.png", "z/a.png", "w/a.png")
     found = find_files([write_picture(tmp_path / name) for name in names])
     assert found.ids == ("a.png", "a-2.png", "a-3.png", "a-4.png")
+
+
+def test_names_that_some_file_system_takes_for_one_are_different(tmp_path):
+    names = ("x/Möwe.png", "y/MÖWE.png", f"z/{unicodedata.normalize('NFD', 'möwe')}.png")
+    found = find_files([write_picture(tmp_path / name) for name in names])
+    folded = {unicodedata.normalize("NFC", name).casefold() for name in found.ids}
+    assert folded == {"möwe.png", "möwe-2.png", "möwe-3.png"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows counts letters, not bytes")
+@pytest.mark.parametrize("stem", ["鳥" * 80, "a" * 251, "é" * 125])
+def test_a_name_as_long_as_the_file_system_allows_is_explained_like_others(explainer, pictures, tmp_path, stem):
+    write_picture(pictures / f"{stem}.png", seed=9)
+    lines = list(explain_files(explainer, [pictures], tmp_path / "out"))
+    assert len(lines) == 8
+    assert {(tmp_path / "out" / line[kind]).is_file() for line in lines for kind in ("overlay", "map")} == {True}
+    assert len({line["overlay"] for line in lines}) == 8
+
+
+def test_a_contact_sheet_that_is_an_input_is_refused(explainer, tmp_path):
+    sheet = write_picture(tmp_path / "contact_sheet.png")
+    before = sheet.read_bytes()
+    with pytest.raises(OutputError, match=r"contact_sheet\.png: it would replace .*contact_sheet\.png, which is read"):
+        explain_files(explainer, [sheet], tmp_path)
+    assert sheet.read_bytes() == before
 
 
 def test_a_missing_input_and_a_folder_without_pictures_are_errors(tmp_path):

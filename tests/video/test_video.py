@@ -1,5 +1,6 @@
 import logging
 import re
+import sys
 import threading
 from fractions import Fraction
 from pathlib import Path
@@ -299,3 +300,16 @@ def test_frames_too_large_for_memory_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("embedcam.video.video.MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(DataError, match=r"frames of .*a\.mp4 are larger than 3,071 pixels"):
         seen(make(tmp_path / "a.mp4", pictures(1)))
+
+
+def test_a_file_whose_name_begins_like_a_protocol_or_a_camera_is_a_file(tmp_path, monkeypatch):
+    if sys.platform == "win32":
+        pytest.skip("Windows allows no colon in a name")
+    monkeypatch.chdir(tmp_path)
+    for name in ("2024-05-01T12:30:05.mp4", "camera:0.mp4"):
+        with write_video(name, MS) as writer:
+            for pts, picture in enumerate(pictures(2)):
+                writer.write(picture, pts * 40)
+        assert is_video(name)
+        assert [time for time, _ in seen(name)] == [0, Fraction(1, 25)]
+        assert [time for time, _ in seen(Path(f"./{name}"))] == [0, Fraction(1, 25)]
