@@ -97,8 +97,8 @@ def expand(inputs: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, inputs):
         if _ADDRESS.match(str(path)) and not path.exists():
             raise DataError(
-                f"{path} is an address; files, folders, patterns such as 'x/*.jpg' and - (standard input) are taken: "
-                "download it first"
+                f"{str(path).replace(':/', '://', 1)} is an address; files, folders, patterns such as 'x/*.jpg' and - "
+                "(standard input) are taken: download it first"
             )
         # Names may contain the characters of patterns. Path.glob takes no absolute pattern.
         matches = [] if path.exists() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207

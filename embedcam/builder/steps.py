@@ -125,14 +125,17 @@ class Build:
             raise DataError(f"none of the {len(self.samples)} images can be read; see the warnings above")
         clusters = min(self.options.clusters, max(min(2, count), count // _IMAGES_PER_CLUSTER))
         if clusters < self.options.clusters:
-            logger.warning(
-                "%d clusters asked for, but only %d images: making %d clusters", self.options.clusters, count, clusters
-            )
+            logger.warning("%d images make %d clusters instead of %d", count, clusters, self.options.clusters)
         size, chosen = max(_SAMPLE, _SAMPLE_PER_CLUSTER * clusters), np.arange(count)
         if count > size:
             chosen = np.sort(np.random.default_rng(seed % 2**63).choice(count, size, replace=False))
         sample = self.embeddings[chosen]
         centroids, _, _ = clustering.kmeans(sample, clusters, metric, seed)
+        if self.samples.labels is None and len(centroids) < 2:
+            raise DataError(
+                f"images without labels need at least two clusters, {count} images make one; "
+                "add different images, and choose --clusters 2 or more"
+            )
         index = Neighbors(centroids, metric)
         nearest = [index.nearest(self.embedded.read(number, "embeddings")["embeddings"]) for number in shards]
         distance = np.concatenate([distances for _, distances in nearest])

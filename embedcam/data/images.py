@@ -72,7 +72,7 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     with _opened(path, content) as image:
         image.load()
         turn = _TURNS.get(_orientation(image))
-        picture = _to_rgb(image)
+        picture = to_rgb(image)
         return picture.transpose(turn) if turn is not None else picture
 
 
@@ -226,7 +226,15 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
         yield top, image.crop((0, top, image.width, min(top + height, image.height)))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a picture of any mode as `read_image` does, without turning it.
+
+    Args:
+        image: The picture.
+
+    Returns:
+        RGB, of the same size.
+    """
     if image.mode == "F" or image.mode.startswith("I"):
         convert = _to_8_bit(image)
     elif image.has_transparency_data:

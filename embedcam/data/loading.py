@@ -50,7 +50,14 @@ def batches(
     """
     read = read_batches(samples, preprocess, batch_size, strict=strict, workers=workers, on_skip=on_skip)
     with contextlib.closing(read):
+        shape: tuple[int, ...] | None = None
         for batch in read:
+            for index, image in batch:
+                if image.shape != (shape := shape or image.shape):
+                    raise DataError(
+                        f"image {samples.ids[index]} has shape {image.shape}, those before it {shape}; "
+                        "bring all to one size, or give pictures, which are resized"
+                    )
             yield np.array([index for index, _ in batch], dtype=np.int64), np.stack([image for _, image in batch])
 
 

@@ -23,7 +23,7 @@ _COMPANIONS = frozenset(
     (
         *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".md", ".html", ".htm", ".yaml", ".yml", ".toml", ".ini"),
         *(".cfg", ".log", ".db", ".lnk", ".py", ".ipynb", ".npy", ".npz", ".h5", ".hdf5", ".pt", ".pth", ".onnx"),
-        ".safetensors",
+        *(".safetensors", ".f32"),
     )
 )
 # What embedcam writes, by a file that is beside it.

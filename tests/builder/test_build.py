@@ -143,7 +143,21 @@ def test_few_images_make_fewer_clusters_with_a_warning(net, caplog, images, clus
     db = embedcam.build_database(net, [(picture, i % 2) for i, picture in enumerate(pictures)], pairs=2)
     assert db.clusters == clusters
     assert db.counts.sum() == images
-    assert f"50 clusters asked for, but only {images} images: making {clusters} clusters" in caplog.text
+    assert f"{images} images make {clusters} clusters instead of 50" in caplog.text
+
+
+@pytest.mark.parametrize(("images", "clusters"), [(12, 4), (50, 16)])
+def test_few_images_without_labels_make_fewer_clusters_said_in_one_line(net, caplog, images, clusters):
+    pictures = torch.rand(images, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert embedcam.build_database(net, list(pictures), pairs=2).clusters == clusters
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{images} images make {clusters} clusters instead of 50"
+    ]
+
+
+def test_equal_images_without_labels_are_refused_without_a_word_of_classes(net):
+    with pytest.raises(DataError, match="images without labels need at least two clusters, 12 images make one"):
+        embedcam.build_database(net, [torch.zeros(3, 32, 32)] * 12, pairs=2)
 
 
 def test_images_alone_in_their_class_are_clustered_and_weighed_by_negatives(net, folder, caplog):
