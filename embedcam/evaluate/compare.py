@@ -77,29 +77,18 @@ class Gallery:
         return functional.normalize(torch.stack([unit[labels == label].mean(dim=0) for label in labels.unique()]))
 
 
-def of_explainer(explainer: Explainer) -> Method:
-    """Make the default row.
+def of_explainer(name: str, explainer: Explainer, *, default: bool = False) -> Method:
+    """Make the row of an explainer.
 
     Args:
-        explainer: With default options.
+        name: As printed.
+        explainer: The explainer.
+        default: Whether it has default options.
 
     Returns:
         The row.
     """
-    return Method("embedcam", _explain(explainer), default=True)
-
-
-def published(net: Network, db: WeightDatabase) -> Method:
-    """Make the row of the published method: cluster transfer, one layer, plain resize.
-
-    Args:
-        net: The network.
-        db: Its database.
-
-    Returns:
-        The row.
-    """
-    return Method("cluster transfer (paper)", _explain(Explainer(net, db, preset="paper")))
+    return Method(name, lambda images, _: explainer(images), default=default)
 
 
 def transfers(net: Network, db: WeightDatabase) -> list[Method]:
@@ -124,13 +113,13 @@ def transfers(net: Network, db: WeightDatabase) -> list[Method]:
             except DatabaseError as error:
                 logger.info("transfer %r is left out of the comparison: %s", name, error)
             else:
-                methods.append(Method(f"{name}{layers_used}", _explain(explainer)))
+                methods.append(of_explainer(f"{name}{layers_used}", explainer))
     channels = min(db.network.channels, db.weights_mean.shape[1])
     for count in (*(c for c in _CHANNELS if c < channels and c != db.top_k), channels):
         strongest, weights = top_channels(db.weights_mean, count)
         changed = replace(db, top_channels=strongest, top_weights=weights, exemplars=None, refinement=None)
         name = f"cluster, {'all' if count == channels else 'top'} {count} channels"
-        methods.append(Method(name, _explain(Explainer(net, changed, transfer="cluster"))))
+        methods.append(of_explainer(name, Explainer(net, changed, transfer="cluster")))
     return methods
 
 
@@ -200,16 +189,12 @@ def of_gallery(net: Network, db: WeightDatabase, gallery: Gallery) -> list[Metho
             embedded=gallery.embedded,
             seed=db.seed,
         )
-        methods.append(Method(f"cluster, {count} clusters", _explain(Explainer(net, other, transfer="cluster"))))
+        methods.append(of_explainer(f"cluster, {count} clusters", Explainer(net, other, transfer="cluster")))
     if gallery.embedded.pooled is not None:
         if isinstance(net, EmbeddingNet):
             methods.append(Method("nearest class's proxy, closed form", _closed_form(net, db, gallery)))
         methods.append(Method("channel-wise similarity (after SFAM)", _channelwise(net, db, gallery)))
     return methods
-
-
-def _explain(explainer: Explainer) -> Explain:
-    return lambda images, _: explainer(images)
 
 
 def _per_image(

@@ -22,7 +22,7 @@ from ..show.report import RETRIEVAL
 from ..utils import shards as sharding
 from ..utils.resume import Parts, SavedParts
 from ..utils.shards import Shards
-from .compare import Gallery, of_explainer, of_gallery, published, transfers, with_backprop
+from .compare import Gallery, of_explainer, of_gallery, transfers, with_backprop
 from .method import Method, score_columns
 from .passes import Passes
 from .retrieval import retrieval
@@ -80,9 +80,10 @@ def evaluate(
     """
     score_columns()  # raises now, not after the long pass
     explainer = Explainer(net, database, explain_size=explain_size)
-    net, default = explainer.net, of_explainer(explainer)  # at the database's layer
+    net, default = explainer.net, of_explainer("embedcam", explainer, default=True)  # at the database's layer
     passes, complete = Passes(net, batch_size, strict, workers), compare and not brief
-    methods, natives = [default, *extra], [published(net, database)]
+    methods = [default, *extra]
+    natives = [of_explainer("cluster transfer (paper)", Explainer(net, database, preset="paper"))]
     own, best = net.preprocess, explainer.preprocess
     run = {
         "embedcam": __version__,

@@ -81,14 +81,7 @@ class EmbeddingNet(Network):
         return self.backbone
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Embed images.
-
-        Args:
-            images: (B, 3, H, W), normalised.
-
-        Returns:
-            Embeddings, float32 (B, D), and the pooled vector (B, F) that enters the head.
-        """
+        """Embed images; the input of the head is the backbone's output (B, F)."""
         vector = self.backbone(images)
         return self.head_embed(vector), vector
 

@@ -69,6 +69,9 @@ class Network(nn.Module, ABC):
 
         Returns:
             Embeddings, float32 (B, D), and the input of the head (B, F) or None.
+
+        Raises:
+            NetworkError: If a module does not return embeddings.
         """
 
     def forward(self, images: Tensor) -> Tensor:

@@ -36,17 +36,7 @@ class WrappedNet(Network):
         return self.module
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Embed images.
-
-        Args:
-            images: (B, 3, H, W), normalised.
-
-        Returns:
-            Embeddings, float32 (B, D), and None: the module's head is not known.
-
-        Raises:
-            NetworkError: If the module does not return embeddings.
-        """
+        """Embed images; the input of the module's head is unknown, so it is None."""
         embeddings = self._select(self.module(images))
         if not isinstance(embeddings, Tensor) or embeddings.ndim != 2 or embeddings.shape[0] != images.shape[0]:
             got = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
