@@ -1,8 +1,8 @@
-"""Everything that embedcam raises on purpose; each message names the thing, what was expected, and the mend."""
+"""The errors of embedcam; each message names the thing, what was expected, and the fix."""
 
 
 class EmbedcamError(Exception):
-    """Base of all errors that a user can mend; the command line prints it as one line and exits with 1."""
+    """Base of all errors that a user can fix; the command line prints one as a line and exits with 1."""
 
 
 class DataError(EmbedcamError):
@@ -10,7 +10,7 @@ class DataError(EmbedcamError):
 
 
 class UnreadableError(DataError):
-    """Images of which not one can be read."""
+    """None of the images can be read."""
 
 
 class NetworkError(EmbedcamError):

@@ -17,7 +17,7 @@ from ..nets.graph import part
 Window: TypeAlias = int | Literal["whole"]
 """Side of the averaging window in cells, odd; or "whole" for the whole map."""
 
-# Feature maps grow with the image, pooled ones do not: images larger by this many pixels tell them apart.
+# The size of pooled maps does not depend on the image's size; images larger by this many pixels show which ones do.
 _EXTRA_PIXELS = 64
 _TOLERANCE = 1e-5  # of the logits, relative to the largest
 

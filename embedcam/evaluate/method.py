@@ -97,14 +97,6 @@ class Method:
         self.images += len(images)
         return explanation
 
-    def without_scores(self) -> Method:
-        """Make a copy without scores.
-
-        Returns:
-            The same way to explain.
-        """
-        return Method(self.name, self.explain, self.backprop, self.default)
-
     def state(self) -> dict[str, NDArray[Any]]:
         """Return scores and times, to be kept in a file.
 

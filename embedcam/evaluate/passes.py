@@ -132,7 +132,7 @@ class Passes:
         count: Any,
     ) -> dict[str, NDArray[Any]]:
         """Explain the images of a shard; return indices, embeddings and the state of each method as arrays."""
-        parts = [method.without_scores() for method in methods]
+        parts = [Method(method.name, method.explain) for method in methods]  # with scores of their own
         # If the reference is one of the methods, it is run once for both.
         listed = next((part for part, method in zip(parts, methods, strict=True) if method is reference), None)
         kept, embeddings, masks, unusable = [among[:0]], [np.empty((0, self.net.dim), np.float32)], 0, 0

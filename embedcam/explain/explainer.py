@@ -192,13 +192,13 @@ class Explainer:
         return self.module.precision(device)
 
     def labels_of(self, cluster: int) -> list[tuple[str, int]]:
-        """List the commonest labels of a cluster.
+        """List the most frequent labels of a cluster.
 
         Args:
             cluster: Its index.
 
         Returns:
-            (name, count), the commonest first; empty without labels.
+            (name, count), the most frequent first; empty without labels.
         """
         return self.database.labels_of(cluster)
 
