@@ -3,10 +3,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import ImageTk
 
 from embedcam.video.window import Window, open_window
 
+ImageTk = pytest.importorskip("PIL.ImageTk", reason="Python has no tkinter")
 PICTURE = np.zeros((4, 6, 3), dtype=np.uint8)
 
 
