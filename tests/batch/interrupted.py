@@ -6,7 +6,6 @@ Prints how many file operations there were. MOMENT 0 kills at none.
 """
 
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def main():
         if writes or event in ("os.rename", "os.remove"):
             seen += 1
             if seen == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os._exit(137)  # without clean-up, as when it is killed
 
     sys.addaudithook(watch)
     explain_files(Brightness(), [given], out, DrawOptions(boxes=True), batch_size=4, concurrency=2, resume=True)

@@ -165,10 +165,10 @@ from embedcam.utils import shards
 shards.SHARD = 5
 """
 DIES = """
-import os, signal
+import os
 from embedcam.builder.steps import Build
 if os.environ["RANK"] == "1":
-    Build.weigh = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+    Build.weigh = lambda self: os._exit(137)
 """
 
 

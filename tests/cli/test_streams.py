@@ -1,11 +1,17 @@
 """The command line writes its files whoever reads what it prints, and no output replaces an input."""
 
+import functools
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from embedcam import cli
+from embedcam.cli import console
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "weights-1.0.0.h5"
 # Runs the command line with a standard output that nobody reads any more.
@@ -88,3 +94,27 @@ def test_a_device_as_output_stays_a_device(evaluation):
     done = start(*evaluation, "--json", os.devnull)
     assert done.returncode == 0, done.stderr
     assert not Path(os.devnull).is_file()
+
+
+@pytest.mark.parametrize("output", ["net.safetensors", "weights.h5"])
+@pytest.mark.parametrize("verb", ["evaluate", "export", "build"])
+def test_an_output_that_is_an_input_is_refused(trained, folder, tmp_path, monkeypatch, capsys, verb, output):
+    for name in ("net.safetensors", "weights.h5"):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    if verb == "build" and output == "weights.h5":
+        output = "in/images/class0/00.png"
+    shutil.copytree(folder, tmp_path / "in")
+    before = (tmp_path / output).read_bytes()
+    options = {
+        "evaluate": ("--db", tmp_path / "weights.h5", "--data", f"folder:{tmp_path / 'in'}", "--json"),
+        "export": ("--db", tmp_path / "weights.h5", "--out"),
+        "build": ("--data", f"folder:{tmp_path / 'in'}", "--out"),
+    }
+    words = [verb, "--net", tmp_path / "net.safetensors", *options[verb], tmp_path / output]
+    monkeypatch.setattr(console.progress, "_shown", False)  # put back after the test
+    handler = signal.getsignal(signal.SIGTERM)
+    code = console.run(functools.partial(cli.app, list(map(str, words))), debug=False)
+    signal.signal(signal.SIGTERM, handler)
+    assert code == 1
+    assert "it would replace" in capsys.readouterr().err
+    assert (tmp_path / output).read_bytes() == before

@@ -32,6 +32,9 @@ IMPORTED = (
 # A process that takes longer hangs.
 _SECONDS = 600
 
+# Elsewhere processes cannot be forked, or not safely once libraries run threads.
+_METHOD = "fork" if sys.platform == "linux" else "spawn"
+
 
 class Forks:
     """Starts processes; `close` ends it."""
@@ -101,7 +104,7 @@ def main() -> None:
         order = json.loads(line)
         started = []
         for rank, environment in enumerate(order.pop("environments")):
-            process = multiprocessing.get_context("fork").Process(
+            process = multiprocessing.get_context(_METHOD).Process(
                 target=run_one, args=(rank, environment), kwargs=order
             )
             process.start()
@@ -113,7 +116,8 @@ def main() -> None:
 
 def run_one(rank: int, environment: dict[str, str], code: str, arguments: list[str], folder: str) -> None:
     """Run code with files, environment and command line of its own."""
-    signal.alarm(_SECONDS)
+    if hasattr(signal, "alarm"):
+        signal.alarm(_SECONDS)
     for number, stream in ((1, "out"), (2, "err")):
         os.dup2(os.open(Path(folder, f"{stream}{rank}"), os.O_WRONLY | os.O_CREAT, 0o600), number)
     os.environ.clear()
