@@ -57,6 +57,7 @@ class GradCAM:
     ) -> None:
         if placement not in PLACEMENTS:
             raise TargetError(f"unknown placement {placement!r}; use one of {', '.join(PLACEMENTS)}")
+        layers.require_gradients(model)
         self.model = layers.original(model)
         self._weighting, self.placement, self.reshape = WEIGHTINGS[method], placement, reshape
         self._body = self.model.body if isinstance(self.model, Network) else self.model

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, LayerError
+from ..errors import DataError, LayerError, NetworkError
 
 
 def names(model: nn.Module) -> list[str]:
@@ -38,6 +38,30 @@ def original(model: nn.Module) -> nn.Module:
     """
     inner = getattr(model, "_orig_mod", model)
     return inner if isinstance(inner, nn.Module) else model
+
+
+def require_gradients(model: nn.Module) -> None:
+    """Check that the layers of a model can be observed and differentiated.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        NetworkError: If it is a TorchScript program, or a layer is quantised.
+    """
+    model = original(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise NetworkError(
+            f"{type(model).__name__} is a TorchScript program, whose layers cannot be observed; "
+            "use the module that it was scripted or traced from"
+        )
+    # Modules of torch.ao.nn.quantized keep their weights in this form.
+    quantised = next((name for name, module in model.named_modules() if hasattr(module, "_packed_params")), None)
+    if quantised is not None:
+        raise NetworkError(
+            f"layer {quantised!r} of {type(model).__name__} is quantised and has no gradient; "
+            "use the network from before quantising, and quantise the exported ONNX file"
+        )
 
 
 def resolve(model: nn.Module, name: str) -> nn.Module:

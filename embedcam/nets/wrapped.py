@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ..data.preprocess import Preprocess
 from ..errors import NetworkError
+from . import layers
 from .choice import suggest
 from .network import Network
 
@@ -26,6 +27,7 @@ class WrappedNet(Network):
         preprocess: Preprocess,
     ) -> None:
         super().__init__(type(module).__name__, metric, preprocess)
+        layers.require_gradients(module)
         self.module = module
         self._output = output
         self.layer = layer or suggest(module, preprocess.input_size)
@@ -85,6 +87,6 @@ def wrap(
 
     Raises:
         LayerError: If there is no such layer, or none has a spatial output.
-        NetworkError: If the metric is unknown.
+        NetworkError: If the metric is unknown, or the module is a TorchScript program or quantised.
     """
     return WrappedNet(module, layer, output, metric, preprocess or Preprocess())

@@ -4,6 +4,7 @@ from torch import nn
 
 import embedcam
 from embedcam.errors import LayerError, NetworkError
+from embedcam.explain.gradcam import GradCAM
 
 IMAGES = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
 
@@ -116,3 +117,22 @@ def test_an_error_in_the_forward_pass_is_not_reported_as_a_missing_property(erro
     for read in (lambda: net.channels, lambda: net.map_size, lambda: net.dim):
         with pytest.raises((NetworkError, ValueError), match=r"scale"):
             read()
+
+
+@pytest.mark.parametrize("use", [embedcam.wrap, GradCAM])
+@pytest.mark.parametrize("layer", [None, "trunk"])
+def test_torchscript_is_refused_with_the_fix(use, layer):
+    module = Plain().eval()
+    for script in (torch.jit.script(module), torch.jit.trace(module, IMAGES)):
+        with pytest.raises(NetworkError, match="TorchScript program, .* use the module that it was scripted or traced"):
+            use(script, layer)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("use", [embedcam.wrap, GradCAM])
+def test_quantised_layers_are_refused_by_name(use):
+    module = torch.ao.quantization.quantize_dynamic(Plain().eval(), {nn.Linear})
+    with pytest.raises(
+        NetworkError, match="layer 'project' of Plain is quantised and has no gradient; use the network"
+    ):
+        use(module, "trunk")
