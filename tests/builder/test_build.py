@@ -120,7 +120,7 @@ def test_without_labels_clusters_serve_as_labels(net):
     assert db.label_histogram is None
     assert (db.exemplars.label == -1).all()
     assert db.weights_mean.any(axis=1).all()
-    with pytest.raises(DataError, match="one only"):
+    with pytest.raises(DataError, match="need at least two clusters"):
         embedcam.build_database(net, images, clusters=1, top_k=5, pairs=3)
 
 

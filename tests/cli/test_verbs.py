@@ -387,11 +387,11 @@ def test_files_of_another_kind(fails, trained, folder, tmp_path):
         ((40, 40), 0, "marks no pixel as object; mark"),
     ],
 )
-def test_a_mask_that_cannot_be_right(fails, net_and_db, copy, tmp_path, size, value, said):
+def test_a_mask_that_cannot_be_right_stops_a_strict_run(fails, net_and_db, copy, tmp_path, size, value, said):
     mask = copy / "masks" / "class1" / "05.png"
     Image.new("L", size, value).save(mask)
     scores = tmp_path / "scores.json"
-    error = fails("evaluate", "--data", f"folder:{copy}@all", *net_and_db, "--json", scores)
+    error = fails("evaluate", "--data", f"folder:{copy}@all", *net_and_db, "--json", scores, "--strict")
     assert f"mask {mask} {said}" in error
     assert not scores.exists()
 
