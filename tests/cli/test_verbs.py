@@ -555,3 +555,12 @@ def test_ctrl_c_during_a_build_leaves_nothing(interrupt, trained, tmp_path):
     assert lines[-1] == "embedcam: interrupted; finished work is kept: continue with --resume\n"
     assert not [line for line in lines if "Traceback" in line or "Error" in line]
     assert left_in(out.parent) == []
+
+
+def test_a_gif_with_a_film_as_output_is_a_video_of_all_its_frames(run, net_and_db, tmp_path):
+    pytest.importorskip("av")
+    frames = [Image.new("RGB", (40, 40), (40 * number, 0, 0)) for number in range(5)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=100)
+    code, out, err = run("explain", tmp_path / "a.gif", *net_and_db, "--out", tmp_path / "a.mp4")
+    assert code == 0, err
+    assert out.startswith("5 frames") and (tmp_path / "a.mp4").is_file()

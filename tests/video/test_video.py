@@ -145,7 +145,7 @@ def test_a_camera_that_is_not_there_is_named():
 
 
 def test_what_a_user_names_is_a_video_or_not():
-    assert all(map(is_video, ["camera:0", "camera:Front Camera", "a.MP4", Path("b/c.mkv")]))
+    assert all(map(is_video, ["camera:0", "camera:Front Camera", "a.MP4", "a.ogv", "a.m2ts", Path("b/c.mkv")]))
     assert not any(map(is_video, ["camera.jpg", "a.png", "folder", "mp4", Path("camera")]))
 
 
