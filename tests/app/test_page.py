@@ -315,7 +315,8 @@ def test_a_visitor_types_the_token_in(explainer, running, opened, upload):
 @pytest.mark.parametrize("mounted", [True, False])
 def test_under_a_prefix_nothing_leaves_it(explainer, folder, running, opened, upload, mounted):
     app = create_app(explainer, token="geheim", data=f"folder:{folder}", root_path="" if mounted else "/cam")
-    with running(Starlette(routes=[Mount("/cam", app)]) if mounted else app) as address:
+    outer = Starlette(routes=[Mount("/cam", app)], lifespan=lambda _: app.router.lifespan_context(app))
+    with running(outer if mounted else app) as address:
         page = opened(f"{address}/cam/")
         page.fill("#token", "geheim")
         page.keyboard.press("Enter")

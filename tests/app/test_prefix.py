@@ -11,7 +11,8 @@ TOKEN = "something-long"
 
 
 def mounted(*explainer, **options):
-    return Starlette(routes=[Mount("/cam", create_app(*explainer, **options))])
+    app = create_app(*explainer, **options)
+    return Starlette(routes=[Mount("/cam", app)], lifespan=lambda _: app.router.lifespan_context(app))
 
 
 def keeping(*explainer, **options):
