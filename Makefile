@@ -21,7 +21,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -r fEs -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -r fEs -n 2 --dist loadfile
 
 # The tests that depend on the device, on the GPU; an error without one.
 test-gpu: install
