@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -181,7 +181,7 @@ class Build:
                     count(len(vectors))
             elif len(indices):
                 # The head needs whole feature maps: a second pass computes them again instead of storing them.
-                images = self.samples.subset(self.clustered.kept[indices])
+                images = self.readable.subset(indices)
                 batches = tensor_batches(self.net, images, what="", strict=True, count=count, **self.reading)
                 for rows, batch in batches:
                     weighed = weigh(self.net, self.net.layer, batch, self.directions(indices[rows]), method)
@@ -279,8 +279,10 @@ class Build:
     @cached_property
     def readable(self) -> Samples:
         """The images that could be read."""
-        kept = self.clustered.kept
-        return self.samples if len(kept) == len(self.samples) else self.samples.subset(kept)
+        kept, samples = self.clustered.kept, self.samples
+        if getattr(samples, "problems", ()):  # which the first pass has named
+            samples = replace(samples, problems=())  # type: ignore[type-var]
+        return samples if len(kept) == len(samples) else samples.subset(kept)
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:

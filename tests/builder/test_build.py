@@ -1,6 +1,7 @@
 """The database as a whole, against the pieces put together by hand."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -213,3 +214,10 @@ def test_options_that_cannot_be_used_are_named(net, folder):
         built(net, folder, pairs=0)
     with pytest.raises(DataError, match="not a data set"):
         embedcam.build_database(net, 5)
+
+
+def test_a_folder_that_could_not_be_listed_stops_a_strict_build_only(net, folder):
+    samples = replace(load(f"folder:{folder}"), problems=("cannot list lost+found",))
+    assert embedcam.build_database(net, samples, clusters=2, top_k=4, pairs=2).counts.sum() == len(samples)
+    with pytest.raises(DataError, match="cannot list lost"):
+        embedcam.build_database(net, samples, clusters=2, top_k=4, pairs=2, strict=True)
