@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..database.neighbors import Neighbors
+from ..database.neighbors import Neighbors, searchable
 from ..database.record import NetworkRecord
 from ..database.weight_database import WeightDatabase
 from ..errors import DatabaseError, LayerError
@@ -177,19 +177,8 @@ class Explainer:
 
     def _search(self, embeddings: NDArray[np.float32], count: int) -> NDArray[np.int64]:
         assert self._exemplars is not None
-        finite = np.isfinite(embeddings).all(axis=1, keepdims=True)
-        return self._exemplars.search(np.where(finite, embeddings, 0), count)[0]
-
-    def precision(self, device: torch.device) -> AbstractContextManager[object]:
-        """Make the context in which the network runs.
-
-        Args:
-            device: Of the network.
-
-        Returns:
-            That of `autocast`, or one that changes nothing.
-        """
-        return self.module.precision(device)
+        usable = searchable(embeddings)[:, None]
+        return self._exemplars.search(np.where(usable, embeddings, 0), count)[0]
 
     def labels_of(self, cluster: int) -> list[tuple[str, int]]:
         """List the most frequent labels of a cluster.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -113,19 +113,9 @@ class ExplainerModule(nn.Module):
         Returns:
             Its embeddings and the maps of the layers that are explained.
         """
-        with self.precision(images.device):
+        precision = nullcontext() if self.autocast is None else torch.autocast(images.device.type, self.autocast)
+        with precision:
             return self.net.activations(images, None if self.fusion is None else self.fusion.layer)
-
-    def precision(self, device: torch.device) -> AbstractContextManager[object]:
-        """Make the context in which the network runs.
-
-        Args:
-            device: Of the network.
-
-        Returns:
-            That of `autocast`, or one that changes nothing.
-        """
-        return nullcontext() if self.autocast is None else torch.autocast(device.type, self.autocast)
 
     def explain(self, seen: Activations, size: tuple[int, int], exemplars: Tensor | None = None) -> Outputs:
         """Explain what the network saw.

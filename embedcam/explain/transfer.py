@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -40,7 +41,7 @@ class Lookup(NamedTuple):
     exemplars: Tensor | None = None
 
 
-class Transfer(nn.Module):
+class Transfer(nn.Module, ABC):
     """Gives images the channel weights that are stored of the training images near them.
 
     Subclasses define `forward`, and register themselves in `TRANSFERS`.
@@ -58,6 +59,7 @@ class Transfer(nn.Module):
         super().__init__()
         self.database = database
 
+    @abstractmethod
     def forward(self, lookup: Lookup, layer: int) -> Tensor:
         """Choose channel weights.
 
@@ -68,7 +70,6 @@ class Transfer(nn.Module):
         Returns:
             (B, K), zero for channels that are left out.
         """
-        raise NotImplementedError
 
 
 TRANSFERS: Registry[Callable[[WeightDatabase], Transfer]] = Registry("transfer", "embedcam.transfers", DatabaseError)

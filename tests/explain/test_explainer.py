@@ -268,3 +268,10 @@ def test_the_weights_of_channels_make_the_map(pair):
     combined = (weights[:, :, None, None] * maps).sum(dim=1).clamp(min=0)
     placed = place(combined, explainer.database.geometry, (32, 32))
     np.testing.assert_allclose(explainer(IMAGES).raw, placed.numpy(), rtol=1e-4, atol=1e-9)
+
+
+def test_embeddings_too_long_to_be_searched_are_left_out_of_the_search_for_exemplars(pair):
+    explainer = embedcam.Explainer(*pair)
+    long = np.array([[1e30] * 8, [0.1] * 8], np.float32)  # faiss gives -1 where squared distances overflow
+    nearest = explainer._search(long, 1)
+    assert (nearest >= 0).all()
