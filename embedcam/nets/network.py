@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..data.preprocess import Preprocess
 from ..errors import LayerError, NetworkError
 from . import layers
+from .cells import Cells
 
 METRICS = ("cosine", "euclidean")
 
@@ -54,6 +55,7 @@ class Network(nn.Module, ABC):
         self._layer = ""
         self._channels_last: dict[str, bool] = {}
         self._shape: tuple[int, int, int, int] | None = None
+        self._decomposable: bool | None = None
 
     @property
     @abstractmethod
@@ -92,7 +94,7 @@ class Network(nn.Module, ABC):
 
     @layer.setter
     def layer(self, name: str) -> None:
-        self._layer, self._shape = layers.path(self.body, name), None
+        self._layer, self._shape, self._decomposable = layers.path(self.body, name), None, None
 
     @property
     def feature_layer(self) -> nn.Module:
@@ -120,6 +122,22 @@ class Network(nn.Module, ABC):
                 raise LayerError(f"layer {name!r} did not run; choose one on the way to the embedding")
         maps = {name: self.as_maps(output, images, name).float() for name, output in grabbed.items()}
         return Activations(maps[self._layer], embeddings, vector, maps[fine] if fine is not None else None)
+
+    def cells(self, seen: Activations) -> Cells:
+        """Decompose embeddings over the cells of the feature layer, without a backward pass.
+
+        Args:
+            seen: Of `activations`.
+
+        Returns:
+            What each cell adds, and what none of them adds.
+
+        Raises:
+            NetworkError: If this is not known of the network.
+        """
+        raise NetworkError(
+            f"the embedding of {self.architecture} cannot be decomposed over the cells of layer {self.layer!r}"
+        )
 
     def as_maps(self, output: Tensor, images: Tensor, layer: str | None = None) -> Tensor:
         """Convert a layer's output to feature maps.
@@ -164,6 +182,23 @@ class Network(nn.Module, ABC):
     def dim(self) -> int:
         """Number D of dimensions of the embedding."""
         return self._measure()[3]
+
+    @property
+    def decomposable(self) -> bool:
+        """Whether `cells` gives cell embeddings of the feature layer that add up to the embedding; measured once."""
+        if self._decomposable is None:
+            noise = torch.randn(2, 3, *self.preprocess.input_size, generator=torch.Generator().manual_seed(0))
+            with layers.evaluating(self), torch.inference_mode():
+                seen = self.activations(noise)
+                try:
+                    cells = self.cells(seen)
+                except NetworkError:
+                    self._decomposable = False
+                else:
+                    total = cells.embeddings.mean(dim=(2, 3)) + cells.rest
+                    error = (total - seen.embeddings).abs().amax()
+                    self._decomposable = bool(error <= 1e-3 * seen.embeddings.abs().amax())
+        return self._decomposable
 
     @property
     def device(self) -> torch.device:
