@@ -84,7 +84,7 @@ def build_database(
     Source:
         Chen et al. 2020, Adapting Grad-CAM for Embedding Networks (arXiv 2001.06538).
     """
-    samples, group = as_samples(dataset), group or Group()
+    samples, group = as_samples(dataset, size=net.preprocess.input_size), group or Group()
     if not 1 <= top_k <= net.channels:
         raise DatabaseError(
             f"top_k {top_k} is outside 1..{net.channels}, the channels of layer {net.layer!r}; choose --top-k within"
@@ -133,7 +133,8 @@ def build_file(
         OutputError: If it cannot be written or is read, or another process is writing it.
         EmbedcamError: As `build_database`.
     """
-    out, group, samples = Path(out), group or Group(), as_samples(dataset)
+    out, group = Path(out), group or Group()
+    samples = as_samples(dataset, size=net.preprocess.input_size)
     require_writable(out, input_files(samples))
     with work_folder(out, group) as work:
         database = build_database(net, samples, work=work, resume=resume, group=group, **options)

@@ -43,7 +43,7 @@ class FirstWarning:
         """Log the message, if it is the first."""
         if not self._given:
             self._given = True
-            logger.warning("%s; further masks of this kind are not named", message)
+            logger.warning("%s; further ones of this kind are not named", message)
 
 
 class Samples(Protocol):
