@@ -1,0 +1,100 @@
+"""How methods are asked for something else than the image's own cluster."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..explain import Explainer
+from ..explain.maps import place
+from ..gradient import GradCAM, Similarity
+from ..nets import layers
+from ..nets.geometry import Geometry
+from ..nets.network import Network
+from .faithfulness import Explain
+from .grid import Ask
+
+
+def of_explainer(explainer: Explainer) -> Ask:
+    """Ask an explainer as though the image's embedding were a cluster's centroid, or a partner's embedding.
+
+    Args:
+        explainer: The explainer; its transfer must need no exemplars.
+
+    Returns:
+        What can be asked for clusters and for partners.
+    """
+    module = explainer.module
+
+    @torch.inference_mode()
+    def ask(images: Tensor, questions: Tensor) -> NDArray[np.float32]:
+        towards = questions if questions.is_floating_point() else module.centroids[questions]
+        with layers.evaluating(explainer.net):
+            seen = module.run(images)
+        size = (int(images.shape[2]), int(images.shape[3]))
+        maps = [module.explain(seen._replace(embeddings=each), size).raw for each in towards.unbind(dim=1)]
+        asked: NDArray[np.float32] = torch.stack(maps, dim=1).cpu().numpy()
+        return asked
+
+    return ask
+
+
+def of_contributions(net: Network, geometry: Geometry) -> Ask:
+    """Ask for the positive contributions of the cells to the similarity with a partner, as `Against` maps them.
+
+    Args:
+        net: A decomposable network.
+        geometry: Positions of the cells of its feature layer.
+
+    Returns:
+        What can be asked for partners.
+    """
+
+    @torch.inference_mode()
+    def ask(images: Tensor, partners: Tensor) -> NDArray[np.float32]:
+        with layers.evaluating(net):
+            cells = net.cells(net.activations(images)).embeddings
+        contributions = torch.einsum("btd,bdhw->bthw", partners.to(cells), cells)
+        size = (int(images.shape[2]), int(images.shape[3]))
+        placed: NDArray[np.float32] = place(contributions.flatten(0, 1), geometry, size).clip(min=0).cpu().numpy()
+        return placed.reshape(*partners.shape[:2], *size)
+
+    return ask
+
+
+def of_similarity(net: Network, layer: str) -> Ask:
+    """Ask Grad-CAM of the similarity to a partner: one backward pass for each question.
+
+    Args:
+        net: The network.
+        layer: Dotted name of the layer.
+
+    Returns:
+        What can be asked for partners.
+    """
+    cam = GradCAM(net, layer)
+
+    def ask(images: Tensor, partners: Tensor) -> NDArray[np.float32]:
+        asked = [cam(images, Similarity(each)).raw for each in partners.unbind(dim=1)]
+        return np.stack(asked, axis=1)
+
+    return ask
+
+
+def unasked(explain: Explain) -> Ask:
+    """Give the same map whatever is asked: what a method scores that cannot be asked.
+
+    Args:
+        explain: The method.
+
+    Returns:
+        What ignores clusters and partners; its grid share is 0.25 where its maps have heat.
+    """
+
+    def ask(images: Tensor, questions: Tensor) -> NDArray[np.float32]:
+        raw = explain(images).raw
+        return np.repeat(raw[:, None], questions.shape[1], axis=1)
+
+    return ask
