@@ -11,7 +11,7 @@ from .._version import __version__
 from ..data.arrays import as_samples
 from ..data.samples import fingerprint, input_files
 from ..database.weight_database import WeightDatabase
-from ..errors import DatabaseError
+from ..errors import DatabaseError, DataError
 from ..explain.weighting import WEIGHTINGS
 from ..nets.inference import Embedded
 from ..nets.network import Network
@@ -20,7 +20,7 @@ from ..utils.distributed import Group
 from ..utils.files import require_writable
 from ..utils.resume import Parts, SavedParts, work_folder
 from .steps import Build, BuildOptions
-from .triplets import Partners
+from .triplets import DRAWS, count_members
 
 logger = logging.getLogger("embedcam")
 
@@ -31,7 +31,7 @@ def build_database(
     *,
     clusters: int = 50,
     top_k: int = 50,
-    pairs: int = 50,
+    pairs: int | None = None,
     method: str = "gradcam",
     exemplars: bool = True,
     refinement: bool = True,
@@ -46,8 +46,12 @@ def build_database(
 ) -> WeightDatabase:
     """Embed the training images, cluster them, and average their Grad-CAM channel weights over each cluster.
 
-    Without `work`, memory grows by 4 (2 D + K) bytes per image, or 8 D if the head of the network needs whole feature
-    maps. With it, memory grows by 24 bytes per image. Exemplars, if they are kept, add their own size.
+    The mean weights over all triplets of an image are computed in closed form, see `triplets.ClassSums`. A weighting
+    that is not linear, such as Grad-CAM++, has no such form: its triplets are drawn at random.
+
+    Without `work`, memory grows by 4 (D + K) bytes per image, or 4 D if the head of the network needs whole feature
+    maps. With it, memory grows by 24 bytes per image. Exemplars, if they are kept, add their own size; drawn triplets
+    add 4 D bytes per image, or a file of that size in `work`.
 
     An image that is the only one of its class has no positive. It is embedded and clustered like any other image, and
     is its own positive: that term of the margin has no gradient there, so its weights come from the negatives alone.
@@ -58,7 +62,8 @@ def build_database(
             preprocessed for the network. Without labels, the clusters serve as labels.
         clusters: Number C of clusters; at most a third of the number of different images.
         top_k: Number T of channels kept per cluster, at most the layer's K.
-        pairs: Triplets per image.
+        pairs: Triplets to draw per image; 50 is the published method. If None, all triplets of a linear weighting, and
+            50 of any other.
         method: Name of a channel weighting, one of `WEIGHTINGS`, such as "gradcam" or "gradcam++-exact".
         exemplars: Keep the embedding and the strongest channels of every image too.
         refinement: Also run some images of each cluster at a larger size, for sharper maps by default. Without it,
@@ -76,7 +81,7 @@ def build_database(
         The database; it does not depend on the number of processes, nor on whether the run was resumed.
 
     Raises:
-        DataError: If the images or their labels do not allow triplets.
+        DataError: If the images or their labels do not allow triplets, or `pairs` is below 1.
         DatabaseError: If `top_k` is out of range, or several processes have no `work`.
         TargetError: If `method` is unknown.
         OutputError: If `work` cannot be written, or holds parts of another run.
@@ -89,14 +94,17 @@ def build_database(
         raise DatabaseError(
             f"top_k {top_k} is outside 1..{net.channels}, the channels of layer {net.layer!r}; choose --top-k within"
         )
-    WEIGHTINGS[method]  # raises now, not after the long pass
-    if samples.labels is not None:  # likewise
-        alone = Partners(samples.labels, samples.names, pairs, seed).alone
+    if pairs is not None and pairs < 1:
+        raise DataError(f"an image needs at least 1 pair, got {pairs}; set --pairs to 1 or more")
+    draws = pairs or (0 if WEIGHTINGS[method].linear else DRAWS)
+    if samples.labels is not None:  # raises now, not after the long pass
+        _, members = count_members(samples.labels, samples.names)
+        alone = int((members == 1).sum())
         if alone and group.main:
             logger.warning("%d of %d classes have a single image, which has no positive", alone, len(samples.names))
     if work is None and group.size > 1:
         raise DatabaseError("several processes share their work in files; name a folder that all of them see (work)")
-    options = BuildOptions(clusters, top_k, pairs, method, exemplars, refinement, seed, batch_size)
+    options = BuildOptions(clusters, top_k, draws, method, exemplars, refinement, seed, batch_size)
     parts = Parts()
     if work is not None:
         run = {

@@ -25,6 +25,8 @@ class Clustered(NamedTuple):
         cluster: (N,) index of each image's cluster.
         distance: (N,) float32, to the centroid of that cluster.
         held_out: (N,) float32, to the nearest centroid of a clustering without the image.
+        class_sums: (L, D) float64, of the embeddings of each label; of each cluster if there are no labels.
+        class_counts: (L,) images of each.
     """
 
     kept: NDArray[np.int64]
@@ -33,6 +35,8 @@ class Clustered(NamedTuple):
     cluster: NDArray[np.int64]
     distance: NDArray[np.float32]
     held_out: NDArray[np.float32]
+    class_sums: NDArray[np.float64]
+    class_counts: NDArray[np.int64]
 
 
 def kmeans(

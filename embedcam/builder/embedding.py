@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..data.samples import Samples
 from ..database.neighbors import searchable
@@ -52,6 +53,29 @@ def embed_shards(
                 part = Embedded(embedded.kept[inside], embedded.embeddings[inside], pooled)
             vectors = {} if part.pooled is None else {"pooled": part.pooled}
             shards.write(number, kept=part.kept, embeddings=part.embeddings, **vectors)
+
+
+def read_embeddings(shards: Shards, bounds: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Read the embeddings of some images, one shard after the other.
+
+    Args:
+        shards: Of `embed_shards`.
+        bounds: (S + 1,) index of each shard's first readable image, then N.
+        indices: (n,) of readable images.
+
+    Returns:
+        (n, D).
+    """
+    shard = np.searchsorted(bounds, indices, side="right") - 1
+    rows: NDArray[np.float32] | None = None
+    for number in np.unique(shard).tolist():
+        here = shard == number
+        read = shards.read(number, "embeddings")["embeddings"][indices[here] - bounds[number]]
+        if rows is None:
+            rows = np.empty((len(indices), read.shape[1]), read.dtype)
+        rows[here] = read
+    assert rows is not None
+    return rows
 
 
 def _embed(net: Network, samples: Samples, images: range, **options: Any) -> Embedded:

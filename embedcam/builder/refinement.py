@@ -57,7 +57,7 @@ def measure_refinement(
         cluster: (N,) of each image.
         distance: (N,) from each image to its centroid.
         labels: (N,) of each image; its cluster if there are no labels.
-        directions: From image indices (B,) to the directions (B, pairs, D) of their triplets.
+        directions: From image indices (B,) to the directions of their triplets, (B, pairs, D) or (B, 1, D).
         method: Name of a channel weighting, one of `WEIGHTINGS`.
         batch_size: Images per batch.
         workers: Threads that read images ahead.

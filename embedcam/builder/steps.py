@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -32,9 +32,9 @@ from ..utils.progress import counting
 from ..utils.resume import Parts, Rows, SavedParts
 from ..utils.shards import Shards
 from . import clusters as clustering
-from .embedding import embed_shards
+from .embedding import embed_shards, read_embeddings
 from .refinement import measure_refinement
-from .triplets import Partners
+from .triplets import ClassSums, Partners, count_members
 
 logger = logging.getLogger("embedcam")
 
@@ -46,7 +46,7 @@ _IMAGES_PER_CLUSTER = 3
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a database depends on besides network and images; see `build_database`."""
+    """What a database depends on besides network and images; see `build_database`. 0 pairs are all triplets."""
 
     clusters: int
     top_k: int
@@ -99,7 +99,7 @@ class Build:
         # Step 1, for each shard: embeddings and pooled features.
         embed_shards(self.net, self.samples, self.embedded, embedded=embedded, strict=self.strict, **self.reading)
         self.group.wait()
-        for step in (self.cluster, self.weigh):
+        for step in (self.cluster, self.gather, self.weigh):
             step()
             self.group.wait()
         if self.group.size == 1:
@@ -114,42 +114,56 @@ class Build:
         return database
 
     def cluster(self) -> None:
-        """Step 2, once: the clusters, and the distances of all images."""
+        """Step 2, once: the clusters, the distances of all images, and the sums of each class."""
         if not self.group.main or "clusters" in self.parts:
             return
-        shards = range(len(self.embedded))
-        kept = [self.embedded.read(number, "kept")["kept"] for number in shards]
-        bounds = np.cumsum([0, *map(len, kept)])
+        parts = [self.embedded.read(number, "kept")["kept"] for number in range(len(self.embedded))]
+        bounds = np.cumsum([0, *map(len, parts)])
         count, seed, metric = int(bounds[-1]), self.options.seed, self.net.metric
         if count == 0:
             raise DataError(f"none of the {len(self.samples)} images can be read; see the warnings above")
+        kept = np.concatenate(parts)
+        labels = None if self.samples.labels is None else self.samples.labels[kept]
+        if labels is not None:
+            count_members(labels, self.samples.names)
         clusters = min(self.options.clusters, max(min(2, count), count // _IMAGES_PER_CLUSTER))
         if clusters < self.options.clusters:
             logger.warning("%d images make %d clusters instead of %d", count, clusters, self.options.clusters)
         size, chosen = max(_SAMPLE, _SAMPLE_PER_CLUSTER * clusters), np.arange(count)
         if count > size:
             chosen = np.sort(np.random.default_rng(seed % 2**63).choice(count, size, replace=False))
-        sample = self.embeddings[chosen]
+        sample = read_embeddings(self.embedded, bounds, chosen)
         centroids, _, _ = clustering.kmeans(sample, clusters, metric, seed)
-        if self.samples.labels is None and len(centroids) < 2:
+        if labels is None and len(centroids) < 2:
             raise DataError(
                 f"images without labels need at least two clusters, {count} images make one; "
                 "add different images, and choose --clusters 2 or more"
             )
         index = Neighbors(centroids, metric)
-        nearest = [index.nearest(self.embedded.read(number, "embeddings")["embeddings"]) for number in shards]
-        distance = np.concatenate([distances for _, distances in nearest])
+        cluster, distance = np.empty(count, np.int64), np.empty(count, np.float32)
+        classes = ClassSums.zeros(len(centroids) if labels is None else len(self.samples.names), self.net.dim)
+        for number, (start, end) in enumerate(pairwise(bounds)):
+            embeddings = self.embedded.read(number, "embeddings")["embeddings"]
+            cluster[start:end], distance[start:end] = index.nearest(embeddings)
+            classes.add((cluster if labels is None else labels)[start:end], embeddings)
         held_out = distance.copy()  # images outside the sample are held out already
         held_out[chosen] = clustering.held_out_distances(sample, clusters, metric, seed)
         clustered = clustering.Clustered(
-            kept=np.concatenate(kept),
+            kept=kept,
             bounds=bounds,
             centroids=centroids,
-            cluster=np.concatenate([cluster for cluster, _ in nearest]),
+            cluster=cluster,
             distance=distance,
             held_out=held_out,
+            class_sums=classes.sums,
+            class_counts=classes.counts,
         )
         self.parts.write("clusters", **clustered._asdict())
+
+    def gather(self) -> None:
+        """Step 2 b, once, for drawn partners: all embeddings in one file, whose rows can be read at random."""
+        if self.group.main and self.options.pairs:
+            _ = self.embeddings
 
     def weigh(self) -> None:
         """Step 3, for each shard: channel weights summed over each cluster, and the strongest of each image."""
@@ -259,10 +273,16 @@ class Build:
         )
 
     def directions(self, indices: NDArray[np.int64]) -> Tensor:
-        """Draw the partners of images, and compute the directions (B, pairs, D) of their triplets."""
-        sides = (np.stack(side) for side in zip(*map(self._partners.draw, indices.tolist()), strict=True))
-        positives, negatives = (torch.from_numpy(self.embeddings[side]) for side in sides)
-        return direction(positives, negatives, self.net.metric).to(self.net.device)
+        """Compute the directions of images' triplets, (B, pairs, D); the mean of all triplets is (B, 1, D)."""
+        partners: Iterable[NDArray[Any]]
+        if self.options.pairs:
+            sides = (np.stack(side) for side in zip(*map(self._partners.draw, indices.tolist()), strict=True))
+            partners = (self.embeddings[side] for side in sides)
+        else:
+            anchors = read_embeddings(self.embedded, self.clustered.bounds, indices)
+            partners = (side[:, None] for side in self._classes.mean_partners(self.labels[indices], anchors))
+        positives, negatives = map(torch.from_numpy, partners)
+        return direction(positives, negatives, self.net.metric).to(self.net.device, torch.float32)
 
     @cached_property
     def clustered(self) -> clustering.Clustered:
@@ -289,6 +309,10 @@ class Build:
         """(N,) labels of the readable images; their clusters if there are none."""
         labels = self.readable.labels
         return self.clustered.cluster if labels is None else labels
+
+    @cached_property
+    def _classes(self) -> ClassSums:
+        return ClassSums(self.clustered.class_sums, self.clustered.class_counts)
 
     @cached_property
     def _partners(self) -> Partners:

@@ -1,13 +1,103 @@
-"""The partners of each anchor: positives of its label, negatives of other labels."""
+"""The partners of each anchor, all of them or drawn: positives of its label, negatives of other labels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+
+# Triplets per image of a weighting that is not linear in its partners.
+DRAWS = 50
+
+
+def count_members(labels: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count the images of each class, and require two classes.
+
+    Args:
+        labels: (N,) int64.
+        names: Names of the labels, for messages.
+
+    Returns:
+        The labels that occur, in ascending order, and how often.
+
+    Raises:
+        DataError: If there is only one.
+    """
+    different, counts = np.unique(labels, return_counts=True)
+    if len(different) < 2:
+        only = names[different[0]] if len(different) and different[0] < len(names) else "none"
+        raise DataError(f"a triplet needs two classes, found one only: {only!r}; add images of another class")
+    return different, counts
+
+
+@dataclass(frozen=True)
+class ClassSums:
+    """Sums of the embeddings of each class, which give the mean partners of all triplets of an image.
+
+    The triplet margin is linear in its partners, and the channel weights of Grad-CAM are linear in the margin. So
+    their mean over all triplets of an image are the weights of one triplet of the mean positive and the mean negative:
+    with N embeddings that sum to S, and n of the anchor's class that sum to T, these are (T - z) / (n - 1) and
+    (S - T) / (N - n).
+
+    Attributes:
+        sums: (L, D) float64.
+        counts: (L,) int64, images of each class.
+    """
+
+    sums: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def zeros(cls, classes: int, dim: int) -> ClassSums:
+        """Begin with no image.
+
+        Args:
+            classes: L.
+            dim: D.
+
+        Returns:
+            Sums to `add` to.
+        """
+        return cls(np.zeros((classes, dim)), np.zeros(classes, dtype=np.int64))
+
+    def add(self, labels: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
+        """Add images.
+
+        Args:
+            labels: (N,).
+            embeddings: (N, D).
+        """
+        np.add.at(self.sums, labels, embeddings.astype(np.float64))
+        np.add.at(self.counts, labels, 1)
+
+    def mean_partners(
+        self, labels: NDArray[np.int64], anchors: NDArray[np.float32] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Average the positives and the negatives of anchors.
+
+        Args:
+            labels: (B,) of the anchors; there must be images of another class.
+            anchors: (B, D) embeddings of the anchors, which are among the images; None if they are not.
+
+        Returns:
+            Mean positive (B, D), the anchor itself if it is the only image of its class; mean negative (B, D).
+        """
+        counts, sums = self.counts[labels][:, None], self.sums[labels]
+        images, total = self._total
+        negatives = (total - sums) / (images - counts)
+        if anchors is None:
+            return sums / counts, negatives
+        others = np.maximum(counts - 1, 1)
+        return np.where(counts == 1, anchors, (sums - anchors) / others), negatives
+
+    @cached_property
+    def _total(self) -> tuple[int, NDArray[np.float64]]:
+        return int(self.counts.sum()), self.sums.sum(axis=0)
 
 
 class Partners:
@@ -19,24 +109,15 @@ class Partners:
     Args:
         labels: (N,) int64.
         names: Names of the labels, for messages.
-        pairs: Triplets per image.
+        pairs: Triplets per image, at least 1.
         seed: Any integer.
 
-    Attributes:
-        alone: Number of labels with a single image.
-
     Raises:
-        DataError: If `pairs` is below 1, or there is only one label.
+        DataError: If there is only one label.
     """
 
     def __init__(self, labels: NDArray[np.int64], names: Sequence[str], pairs: int, seed: int = 0) -> None:
-        if pairs < 1:
-            raise DataError(f"an image needs at least 1 pair, got {pairs}; set --pairs to 1 or more")
-        different, counts = np.unique(labels, return_counts=True)
-        if len(different) < 2:
-            only = names[different[0]] if len(different) and different[0] < len(names) else "none"
-            raise DataError(f"a triplet needs two classes, found one only: {only!r}; add images of another class")
-        self.alone = int((counts == 1).sum())
+        different, counts = count_members(labels, names)
         self._labels, self._pairs, self._seed = labels, pairs, seed
         # Sorted by label, a class is one block: its members lie inside, all negatives outside.
         self._order = np.argsort(labels, kind="stable")

@@ -147,7 +147,14 @@ def build(
     ] = None,
     clusters: Annotated[int, weights_option(min=1, help="Clusters of the training images.", metavar="N")] = 50,
     top_k: Annotated[int, weights_option(min=1, help="Channels stored per cluster.", metavar="N")] = 50,
-    pairs: Annotated[int, weights_option(min=1, help="Triplets per image.", metavar="N")] = 50,
+    pairs: Annotated[
+        int | None,
+        weights_option(
+            min=1,
+            help="Triplets to draw per image, 50 in the published method; by default, all are used, in closed form.",
+            metavar="N",
+        ),
+    ] = None,
     method: Annotated[
         str,
         weights_option(

@@ -31,8 +31,8 @@ class WeightDatabase(Record):
         geometry: Where the cells of the feature maps lie at the network's input size.
         method: Name of the channel weighting, such as "gradcam".
         target: What the weights explain: "triplet_margin".
-        pairs: Triplets per image.
-        seed: Seed of the triplets and of the k-means.
+        pairs: Triplets drawn per image; 0 if all were used, or for another target.
+        seed: Seed of the k-means, and of the triplets if they were drawn.
         created: UTC, ISO 8601.
         centroids: (C, D) float32.
         counts: (C,) int64, at least 1.
@@ -121,13 +121,15 @@ class WeightDatabase(Record):
         net, counts, target = self.network, self.counts, self.target.replace("_", " ")
         stride, center = _pair(self.geometry.cell_stride, " x "), _pair(self.geometry.first_cell_center, ", ")
         size = " x ".join(map(str, net.preprocess.input_size))
+        if self.target == "triplet_margin":
+            target += f", {self.pairs or 'all'} triplets per image"
         smallest, largest, images = int(counts.min()), int(counts.max()), int(counts.sum())
         return [
             ("Network", f"{net.architecture}, {net.metric}, {net.dim} dimensions, sha256 {net.sha256[:12]}"),
             ("Input", f"{size} pixels, {net.preprocess.interpolation}"),
             ("Feature layer", f"{net.layer}, {net.channels} channels"),
             ("Cells", f"every {stride} pixels, the first at ({center})"),
-            ("Weights", f"{self.method} of the {target}, {self.pairs} pairs per image, top {self.top_k} channels"),
+            ("Weights", f"{self.method} of the {target}, top {self.top_k} channels"),
             ("Explained", _explained(self.refinement)),
             ("Clusters", f"{self.clusters}, of {images} images ({smallest} to {largest} each)"),
             ("Labels", "none" if self.label_names is None else f"{len(self.label_names)}"),

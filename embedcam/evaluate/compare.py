@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..builder.build import build_database
-from ..builder.triplets import Partners
+from ..builder.triplets import DRAWS, ClassSums, Partners
 from ..data.samples import Samples
 from ..database.record import top_channels
 from ..database.weight_database import WeightDatabase
@@ -36,7 +36,8 @@ logger = logging.getLogger("embedcam")
 # Sweeps around the published 50 clusters and 50 channels.
 _CLUSTERS, _CHANNELS = (10, 25, 100, 200), (10, 25, 100, 200)
 
-# From indices of test images to the embeddings of their positives and negatives, each (B, pairs, D).
+# From indices of test images to the embeddings of their positives and negatives, each (B, pairs, D); or to their means,
+# each (B, 1, D).
 _Pairs = Callable[[NDArray[np.int64]], tuple[Tensor, Tensor]]
 
 
@@ -133,8 +134,8 @@ def with_backprop(net: Network, db: WeightDatabase, gallery: Gallery, labels: ND
         labels: (N,) of the test images.
 
     Returns:
-        The rows. The first has the weighting, and as many triplets, that the database was built with: its maps are
-        what transfers approximate. Every other weighting of the registry follows.
+        The rows. The first has the weighting and the triplets that the database was built with: its maps are what
+        transfers approximate. Every other weighting of the registry follows.
     """
     embeddings = torch.from_numpy(gallery.embedded.embeddings).to(net.device)
 
@@ -145,10 +146,16 @@ def with_backprop(net: Network, db: WeightDatabase, gallery: Gallery, labels: ND
         positives, negatives = (np.stack(side) for side in zip(*drawn, strict=True))
         return lambda indices: (embeddings[positives[indices]], embeddings[negatives[indices]])
 
+    def means(indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        positives, negatives = (torch.from_numpy(side[:, None]) for side in classes.mean_partners(labels[indices]))
+        return positives.to(embeddings), negatives.to(embeddings)
+
     def row(name: str, explain: Explain) -> Method:
         return Method(name, explain, backprop=True)
 
-    many, triplets = pairs(db.pairs), f"{db.pairs} triplets"
+    classes = ClassSums.zeros(len(gallery.names), embeddings.shape[1])
+    classes.add(gallery.labels, gallery.embedded.embeddings)
+    many, triplets = (pairs(db.pairs), f"{db.pairs} triplets") if db.pairs else (means, "all triplets")
     method = db.method if db.method in WEIGHTINGS else "gradcam"
     rows = [
         row(f"{method}, {triplets}", _per_image(net, db, many, method)),
@@ -159,7 +166,8 @@ def with_backprop(net: Network, db: WeightDatabase, gallery: Gallery, labels: ND
         rows.append(row(f"gradcam, {triplets}, two layers", _two_layers(net, db, many)))
     for other in WEIGHTINGS:
         if other != method:
-            rows.append(row(f"{other}, {triplets}", _per_image(net, db, many, other)))
+            drawn = db.pairs or DRAWS  # most are not linear
+            rows.append(row(f"{other}, {drawn} triplets", _per_image(net, db, pairs(drawn), other)))
     return [*rows, row("EmbeddingCAM (nearest class's proxy)", _proxy(net, db, gallery))]
 
 
@@ -182,7 +190,7 @@ def of_gallery(net: Network, db: WeightDatabase, gallery: Gallery) -> list[Metho
             gallery.samples,
             clusters=count,
             top_k=db.top_k,
-            pairs=db.pairs,
+            pairs=db.pairs or None,
             method=db.method if db.method in WEIGHTINGS else "gradcam",
             exemplars=False,
             refinement=False,

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,28 +20,39 @@ from embedcam.nets.inference import embed
 
 
 def built(net, folder, **options):
-    return embedcam.build_database(net, f"folder:{folder}", **{"clusters": 4, "top_k": 12, "pairs": 5, **options})
+    return embedcam.build_database(net, f"folder:{folder}", **{"clusters": 4, "top_k": 12, **options})
 
 
-def by_hand(net, samples, method):
+def every_triplet(labels, anchor):
+    """All partners of an anchor: positives (T,) and negatives (T,)."""
+    positives = np.flatnonzero((labels == labels[anchor]) & (np.arange(len(labels)) != anchor))
+    return (side.ravel() for side in np.meshgrid(positives, np.flatnonzero(labels != labels[anchor])))
+
+
+def by_hand(net, samples, method, pairs):
     """Channel weights of every image: one image and one triplet at a time, by autograd alone."""
     images = torch.stack([torch.from_numpy(net.preprocess(samples.image(i))) for i in range(len(samples))])
     with torch.no_grad():
         z = net(images)
         maps = net.backbone.features(images)
-    partners = Partners(samples.labels, samples.names, 5, 0)
+    draw = partial(every_triplet, samples.labels) if pairs is None else Partners(samples.labels, "", pairs).draw
     weights = torch.zeros(len(samples), maps.shape[1])
     for i in range(len(samples)):
-        for p, n in zip(*partners.draw(i), strict=True):
+        partners = list(zip(*draw(i), strict=True))
+        for p, n in partners:
             leaf = maps[i : i + 1].clone().requires_grad_()
-            (g,) = torch.autograd.grad(net.head_embed(leaf.mean(dim=(2, 3)))[0] @ (z[p] - z[n]), leaf)
+            a = net.head_embed(leaf.mean(dim=(2, 3)))[0]
+            margin = a @ (z[p] - z[n])
+            if net.metric == "euclidean":
+                margin = (a - z[n]).square().sum() - (a - z[p]).square().sum()
+            (g,) = torch.autograd.grad(margin, leaf)
             if method == "gradcam":
-                weights[i] += g.mean(dim=(2, 3))[0] / 5
+                weights[i] += g.mean(dim=(2, 3))[0] / len(partners)
             elif method == "rectified":
-                weights[i] += g.clamp(min=0).amax(dim=(2, 3))[0] / 5
+                weights[i] += g.clamp(min=0).amax(dim=(2, 3))[0] / len(partners)
             else:
                 below = 2 + leaf.detach().sum(dim=(2, 3), keepdim=True) * g
-                weights[i] += (g.clamp(min=0) / below).sum(dim=(2, 3))[0] / 5
+                weights[i] += (g.clamp(min=0) / below).sum(dim=(2, 3))[0] / len(partners)
     return weights.numpy()
 
 
@@ -50,11 +62,17 @@ def rectified(monkeypatch):
     monkeypatch.setitem(WEIGHTINGS._parts, "rectified", Weighting(lambda _, g: g.clamp(min=0).amax(dim=(-2, -1))))
 
 
-@pytest.mark.parametrize("method", ["gradcam", "gradcam++-exact", "rectified"])
-def test_weights_are_those_of_single_triplets_averaged_over_each_cluster(net, folder, method):
-    db, samples = built(net, folder, method=method), load(f"folder:{folder}", "train")
-    weights = by_hand(net, samples, method)
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize(
+    ("method", "pairs"), [("gradcam", None), ("gradcam", 5), ("gradcam++-exact", 5), ("rectified", 5)]
+)
+def test_weights_are_those_of_single_triplets_averaged_over_each_cluster(folder, metric, method, pairs):
+    torch.manual_seed(0)
+    net = EmbeddingNet("tiny", 8, image_size=32, metric=metric).eval()
+    db, samples = built(net, folder, method=method, pairs=pairs), load(f"folder:{folder}", "train")
+    weights = by_hand(net, samples, method, pairs)
 
+    assert db.pairs == (pairs or 0)
     assert list(db.exemplars.path) == list(samples.ids)
     scale = np.abs(weights).max()
     for cluster in range(db.clusters):
@@ -68,6 +86,21 @@ def test_weights_are_those_of_single_triplets_averaged_over_each_cluster(net, fo
     histogram = np.zeros_like(db.label_histogram)
     np.add.at(histogram, (db.exemplars.cluster, samples.labels), 1)
     np.testing.assert_array_equal(db.label_histogram, histogram)
+
+
+def test_weights_of_drawn_triplets_approach_those_of_all_triplets(net, folder):
+    exact = built(net, folder, refinement=False).weights_mean
+    away = []
+    for pairs in (5, 50, 500):
+        drawn = built(net, folder, pairs=pairs, refinement=False).weights_mean
+        cosine = (exact * drawn).sum(axis=1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(drawn, axis=1)
+        away.append(1 - cosine.min())
+    assert away[0] > 3 * away[1] > 9 * away[2]
+    assert away[2] < 1e-3
+
+
+def test_triplets_of_weightings_that_are_not_linear_are_drawn(net, folder):
+    assert built(net, folder, method="gradcam++-exact", refinement=False).pairs == 50
 
 
 @pytest.mark.parametrize("method", ["gradcam", "gradcam++", "gradcam++-exact", "gradcam++-elementwise"])
@@ -161,15 +194,16 @@ def test_equal_images_without_labels_are_refused_without_a_word_of_classes(net):
         embedcam.build_database(net, [torch.zeros(3, 32, 32)] * 12, pairs=2)
 
 
-def test_images_alone_in_their_class_are_clustered_and_weighed_by_negatives(net, folder, caplog):
+@pytest.mark.parametrize("pairs", [None, 5])
+def test_images_alone_in_their_class_are_clustered_and_weighed_by_negatives(net, folder, caplog, pairs):
     samples = load(f"folder:{folder}", "train")
     images = [(net.preprocess(samples.image(i)), f"class {i % 3}" if i > 1 else f"alone {i}") for i in range(12)]
-    db = embedcam.build_database(net, images, clusters=3, top_k=128, pairs=5)
+    db = embedcam.build_database(net, images, clusters=3, top_k=128, pairs=pairs)
 
     assert "2 of 5 classes have a single image" in caplog.text
     assert len(db.exemplars) == db.counts.sum() == db.label_histogram.sum() == 12
     z = torch.from_numpy(db.exemplars.embeddings)
-    _, negatives = Partners(db.exemplars.label, db.label_names, 5, 0).draw(0)
+    negatives = np.arange(1, 12) if pairs is None else Partners(db.exemplars.label, db.label_names, pairs, 0).draw(0)[1]
     with torch.no_grad():
         maps = net.backbone.features(torch.from_numpy(images[0][0])[None])
     leaf = maps.clone().requires_grad_()
@@ -178,6 +212,15 @@ def test_images_alone_in_their_class_are_clustered_and_weighed_by_negatives(net,
     weights = np.empty_like(expected)
     weights[db.exemplars.top_channels[0]] = db.exemplars.top_weights[0]
     np.testing.assert_allclose(weights, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("pairs", [None, 5])
+def test_a_class_without_readable_images_leaves_too_few_classes(net, folder, tmp_path, pairs):
+    samples = load(f"folder:{shutil.copytree(folder, tmp_path / 'copy')}", "train")
+    for row in np.flatnonzero(samples.labels > 0):
+        samples.files[row].write_bytes(b"nothing")
+    with pytest.raises(DataError, match="two classes, found one only: 'class0'"):
+        embedcam.build_database(net, samples, clusters=2, top_k=4, pairs=pairs)
 
 
 def test_distances_are_calibrated_on_clusterings_without_the_image(net):

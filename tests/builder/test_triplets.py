@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from embedcam.builder.triplets import Partners
+from embedcam.builder.triplets import ClassSums, Partners, count_members
 from embedcam.errors import DataError
 
 LABELS = np.array([2, 0, 1, 0, 2, 2, 1, 0], dtype=np.int64)
@@ -42,7 +42,6 @@ def test_an_image_alone_in_its_class_is_its_own_positive():
     partners = Partners(np.array([0, 0, 1, 2, 2]), NAMES, pairs=50)
     positives, negatives = partners.draw(2)
 
-    assert partners.alone == 1
     assert set(positives) == {2}
     assert set(negatives) == {0, 1, 3, 4}
 
@@ -52,9 +51,10 @@ def test_one_class_only_is_an_error():
         Partners(np.array([0, 0]), NAMES, pairs=1)
 
 
-def test_no_pair_is_an_error():
-    with pytest.raises(DataError, match="--pairs"):
-        Partners(LABELS, NAMES, pairs=0)
+def test_the_images_of_each_class_are_counted():
+    different, counts = count_members(np.array([4, 1, 4]), NAMES)
+    assert different.tolist() == [1, 4]
+    assert counts.tolist() == [1, 2]
 
 
 def test_an_anchor_from_outside_may_have_every_image_of_its_label():
@@ -80,3 +80,38 @@ def test_every_anchor_has_a_generator_of_its_own():
         positives, negatives = partners.draw(index)
         np.testing.assert_array_equal(positives, others[generator.integers(len(others), size=6)])
         np.testing.assert_array_equal(negatives, different[generator.integers(len(different), size=6)])
+
+
+def summed(labels, embeddings, classes=4):
+    sums = ClassSums.zeros(classes, embeddings.shape[1])
+    for part in (slice(3), slice(3, None)):
+        sums.add(labels[part], embeddings[part])
+    return sums
+
+
+def test_mean_partners_are_the_means_over_all_triplets():
+    embeddings = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
+    positives, negatives = summed(LABELS, embeddings).mean_partners(LABELS, embeddings)
+
+    for anchor, label in enumerate(LABELS):
+        triplets = [
+            (p, n) for p in range(8) for n in range(8) if p != anchor and LABELS[p] == label and LABELS[n] != label
+        ]
+        mean = embeddings[triplets].mean(axis=0, dtype=np.float64)
+        np.testing.assert_allclose([positives[anchor], negatives[anchor]], mean, rtol=1e-12, atol=1e-15)
+
+
+def test_mean_partners_of_an_image_alone_in_its_class_are_itself_and_all_others():
+    labels, embeddings = np.array([0, 0, 3]), np.eye(3, 2, dtype=np.float32)
+    positives, negatives = summed(labels, embeddings).mean_partners(labels[2:], embeddings[2:])
+
+    np.testing.assert_array_equal(positives, embeddings[2:])
+    np.testing.assert_array_equal(negatives, [[0.5, 0.5]])
+
+
+def test_mean_partners_of_an_anchor_from_outside_are_the_means_of_its_class_and_of_the_others():
+    embeddings = np.arange(16, dtype=np.float32).reshape(8, 2) ** 2
+    positives, negatives = summed(LABELS, embeddings).mean_partners(np.array([1]))
+
+    np.testing.assert_allclose(positives, embeddings[LABELS == 1].mean(axis=0, keepdims=True))
+    np.testing.assert_allclose(negatives, embeddings[LABELS != 1].mean(axis=0, keepdims=True))

@@ -361,7 +361,7 @@ def databases(draw):
         geometry=draw(geometries),
         method=draw(st.sampled_from(["gradcam", "gradcam++-exact"])),
         target="triplet_margin",
-        pairs=draw(st.integers(1, 10**6)),
+        pairs=draw(st.integers(0, 10**6)),
         seed=draw(st.integers(0, 2**62)),
         created="2026-01-01T00:00:00+00:00",
         centroids=numbers(c, d),

@@ -62,6 +62,20 @@ def test_per_image_gradcam_is_that_of_the_mean_partners(setting, methods):
     np.testing.assert_allclose(found.heatmaps, Explanation.of(fused).heatmaps, atol=1e-4)
 
 
+def test_per_image_gradcam_of_an_exact_database_is_that_of_the_mean_partners_of_all_triplets(setting):
+    net, db, gallery, labels, images = setting
+    found = {method.name: method for method in with_backprop(net, replace(db, pairs=0), gallery, labels)}
+    known, of = gallery.embedded.embeddings, gallery.labels
+    positives, negatives = (
+        torch.from_numpy(np.stack([known[chosen].mean(axis=0) for chosen in side]))
+        for side in ([of == label for label in labels[INDICES]], [of != label for label in labels[INDICES]])
+    )
+    expected = GradCAM(net)(images, TripletMargin(positives, negatives))
+    heatmaps = found["gradcam, all triplets"].explain(images, INDICES).heatmaps
+    np.testing.assert_allclose(heatmaps, expected.heatmaps, atol=1e-4)
+    assert "gradcam++-exact, 50 triplets" in found
+
+
 def test_per_image_gradcam_plus_plus_averages_the_weights_of_single_triplets(setting, methods):
     net, db, gallery, labels, images = setting
     positives, negatives = partners_of(setting, 5)

@@ -59,7 +59,7 @@ def database(net: EmbeddingNet) -> WeightDatabase:
         geometry=Geometry((4.0, 4.0), (1.0, 1.0)),
         method="gradcam",
         target="triplet_margin",
-        pairs=50,
+        pairs=0,
         seed=7,
         created=CREATED,
         centroids=points(C, D),
