@@ -108,12 +108,17 @@ def print_faithfulness(result: dict[str, Any]) -> None:
     Args:
         result: Returned by `faithfulness`.
     """
-    areas = ("deletion (lower is better)", "insertion (higher is better)", "rank, deletion", "rank, insertion")
+    kinds = ("deletion", "insertion")
     rows = []
     for row in result["rows"]:
-        values = [row[kind][key] for key in ("similarity_area", "rank_area") for kind in ("deletion", "insertion")]
-        rows.append([row["method"], *(f"{value:.3f}" for value in values)])
-    _print_table(["method", *areas], rows, title=f"faithfulness, {result['images']} images")
+        areas, ranks = ([f"{row[kind][key]:.3f}" for kind in kinds] for key in ("similarity_area", "rank_area"))
+        paired = [
+            "{:+.3f} ({:+.3f} to {:+.3f})".format(row[kind]["difference"], *row[kind]["interval"]) for kind in kinds
+        ]
+        rows.append([row["method"], *areas, *paired, *ranks])
+    columns = [f"{what}{kind}" for what in ("", "difference, ", "rank, ") for kind in kinds]
+    _print_table(["method", *columns], rows, title=f"faithfulness, {result['images']} images")
+    print("Deletion: lower is better. Insertion: higher is better. Differences are to the first row, image by image.")
 
 
 def print_randomisation(result: dict[str, Any]) -> None:
@@ -122,11 +127,14 @@ def print_randomisation(result: dict[str, Any]) -> None:
     Args:
         result: Returned by `randomisation`.
     """
-    columns = ("random from", "layers", "rank correlation with the original")
-    rows = [[row["layer"] or "none", str(row["layers"]), f"{row['spearman']:.3f}"] for row in result["rows"]]
+    stages = result["rows"][0]["stages"]
+    columns = ["method", *(stage["layer"] or "none" for stage in stages), "between images"]
+    rows = []
+    for row in result["rows"]:
+        values = [stage["spearman"] for stage in (*row["stages"], row["between_images"])]
+        rows.append([row["method"], *("" if value is None else f"{value:.3f}" for value in values)])
     _print_table(columns, rows, title=f"randomisation, {result['images']} images")
-    if result["between_images"]["spearman"] is not None:
-        print(f"between the original maps of different images: {result['between_images']['spearman']:.3f}")
+    print("Rank correlation with the original map, once this layer and all after it are random.")
 
 
 def print_stream(explainer: AnyExplainer, source: str, out: Path | None, draw: DrawOptions, smoothing: float) -> None:

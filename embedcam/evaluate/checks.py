@@ -51,6 +51,6 @@ def check(
     options: dict[str, Any] = {"preprocess": explainer.preprocess, "strict": strict, "workers": workers}
     loaded = tensor_batches(net, some, batch_size, f"checking {kind}", **options)
     if kind == "randomisation":
-        return randomisation(net, lambda other: Explainer(other, of_database(other, db)), loaded)
+        return randomisation(net, lambda other: {"embedcam": Explainer(other, of_database(other, db))}, loaded)
     paper = Explainer(net, db, preset="paper")
     return faithfulness(net, {"embedcam": explainer, "cluster transfer (paper)": paper}, loaded)

@@ -16,6 +16,7 @@ from ..errors import DataError, NetworkError
 from ..explain.explanation import Explanation
 from ..nets import layers
 from ..nets.network import Network
+from .bootstrap import interval
 
 Explain = Callable[[Tensor], Explanation]
 RANDOM = "random order"
@@ -47,7 +48,8 @@ def faithfulness(
 
     Args:
         net: The network; run in evaluation mode, which is restored.
-        methods: By name, functions from images (B, 3, H, W) to an explanation with heat maps (B, H, W).
+        methods: By name, functions from images (B, 3, H, W) to an explanation with heat maps (B, H, W). Others are
+            compared with the first.
         batches: Indices (B,), which seed the noise, and normalised images (B, 3, H, W).
         gallery: (M, D) embeddings of other images among which an image is ranked; all explained images if None.
         steps: Number of equal steps in which all pixels are hidden or shown, at least 1.
@@ -64,6 +66,8 @@ def faithfulness(
           1 is best, also if candidates are equally near; here the lower area is better for insertion.
         - `similarity_area`, `rank_area`: under these curves, by the trapezoid rule over [0, 1]; `similarity_error` is
           the standard error over images of the former (None for one image).
+        - `difference`: the mean over images of the row's similarity area less that of the first row, of the same image;
+          `interval`, its 95 % interval. A method differs from the first where the interval is without 0.
 
     Raises:
         DataError: If there is no image, or no other to rank it among, or a heat map or the gallery does not fit.
@@ -104,16 +108,13 @@ def faithfulness(
         raise DataError("the rank of an image needs another image; give at least two, or a gallery")
     # The distance of an image to itself is 0 and adds nothing to the sum.
     scale = sum(float(cdist(anchor[None], candidates).sum()) for anchor in anchors) / (len(anchors) * others)
-    rows = [
-        {
-            "method": name,
-            **{
-                kind: _curves(anchors, np.concatenate(embeddings), candidates, net.metric, scale)
-                for kind, embeddings in zip(("deletion", "insertion"), altered, strict=True)
-            },
-        }
-        for name, altered in kept.items()
-    ]
+    rows: list[dict[str, Any]] = [{"method": name} for name in kept]
+    for position, kind in enumerate(("deletion", "insertion")):
+        to_first: NDArray[np.float64] | None = None
+        for row, both in zip(rows, kept.values(), strict=True):
+            row[kind], areas = _curves(anchors, np.concatenate(both[position]), candidates, net.metric, scale)
+            to_first = areas if to_first is None else to_first
+            row[kind] |= {"difference": float((areas - to_first).mean()), "interval": interval(areas - to_first)}
     return {
         "schema": 1,
         "share": [step / steps for step in range(steps + 1)],
@@ -178,8 +179,8 @@ def _curves(
     candidates: NDArray[np.float32],
     metric: str,
     scale: float,
-) -> dict[str, Any]:
-    """Compute curves and areas from the embeddings of images (N, D) and of the altered images (N, steps + 1, D)."""
+) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """Compute the curves, and each image's area, from embeddings (N, D) and of altered images (N, steps + 1, D)."""
     similarity, rank = np.empty(altered.shape[:2]), np.empty(altered.shape[:2])
     for i, (anchor, steps) in enumerate(zip(anchors.astype(np.float64), altered.astype(np.float64), strict=True)):
         distance = cdist(steps, anchor[None])[:, 0]
@@ -192,10 +193,11 @@ def _curves(
             similarity[i] = 1 - distance / (scale or 1.0)
     areas = (similarity[:, 1:] + similarity[:, :-1]).mean(axis=1) / 2
     mean_rank = rank.mean(axis=0)
-    return {
+    curves = {
         "similarity": similarity.mean(axis=0).tolist(),
         "rank": mean_rank.tolist(),
         "similarity_area": float(areas.mean()),
         "similarity_error": float(areas.std(ddof=1) / np.sqrt(len(areas))) if len(areas) > 1 else None,
         "rank_area": float((mean_rank[1:] + mean_rank[:-1]).mean() / 2),
     }
+    return curves, areas

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,78 +18,85 @@ from ..database.weight_database import WeightDatabase
 from ..errors import DataError, NetworkError
 from ..nets import layers
 from ..nets.network import Network
+from ..utils.progress import track
 from .faithfulness import Explain
 
 
 def randomisation(
     net: Network,
-    explain_with: Callable[[Network], Explain],
+    explain_with: Callable[[Network], Mapping[str, Explain]],
     batches: Iterable[tuple[NDArray[np.int64], Tensor]],
     *,
-    stages: int = 10,
+    stages: int | Sequence[str] = 10,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Re-initialise a copy of the network layer by layer, from the output to the input, and compare the maps.
 
-    The first stage is the last layer; the other stages divide the layers before it evenly. Maps are compared with the
-    original network's maps of the same images by Spearman's rank correlation over pixels. All images and the ranks of
-    their maps are kept in memory; dozens to hundreds of images suffice.
+    Maps are compared with the original network's maps of the same images by Spearman's rank correlation over pixels.
+    All images and the ranks of their maps are kept in memory; dozens to hundreds of images suffice.
 
     Args:
         net: The network; it is not changed.
-        explain_with: From the network, or a re-initialised copy, to a method that explains images (B, 3, H, W); for a
-            weight database use `of_database`.
+        explain_with: From the network, or a re-initialised copy, to methods by name, each of which explains images
+            (B, 3, H, W). A weight database must be built again for the copy; `of_database` gives the stale one.
         batches: Indices, which are not used, and normalised images (B, 3, H, W), all of one size.
-        stages: Number of parts into which the layers are divided, at least 2; fewer if there are fewer layers.
+        stages: Number of parts into which the layers are divided, at least 2: the last layer, and even parts of the
+            layers before it; fewer if there are fewer layers. Or the names of modules, the last to run first: in each
+            stage, this module and all layers after it are random.
         seed: Of the new parameters.
 
     Returns:
-        A dictionary that JSON can hold: `images` compared, `left_out` (images whose original map is flat),
-        `between_images` and `rows`, the first for the copy before any layer is random. A row has `layer` (the first
-        random layer in the order of the forward pass; None in the first row), `layers` (the number of random layers),
-        `spearman` and `spearman_abs` (mean over images of the correlation and of its absolute value; 0 for a flat map)
-        and `flat` (share of images with a flat map). `between_images` has `spearman` and `spearman_abs` between the
-        original maps of different images, the correlation that a common bias, such as one to the centre, explains
-        (None for one image).
+        A dictionary that JSON can hold: `images` compared and `rows`, one per method. A row has the `method`,
+        `left_out` (images whose original map is flat), `between_images` and `stages`, the first for the copy before
+        any layer is random. A stage has `layer` (the first random layer in the order of the forward pass; None in the
+        first stage), `layers` (the number of random layers), `spearman` and `spearman_abs` (mean over images of the
+        correlation and of its absolute value; 0 for a flat map) and `flat` (share of images with a flat map).
+        `between_images` has `spearman` and `spearman_abs` between the original maps of different images, the
+        correlation that a common bias, such as one to the centre, explains (None for one image).
 
     Raises:
-        DataError: If there is no image, or all original maps are flat.
-        NetworkError: If no layer has parameters.
+        DataError: If there is no image, or all original maps of a method are flat.
+        NetworkError: If no layer has parameters, or a named module has none.
 
     Source:
         Adebayo et al. 2018, Sanity checks for saliency maps (arXiv 1810.03292), cascading randomisation.
     """
-    if stages < 2:
+    if isinstance(stages, int) and stages < 2:
         raise DataError(f"stages must be at least 2, got {stages}; 10 are usual")
     images = [batch.to(net.device) for _, batch in batches if len(batch)]
     if not images:
         raise DataError("no image was given for the randomisation check; give at least one batch")
-    originals = _ranks(explain_with(net), images)
-    used = originals.any(axis=1)
-    if not used.any():
-        raise DataError("all maps of the trained network are flat; there is nothing to compare, use other images")
-    originals = originals[used]
+    originals = {name: _ranks(explain, images) for name, explain in explain_with(net).items()}
+    used = {name: ranks.any(axis=1) for name, ranks in originals.items()}
+    for name, lit in used.items():
+        if not lit.any():
+            raise DataError(f"all maps of {name} are flat for the trained network; use other images")
+    rows: dict[str, dict[str, Any]] = {
+        name: {
+            "method": name,
+            "left_out": int(np.count_nonzero(~used[name])),
+            "between_images": _means(_between(ranks[used[name]])),
+            "stages": [],
+        }
+        for name, ranks in originals.items()
+    }
     copied = copy.deepcopy(net)
-    rows: list[dict[str, Any]] = []
-    done = 0
-    # The caller's random number generator is restored.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        for part in [[], *_parts(_in_order(copied), stages)]:
+    order, done = _in_order(copied), 0
+    parts = _parts(order, stages) if isinstance(stages, int) else _named(order, stages)
+    stages_of_layers = [[], *parts]
+    for part in track(stages_of_layers, "randomising", len(stages_of_layers)):
+        done += len(part)
+        # The caller's random number generator is restored, and what explains may draw too.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed + done)
             for _, layer in reversed(part):
                 _reinitialise(layer)
-            done += len(part)
-            ranks = _ranks(explain_with(copied), images)[used]
-            row = {"layer": part[0][0] if part else None, "layers": done}
-            rows.append(row | _means(_spearman(originals, ranks)) | {"flat": float((~ranks.any(axis=1)).mean())})
-    return {
-        "schema": 1,
-        "images": len(originals),
-        "left_out": int(np.count_nonzero(~used)),
-        "seed": seed,
-        "between_images": _means(_between(originals)),
-        "rows": rows,
-    }
+        for name, explain in explain_with(copied).items():
+            ranks = _ranks(explain, images)[used[name]]
+            stage = {"layer": part[0][0] if part else None, "layers": done}
+            correlations = _means(_spearman(originals[name][used[name]], ranks))
+            rows[name]["stages"].append(stage | correlations | {"flat": float((~ranks.any(axis=1)).mean())})
+    return {"schema": 1, "images": sum(map(len, images)), "seed": seed, "rows": list(rows.values())}
 
 
 def of_database(net: Network, db: WeightDatabase) -> WeightDatabase:
@@ -139,6 +146,21 @@ def _in_order(net: Network) -> list[tuple[str, nn.Module]]:
 def _parts(order: list[tuple[str, nn.Module]], stages: int) -> list[list[tuple[str, nn.Module]]]:
     before = np.array_split(np.arange(len(order) - 1), stages - 1)
     return [order[-1:], *([order[i] for i in part] for part in reversed(before) if part.size)]
+
+
+def _named(order: list[tuple[str, nn.Module]], stages: Sequence[str]) -> list[list[tuple[str, nn.Module]]]:
+    """Divide the layers at the first layer of each named module."""
+    parts, end = [], len(order)
+    for module in stages:
+        inside = [i for i, (name, _) in enumerate(order[:end]) if f"{name}.".startswith(f"{module}.")]
+        if not inside:
+            raise NetworkError(
+                f"no layer with parameters in {module!r} before the stages already named; name modules from the output "
+                f"to the input, such as {order[-1][0]!r}"
+            )
+        parts.append(order[inside[0] : end])
+        end = inside[0]
+    return parts
 
 
 @torch.no_grad()

@@ -141,22 +141,23 @@ def draw_randomisation(result: Mapping[str, Any], path: str | Path) -> None:
     """
     figure = _figure(8, 5)
     axis = figure.add_subplot()
-    rows = result["rows"]
-    (color, marker), (other, _) = _STYLES[:2]
-    signed, sizes = ([row[key] for row in rows] for key in ("spearman", "spearman_abs"))
-    lines = axis.plot(signed, color=color, marker=marker, markersize=4, label="Spearman's correlation")
-    lines += axis.plot(sizes, color=other, linestyle="--", label="its absolute value")
-    between = result["between_images"]["spearman"]
-    if between is not None:
-        lines.append(axis.axhline(between, color=_GREY, linestyle=":", label="original maps of different images"))
+    lines, lowest = [], 0.0
+    for number, row in enumerate(result["rows"]):
+        color, marker = _STYLES[number % len(_STYLES)]
+        values, between = [stage["spearman"] for stage in row["stages"]], row["between_images"]["spearman"]
+        lines += axis.plot(values, color=color, marker=marker, markersize=4, label=row["method"])
+        if between is not None:
+            axis.axhline(between, color=color, linestyle=":")
+        lowest = min(lowest, *values)
     axis.axhline(0, color=_GREY, linewidth=0.8)
-    axis.set_ylim(min(-0.1, *(value - 0.1 for value in signed)), 1.02)
-    names = [row["layer"] or "nothing" for row in rows]
-    axis.set_xticks(range(len(rows)), names, rotation=35, ha="right", fontsize="small")
+    axis.set_ylim(lowest - 0.1, 1.02)
+    names = [stage["layer"] or "nothing" for stage in result["rows"][0]["stages"]]
+    axis.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize="small")
     axis.set_xlabel("re-initialised: this layer and all after it")
     axis.set_ylabel("rank correlation with the original map")
+    axis.set_title("dotted: between the original maps of different images", fontsize="medium")
     _tidy(axis, "top", "right", grid=True)
-    figure.legend(handles=lines, loc="outside upper center", ncols=len(lines), frameon=False)
+    figure.legend(handles=lines, loc="outside upper center", ncols=2, frameon=False)
     _write(figure, path)
 
 

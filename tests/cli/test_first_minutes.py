@@ -28,7 +28,9 @@ from embedcam.utils import progress
 from embedcam.cli import console, printing
 for line in ("--help", "build --help", "inspect nowhere.h5", "frobnicate", "inspect " + sys.argv[1]):
     console.run(functools.partial(cli.app, line.split()), debug=False)
-printing.print_randomisation({"images": 1, "rows": [], "between_images": {"spearman": None}})
+printing.print_randomisation(
+    {"images": 1, "rows": [{"method": "", "stages": [], "between_images": {"spearman": None}}]}
+)
 list(progress.track(range(3), "reading", 3))
 """
 DATABASE = Path(__file__).parents[1] / "golden" / "weights-1.0.0.h5"

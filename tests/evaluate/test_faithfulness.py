@@ -106,6 +106,20 @@ def test_four_hidden_pixels_change_everything_and_the_others_nothing(images):
     assert (result["images"], result["candidates"], result["share"][:2]) == (5, 5, [0, 1 / STEPS])
 
 
+def test_differences_to_the_first_method_are_paired(images):
+    result = rows(score(images))
+    own, hidden = embedded(images), embedded(_blur(images))
+    own, hidden = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (own, hidden))
+    # Of "good", all but half a step is at the cosine of what is left; of "bad", all but half a step is at 1.
+    gained = (1 - (own * hidden).sum(axis=1)) * (STEPS - 1) / STEPS
+    for kind, sign in (("deletion", 1), ("insertion", -1)):
+        assert result["good"][kind]["difference"] == 0
+        assert result["good"][kind]["interval"] == [0, 0]
+        assert result["bad"][kind]["difference"] == pytest.approx(sign * gained.mean(), abs=1e-6)
+        low, high = sorted(sign * bound for bound in result["bad"][kind]["interval"])
+        assert gained.min() <= low < gained.mean() < high <= gained.max()
+
+
 def test_euclidean_similarity_is_in_units_of_the_distance_between_images(images):
     own, hidden = embedded(images), embedded(_blur(images))
     between = np.mean([np.linalg.norm(a - b) for i, a in enumerate(own) for j, b in enumerate(own) if i != j])

@@ -25,6 +25,11 @@ def batches(net, folder):
     return [(np.arange(5), pictures[:5]), (np.arange(5, 8), pictures[5:])]
 
 
+def alone(explain_with):
+    """Name the only method."""
+    return lambda net: {"method": explain_with(net)}
+
+
 def showing(*maps):
     """Make an `explain_with` that shows other maps (N, H, W) each time it is given a network, whatever the images."""
     waiting = iter(np.asarray(maps, np.float32))
@@ -33,16 +38,21 @@ def showing(*maps):
         shown = next(waiting)
         return lambda images: Explanation(shown, shown, [[] for _ in shown])
 
-    return explain_with
+    return alone(explain_with)
+
+
+def only(result):
+    (row,) = result["rows"]
+    return row
 
 
 def column(result, key):
-    return [row[key] for row in result["rows"]]
+    return [stage[key] for stage in only(result)["stages"]]
 
 
 def test_maps_of_weight_transfer_fall_from_exactly_one(trained, batches):
     net, db = EmbeddingNet.load(trained / "net.safetensors"), WeightDatabase.load(trained / "weights.h5")
-    result = randomisation(net, lambda copied: Explainer(copied, of_database(copied, db)), batches)
+    result = randomisation(net, alone(lambda copied: Explainer(copied, of_database(copied, db))), batches)
     correlations = column(result, "spearman")
     assert correlations[0] == 1.0
     assert correlations[-1] < 0.7
@@ -50,7 +60,7 @@ def test_maps_of_weight_transfer_fall_from_exactly_one(trained, batches):
     assert column(result, "layers") == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11]
     assert column(result, "layer")[:3] == [None, "head", "backbone.features.13"]
     assert column(result, "layer")[-1] == "backbone.features.0"
-    assert result["images"] + result["left_out"] == 8
+    assert result["images"] == 8
     json.dumps(result, allow_nan=False)
 
 
@@ -58,10 +68,10 @@ def test_maps_that_ignore_the_network_are_caught(net, batches):
     def brightness(_):
         return lambda images: Explanation.of(images.mean(dim=1).numpy() + 10)
 
-    result = randomisation(net, brightness, batches)
+    result = randomisation(net, alone(brightness), batches)
     assert column(result, "spearman") == [1.0] * 11
     assert column(result, "spearman_abs") == [1.0] * 11
-    assert abs(result["between_images"]["spearman"]) < 0.5
+    assert abs(only(result)["between_images"]["spearman"]) < 0.5
 
 
 @pytest.mark.parametrize(
@@ -81,22 +91,22 @@ def test_correlation_is_of_ranks_and_equals_share_theirs(net, first, second, exp
     assert column(result, "spearman") == [1.0, *[pytest.approx(expected)] * 10]
     assert column(result, "spearman_abs")[1] == pytest.approx(abs(expected))
     assert column(result, "flat")[1] == (len(set(second)) == 1)
-    assert result["between_images"] == {"spearman": None, "spearman_abs": None}
+    assert only(result)["between_images"] == {"spearman": None, "spearman_abs": None}
 
 
 def test_scale_is_the_mean_over_pairs_of_different_images_and_flat_originals_are_left_out(net):
     maps = [[[1, 2, 3, 4, 5]], [[2, 1, 4, 3, 5]], [[7, 7, 7, 7, 7]], [[5, 4, 3, 2, 1]]]
     result = randomisation(net, showing(*[maps] * 12), [(range(4), torch.zeros(4, 3, 32, 32))])
-    assert (result["images"], result["left_out"]) == (3, 1)
-    assert result["between_images"]["spearman"] == pytest.approx((0.8 - 1 - 0.8) / 3)
-    assert result["between_images"]["spearman_abs"] == pytest.approx((0.8 + 1 + 0.8) / 3)
+    assert (result["images"], only(result)["left_out"]) == (4, 1)
+    assert only(result)["between_images"]["spearman"] == pytest.approx((0.8 - 1 - 0.8) / 3)
+    assert only(result)["between_images"]["spearman_abs"] == pytest.approx((0.8 + 1 + 0.8) / 3)
     assert column(result, "spearman") == [1.0] * 11
 
 
 def test_the_network_and_the_random_numbers_around_are_left_as_they_are(net, batches):
     net.train()
     before, state = net.sha256(), torch.get_rng_state()
-    randomisation(net, lambda _: lambda images: Explanation.of(images.mean(dim=1).numpy() + 10), batches)
+    randomisation(net, lambda _: {"m": lambda images: Explanation.of(images.mean(dim=1).numpy() + 10)}, batches)
     assert net.sha256() == before
     assert net.training
     assert torch.equal(torch.get_rng_state(), state)
@@ -111,7 +121,7 @@ def states(net, batches, **options):
         seen.append({name: value.clone() for name, value in copied.state_dict().items()})
         return lambda images: Explanation.of(images.mean(dim=1).numpy() + 10)
 
-    return randomisation(net, explain_with, batches, **options), seen
+    return randomisation(net, alone(explain_with), batches, **options), seen
 
 
 def test_layers_become_random_from_the_output_to_the_input_and_stay_so(net, batches):
@@ -129,13 +139,41 @@ def test_layers_become_random_from_the_output_to_the_input_and_stay_so(net, batc
         "backbone.features.0",
     ]
     order = ["backbone.features." + str(3 * i + j) for i in range(5) for j in (0, 1)] + ["head"]
-    for state, row in zip(seen[1:], result["rows"], strict=True):
+    for state, row in zip(seen[1:], only(result)["stages"], strict=True):
         random = set(order[len(order) - row["layers"] :])
         for name, value in state.items():
             if not name.endswith("num_batches_tracked"):
                 assert torch.equal(value, seen[0][name]) == (name.rpartition(".")[0] not in random), name
     for later in seen[3:]:
         assert torch.equal(later["head.weight"], seen[2]["head.weight"])
+
+
+def test_named_modules_become_random_with_all_layers_after_them(net, batches):
+    result, _ = states(net, batches, stages=["head", "backbone.features.9", "backbone"])
+    assert column(result, "layer") == [None, "head", "backbone.features.9", "backbone.features.0"]
+    assert column(result, "layers") == [0, 1, 5, 11]
+    with pytest.raises(NetworkError, match="no layer with parameters in 'backbone.features.99'"):
+        states(net, batches, stages=["head", "backbone.features.99"])
+    with pytest.raises(NetworkError, match="before the stages already named"):
+        states(net, batches, stages=["backbone", "head"])
+
+
+def test_methods_of_a_copy_are_made_together_and_have_a_row_each(net, batches):
+    made = []
+
+    def explain_with(copied):
+        made.append(copied)
+        brightness = lambda images: Explanation.of(images.mean(dim=1).numpy() + 10)  # noqa: E731
+        return {"same": brightness, "other": lambda images: brightness(images if len(made) == 1 else -images)}
+
+    result = randomisation(net, explain_with, batches, stages=2)
+    assert [row["method"] for row in result["rows"]] == ["same", "other"]
+    assert [[stage["spearman"] for stage in row["stages"]] for row in result["rows"]] == [
+        pytest.approx([1, 1, 1]),
+        pytest.approx([-1, -1, -1]),
+    ]
+    assert len(made) == 4
+    assert len(set(map(id, made))) == 2
 
 
 def test_new_parameters_depend_on_the_seed_alone(net, batches):
@@ -180,6 +218,7 @@ def test_database_fits_the_copy_and_no_other(trained):
 
 
 def test_what_cannot_be_checked_is_refused(net, batches):
+    @alone
     def flat(_):
         return lambda images: Explanation.of(np.zeros((len(images), 4, 4), np.float32))
 
@@ -187,7 +226,7 @@ def test_what_cannot_be_checked_is_refused(net, batches):
         randomisation(net, flat, [])
     with pytest.raises(DataError, match="stages must be at least 2"):
         randomisation(net, flat, batches, stages=1)
-    with pytest.raises(DataError, match="all maps of the trained network are flat"):
+    with pytest.raises(DataError, match="all maps of method are flat for the trained network"):
         randomisation(net, flat, batches)
     bare = wrap(nn.Sequential(nn.AvgPool2d(8), nn.Flatten()), "0", preprocess=Preprocess((32, 32)))
     with pytest.raises(NetworkError, match="no layer with parameters"):
