@@ -17,9 +17,8 @@ from ..errors import NetworkError
 from ..utils.files import write_bytes
 from ..utils.limits import LARGEST_INPUT, allowance
 from . import backbones, layers
-from .cells import Cells
 from .choice import suggest
-from .network import Activations, Network
+from .network import Network
 
 # One metadata key only: safetensors writes several in no fixed order, and files must not differ between runs.
 _KEY = "embedcam"
@@ -97,39 +96,6 @@ class EmbeddingNet(Network):
         """
         embeddings: Tensor = self.head(layers.as_input(self.head, vector)).float()
         return functional.normalize(embeddings) if self.metric == "cosine" else embeddings
-
-    def cells(self, seen: Activations) -> Cells:
-        """Decompose embeddings over the cells: every cell has the head's output for its own features.
-
-        Of a head with a hidden layer, the units that are active for the whole image are held.
-
-        Args:
-            seen: Of `activations`.
-
-        Returns:
-            What each cell adds; their mean is the embedding.
-
-        Raises:
-            NetworkError: If the head sees more than the mean of each map of the feature layer.
-        """
-        vectors = seen.maps.mean(dim=(2, 3))
-        if seen.vector is None or seen.vector.shape != vectors.shape:
-            return super().cells(seen)
-        flat = seen.maps.flatten(start_dim=2).transpose(1, 2)
-        match list(self.head) if isinstance(self.head, nn.Sequential) else [self.head]:
-            case [nn.Linear() as last]:
-                cells, output = _linear(last, flat), _linear(last, vectors)
-            case [nn.Linear() as first, nn.ReLU(), nn.Linear() as last]:
-                hidden = _linear(first, vectors)
-                active = (hidden > 0).to(hidden)
-                cells = _linear(last, _linear(first, flat) * active[:, None])
-                output = _linear(last, hidden * active)
-            case _:
-                return super().cells(seen)
-        if self.metric == "cosine":
-            cells = cells / torch.linalg.vector_norm(output, dim=1).clamp(min=1e-12)[:, None, None]
-        shape = (len(cells), -1, *seen.maps.shape[2:])
-        return Cells(cells.transpose(1, 2).reshape(shape), torch.zeros_like(seen.embeddings))
 
     def head_along(self, vectors: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Linearise the head at given vectors, along directions of the embedding space.
@@ -252,10 +218,6 @@ class EmbeddingNet(Network):
                 f"{path} does not match its own configuration: {' '.join(str(error).split())}; "
                 "train or export the network again"
             ) from error
-
-
-def _linear(layer: nn.Linear, values: Tensor) -> Tensor:
-    return functional.linear(values, layer.weight.float(), None if layer.bias is None else layer.bias.float())
 
 
 def _along(layer: nn.Linear, directions: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from ..data.preprocess import Preprocess
 from ..errors import LayerError, NetworkError
 from . import layers
 from .cells import Cells
+from .heads.head import Head
+from .heads.tape import Tape
 
 METRICS = ("cosine", "euclidean")
 
@@ -26,12 +29,15 @@ class Activations(NamedTuple):
         vector: The input of the head (B, F), in the number type in which it was computed; None if the network has no
             separate head.
         fine: Feature maps of a second layer, float32 (B, K', h', w'), a copy; None if no second layer was asked for.
+        tape: What was computed after the feature layer, for `Network.cells`; None if the network is known to have no
+            cell embeddings.
     """
 
     maps: Tensor
     embeddings: Tensor
     vector: Tensor | None
     fine: Tensor | None = None
+    tape: Tape | None = None
 
 
 class Network(nn.Module, ABC):
@@ -55,7 +61,7 @@ class Network(nn.Module, ABC):
         self._layer = ""
         self._channels_last: dict[str, bool] = {}
         self._shape: tuple[int, int, int, int] | None = None
-        self._decomposable: bool | None = None
+        self._head: Head | str | None = None  # the head as measured, or the reason why there are no cell embeddings
 
     @property
     @abstractmethod
@@ -94,7 +100,7 @@ class Network(nn.Module, ABC):
 
     @layer.setter
     def layer(self, name: str) -> None:
-        self._layer, self._shape, self._decomposable = layers.path(self.body, name), None, None
+        self._layer, self._shape, self._head = layers.path(self.body, name), None, None
 
     @property
     def feature_layer(self) -> nn.Module:
@@ -115,13 +121,14 @@ class Network(nn.Module, ABC):
             LayerError: If a layer does not exist, does not run, or has no spatial output.
         """
         captured = {name: layers.resolve(self.body, name) for name in (self._layer, fine) if name is not None}
-        with layers.capture(captured) as grabbed:
+        tape = None if isinstance(self._head, str) else Tape(captured[self._layer])
+        with layers.capture(captured) as grabbed, tape or nullcontext():
             embeddings, vector = self.embed(layers.as_input(self, images))
         for name in captured:
             if name not in grabbed:
                 raise LayerError(f"layer {name!r} did not run; choose one on the way to the embedding")
         maps = {name: self.as_maps(output, images, name).float() for name, output in grabbed.items()}
-        return Activations(maps[self._layer], embeddings, vector, maps[fine] if fine is not None else None)
+        return Activations(maps[self._layer], embeddings, vector, maps[fine] if fine is not None else None, tape)
 
     def cells(self, seen: Activations) -> Cells:
         """Decompose embeddings over the cells of the feature layer, without a backward pass.
@@ -133,11 +140,42 @@ class Network(nn.Module, ABC):
             What each cell adds, and what none of them adds.
 
         Raises:
-            NetworkError: If this is not known of the network.
+            NetworkError: If the embedding is no sum over cells; the message has the reason.
         """
-        raise NetworkError(
-            f"the embedding of {self.architecture} cannot be decomposed over the cells of layer {self.layer!r}"
-        )
+        head = self._measured_head()
+        if isinstance(head, str) or seen.tape is None:
+            raise NetworkError(
+                f"the embedding of {self.architecture} cannot be decomposed over the cells of layer {self.layer!r}: "
+                f"{head}; choose another layer"
+            )
+        return head.cells(seen.tape, seen.embeddings, (seen.maps.shape[2], seen.maps.shape[3]))
+
+    @property
+    def decomposable(self) -> bool:
+        """Whether `cells` gives cell embeddings of the feature layer that add up to the embedding; measured once."""
+        return isinstance(self._measured_head(), Head)
+
+    def _measured_head(self) -> Head | str:
+        """Measure the head on noise of the network's input size and, if the network takes it, of another."""
+        if self._head is None:
+            height, width = self.preprocess.input_size
+            with layers.evaluating(self), torch.inference_mode():
+                try:
+                    self._head = self._head_at((height, width))
+                except NetworkError as error:
+                    self._head = str(error)
+        return self._head
+
+    def _head_at(self, size: tuple[int, int]) -> Head:
+        noise = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        seen = self.activations(noise)
+        assert seen.tape is not None and seen.tape.source is not None
+        output = seen.tape.source.value
+        numbers = torch.full((output.numel(),), -1)
+        places = self.as_maps(torch.arange(output.numel()).view(output.shape), noise)
+        cells = torch.arange(places.shape[2] * places.shape[3]).view(places.shape[2:])
+        numbers[places.flatten()] = cells.expand(places.shape).flatten()
+        return Head.measured(seen.tape, seen.embeddings, numbers.view(output.shape), (cells.shape[0], cells.shape[1]))
 
     def as_maps(self, output: Tensor, images: Tensor, layer: str | None = None) -> Tensor:
         """Convert a layer's output to feature maps.
@@ -182,23 +220,6 @@ class Network(nn.Module, ABC):
     def dim(self) -> int:
         """Number D of dimensions of the embedding."""
         return self._measure()[3]
-
-    @property
-    def decomposable(self) -> bool:
-        """Whether `cells` gives cell embeddings of the feature layer that add up to the embedding; measured once."""
-        if self._decomposable is None:
-            noise = torch.randn(2, 3, *self.preprocess.input_size, generator=torch.Generator().manual_seed(0))
-            with layers.evaluating(self), torch.inference_mode():
-                seen = self.activations(noise)
-                try:
-                    cells = self.cells(seen)
-                except NetworkError:
-                    self._decomposable = False
-                else:
-                    total = cells.embeddings.mean(dim=(2, 3)) + cells.rest
-                    error = (total - seen.embeddings).abs().amax()
-                    self._decomposable = bool(error <= 1e-3 * seen.embeddings.abs().amax())
-        return self._decomposable
 
     @property
     def device(self) -> torch.device:

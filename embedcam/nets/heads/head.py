@@ -1,0 +1,92 @@
+"""The decomposition of one network's embedding over the cells of its feature layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...errors import NetworkError
+from ..cells import Cells
+from .states import State, measure
+from .tape import Tape
+from .terms import Terms
+
+# Largest difference between the embedding and the sum over its cells, relative to the embedding's largest number.
+_TOLERANCE = 1e-5
+
+
+class Head:
+    """How the embedding is a sum over cells, as measured on one image; applied to any other.
+
+    Args:
+        names: The functions between the feature layer and the embedding, in order.
+        states: Of their results.
+    """
+
+    def __init__(self, names: list[str], states: list[State]) -> None:
+        self._names, self._states = names, states
+
+    @classmethod
+    def measured(cls, tape: Tape, embeddings: Tensor, numbers: Tensor, size: tuple[int, int]) -> Head:
+        """Measure the head on a forward pass, and test that its cells add up to the embeddings.
+
+        Args:
+            tape: Of the forward pass.
+            embeddings: (B, D) as returned by the network.
+            numbers: int64, of the shape of the feature layer's output: the number of the cell at each position, row by
+                row; -1 where no cell is.
+            size: (h, w) of the feature maps.
+
+        Returns:
+            The head.
+
+        Raises:
+            NetworkError: If no decomposition is found; the message is the reason.
+        """
+        nodes = tape.path(embeddings)
+        if nodes is None:
+            raise NetworkError("no functions of torch lead from it to the embedding")
+        try:
+            head = cls([node.name for node in nodes], measure(nodes, numbers, size[0] * size[1]))
+            cells = head.cells(tape, embeddings, size)
+        except NetworkError:
+            raise
+        except Exception as error:  # a function that cannot be applied to the terms of a sum
+            raise NetworkError(f"what follows is no sum over its cells: {error}") from error
+        total, scale = cells.embeddings.mean(dim=(2, 3)) + cells.rest, embeddings.abs().amax()
+        coarsest = max(torch.finfo(node.value.dtype).eps for node in nodes if node.value.is_floating_point())
+        tolerance = max(_TOLERANCE, 8 * coarsest)
+        if not (total - embeddings).abs().amax() <= tolerance * scale:
+            raise NetworkError("what follows is no sum over its cells")
+        if not cells.embeddings.abs().amax() > 0:
+            raise NetworkError("no cell of it adds to the embedding")
+        return head
+
+    def cells(self, tape: Tape, embeddings: Tensor, size: tuple[int, int]) -> Cells:
+        """Decompose the embeddings of a forward pass.
+
+        Args:
+            tape: Of the forward pass.
+            embeddings: (B, D) as returned by the network.
+            size: (h, w) of the feature maps.
+
+        Returns:
+            Cell embeddings.
+
+        Raises:
+            NetworkError: If the network ran other functions than when it was measured.
+        """
+        nodes = tape.path(embeddings)
+        if nodes is None or [node.name for node in nodes] != self._names:
+            raise NetworkError("for these images, the network runs other functions than for noise")
+        count = size[0] * size[1]
+        with torch.autocast(embeddings.device.type, enabled=False):
+            terms = Terms(nodes, self._states, count).of(nodes[-1])
+        cells, rest = terms[:-1] * count, terms[-1]
+        if self._pooled:  # every cell has an equal part of the head's biases
+            cells, rest = cells + rest, torch.zeros_like(rest)
+        return Cells(cells.movedim(0, 2).unflatten(2, size), rest)
+
+    @property
+    def _pooled(self) -> bool:
+        return not any(state.kind == "rows" or state.before or state.after for state in self._states)

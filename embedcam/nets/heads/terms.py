@@ -1,0 +1,174 @@
+"""Compute what each cell adds to a recorded value, with attention, gates and statistics held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import arguments, attention
+from .states import GATES, State
+from .tape import Node
+
+_RESHAPING = {"reshape", "view", "unflatten", "expand", "view_as", "reshape_as"}
+_ELEMENTWISE = {"add", "radd", "sub", "rsub", "mul", "rmul", "div", "truediv", "rtruediv", "where", "lerp", "addcmul"}
+_NORMALISING = {"layer_norm", "rms_norm", "normalize"}
+
+
+class Terms:
+    """Sums over cells. The terms of a value (B, ...) are (n + 1, B, ...): the cells', and what none of them adds.
+
+    Args:
+        nodes: Of `Tape.path`.
+        states: Theirs.
+        cells: Number n of cells.
+    """
+
+    def __init__(self, nodes: list[Node], states: list[State], cells: int) -> None:
+        self._states, self._cells = dict(zip(nodes, states, strict=True)), cells
+        self._known: dict[tuple[Node, int | None], Tensor] = {}
+
+    def of(self, node: Node, row: int | None = None) -> Tensor:
+        """Compute the terms of a value.
+
+        Args:
+            node: The value; terms, rows, or a local value.
+            row: Of rows, the row that is wanted: the axis of the rows has length 1.
+
+        Returns:
+            float32 (n + 1, ...); their sum is the value.
+        """
+        if (node, row) not in self._known:
+            self._known[node, row] = self._compute(node, row)
+        return self._known[node, row]
+
+    def _compute(self, node: Node, row: int | None) -> Tensor:
+        state = self._states[node]
+        if state.kind == "local":
+            return self._expanded(node) if row is None else self._one_row(node, row)
+        if state.kind == "rows" and state.attention:
+            assert row is not None
+            return self._collected(*attention.row_terms(node, row), *self._margins(node))
+        if state.pool:
+            return self._pooled(node, state.pool)
+        if state.kind == "terms" and any(self._states[parent].kind == "rows" for parent in node.parents):
+            return self._applied(node, state.row, selects=True)
+        return self._applied(node, row)
+
+    def _margins(self, node: Node) -> tuple[int, int]:
+        value = self._states[arguments.attended(node)]
+        return value.before, value.after
+
+    def _collected(self, terms: Tensor, constant: Tensor | None, before: int, after: int) -> Tensor:
+        """Move the terms of other positions, such as a class token's, to what no cell adds."""
+        count = terms.shape[0]
+        rest = terms[:before].sum(dim=0) + terms[count - after :].sum(dim=0)
+        if constant is not None:
+            rest = rest + constant
+        return torch.cat([terms[before : count - after], rest[None]])
+
+    def _pooled(self, node: Node, pool: str) -> Tensor:
+        (parent,) = node.parents
+        state, value = self._states[parent], parent.value.float()
+        others = [axis for axis in range(value.ndim) if axis not in state.axes]
+        lines = value.permute(*state.axes, *others).flatten(0, len(state.axes) - 1)
+        if pool == "mean":
+            lines = lines / lines.shape[0]
+        elif pool == "max":  # the place of the maximum is held
+            strongest = (lines == lines.amax(dim=0)).float()
+            lines = lines * strongest / strongest.sum(dim=0)
+        lines = lines.reshape(lines.shape[0], *node.value.shape)
+        return self._collected(lines, None, state.before, state.after)
+
+    def _expanded(self, node: Node) -> Tensor:
+        state, value = self._states[node], node.value.float()
+        shape = [value.shape[axis] if axis in state.axes else 1 for axis in range(value.ndim)]
+        positions = self._cells + state.before + state.after
+        one_hot = torch.eye(positions, device=value.device).reshape(positions, *shape)
+        return self._collected(one_hot * value, None, state.before, state.after)
+
+    def _one_row(self, node: Node, row: int) -> Tensor:
+        """Compute the terms of the token in a row, which adds to no row but its own."""
+        state = self._states[node]
+        value = node.value.float().narrow(state.axes[0], row, 1)
+        positions = self._cells + state.before + state.after
+        one_hot = torch.eye(positions, device=value.device)[row].reshape(-1, *[1] * value.ndim)
+        return self._collected(one_hot * value, None, state.before, state.after)
+
+    def _applied(self, node: Node, row: int | None, *, selects: bool = False) -> Tensor:
+        """Apply a function to the terms of its arguments."""
+        axis = self._states[node].axes[0] if row is not None and not selects else None
+        shape = [1 if position == axis else size for position, size in enumerate(node.value.shape)]
+
+        def value(leaf: Any) -> Any:
+            """The value of an argument that is held, at the row that is wanted."""
+            tensor = leaf.value if isinstance(leaf, Node) else leaf
+            if not isinstance(tensor, Tensor):
+                return leaf
+            tensor = tensor.float() if tensor.is_floating_point() else tensor
+            if axis is not None and (isinstance(leaf, Node) or node.name in _ELEMENTWISE):
+                return _row(tensor, axis - len(shape), row, node.value.shape[axis])
+            return tensor
+
+        summed = [parent for parent in dict.fromkeys(node.parents) if self._states[parent].kind != "held"]
+        if len(summed) > 1 and node.name in ("mul", "div", "truediv", "matmul", "bmm"):
+            summed = summed[:1]  # of a product, the other factor is held
+        terms = [self.of(parent, None if self._states[parent].kind == "terms" else row) for parent in summed]
+        if selects or (axis is not None and node.name in _RESHAPING):
+            return terms[0].reshape(-1, *shape)
+        if node.name in GATES:
+            return _gated(node, value(summed[0]), value, terms[0])
+        if node.name in _NORMALISING:
+            return _normalised(node, value(summed[0]), terms[0])
+        return _affine(node, summed, value, terms)
+
+
+def _row(tensor: Tensor, axis: int, row: int | None, rows: int) -> Tensor:
+    """Select a row of a tensor that has rows; `axis` is counted from the end, as in broadcasting."""
+    if row is None or tensor.ndim < -axis or rows == 1 or tensor.shape[axis] == 1:
+        return tensor
+    return tensor.narrow(axis, row, 1)
+
+
+def _affine(node: Node, summed: list[Node], value: Callable[[Any], Any], terms: list[Tensor]) -> Tensor:
+    """Apply an affine function: what it returns for zeros is added once, by no cell."""
+
+    def call(*values: Tensor) -> Tensor:
+        own = dict(zip(summed, values, strict=True))
+        return node.call(lambda leaf: own[leaf] if isinstance(leaf, Node) and leaf in own else value(leaf))
+
+    results = torch.vmap(call)(*(torch.cat([each, torch.zeros_like(each[:1])]) for each in terms))
+    return torch.cat([results[:-2] - results[-1:], results[-2:-1]])
+
+
+def _gated(node: Node, before: Tensor, value: Callable[[Any], Any], terms: Tensor) -> Tensor:
+    """Hold f(x) / x of an elementwise function f."""
+    first = node.parents[0]
+
+    def at(values: Tensor) -> Tensor:
+        return node.call(lambda leaf: values.clone() if leaf is first else value(leaf))
+
+    zero = at(torch.zeros_like(before))
+    gate = torch.where(before == 0, 0.0, (at(before) - zero) / before)
+    terms = terms * gate
+    return torch.cat([terms[:-1], terms[-1:] + zero])
+
+
+def _normalised(node: Node, before: Tensor, terms: Tensor) -> Tensor:
+    """Hold the statistics by which a function normalises."""
+    given = arguments.of(node)
+    if node.name == "normalize":
+        order, axis, least = given.get("p", 2.0), given.get("dim", 1), given.get("eps", 1e-12)
+        length: Tensor = torch.linalg.vector_norm(before, order, dim=axis, keepdim=True).clamp_min(least)
+        return terms / length
+    axes = tuple(range(-len(given["normalized_shape"]), 0))
+    if node.name == "layer_norm":
+        before, terms = (each - each.mean(dim=axes, keepdim=True) for each in (before, terms))
+    least = given.get("eps")
+    power = before.square().mean(dim=axes, keepdim=True)
+    terms = terms / (power + (torch.finfo(power.dtype).eps if least is None else least)).sqrt()
+    weight, bias = given.get("weight"), given.get("bias")
+    terms = terms if weight is None else terms * weight
+    return terms if bias is None else torch.cat([terms[:-1], terms[-1:] + bias])
