@@ -7,9 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .._version import __version__
 from ..data.arrays import as_samples
-from ..data.samples import fingerprint, input_files
+from ..data.samples import fingerprint, input_files, without_labels
 from ..database.weight_database import WeightDatabase
 from ..errors import DatabaseError, DataError
 from ..explain.weighting import WEIGHTINGS
@@ -19,6 +22,7 @@ from ..utils import shards as sharding
 from ..utils.distributed import Group
 from ..utils.files import require_writable
 from ..utils.resume import Parts, SavedParts, work_folder
+from .given import check_embeddings
 from .steps import Build, BuildOptions
 from .triplets import DRAWS, count_members
 
@@ -35,7 +39,8 @@ def build_database(
     method: str = "gradcam",
     exemplars: bool = True,
     refinement: bool = True,
-    embedded: Embedded | None = None,
+    embedded: Embedded | NDArray[Any] | None = None,
+    unlabelled: bool = False,
     seed: int = 0,
     batch_size: int = 32,
     strict: bool = False,
@@ -68,7 +73,10 @@ def build_database(
         exemplars: Keep the embedding and the strongest channels of every image too.
         refinement: Also run some images of each cluster at a larger size, for sharper maps by default. Without it,
             images are explained at the network's own size and by its feature layer alone.
-        embedded: Result of `nets.inference.embed` for this data set, to save that pass.
+        embedded: Embeddings that exist already, (N, D) in the order of the images, or of `given.load_embeddings` or
+            `nets.inference.embed`. Those of up to 32 images are compared with the network's own.
+        unlabelled: Let clusters stand for classes although there are labels, as for self-supervised networks, which
+            know nothing of them. Always done if there are no labels or only one class.
         seed: Seed of the triplets and the k-means.
         batch_size: Images per batch.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
@@ -81,7 +89,8 @@ def build_database(
         The database; it does not depend on the number of processes, nor on whether the run was resumed.
 
     Raises:
-        DataError: If the images or their labels do not allow triplets, or `pairs` is below 1.
+        DataError: If the images do not allow triplets, `pairs` is below 1, or `embedded` is not of this network and
+            these images.
         DatabaseError: If `top_k` is out of range, or several processes have no `work`.
         TargetError: If `method` is unknown.
         OutputError: If `work` cannot be written, or holds parts of another run.
@@ -97,13 +106,21 @@ def build_database(
     if pairs is not None and pairs < 1:
         raise DataError(f"an image needs at least 1 pair, got {pairs}; set --pairs to 1 or more")
     draws = pairs or (0 if WEIGHTINGS[method].linear else DRAWS)
-    if samples.labels is not None:  # raises now, not after the long pass
+    classes = [] if samples.labels is None else np.unique(samples.labels).tolist()
+    if len(classes) == 1 and not unlabelled and group.main:
+        logger.warning("all images are of class %r; clusters stand for classes", samples.names[classes[0]])
+    if unlabelled or len(classes) == 1:
+        samples = without_labels(samples)
+    if samples.labels is not None:
         _, members = count_members(samples.labels, samples.names)
         alone = int((members == 1).sum())
         if alone and group.main:
             logger.warning("%d of %d classes have a single image, which has no positive", alone, len(samples.names))
     if work is None and group.size > 1:
         raise DatabaseError("several processes share their work in files; name a folder that all of them see (work)")
+    reading: dict[str, Any] = {"strict": strict, "workers": workers}
+    if embedded is not None:
+        embedded = check_embeddings(net, samples, embedded, batch_size=batch_size, **reading)
     options = BuildOptions(clusters, top_k, draws, method, exemplars, refinement, seed, batch_size)
     parts = Parts()
     if work is not None:
@@ -116,7 +133,7 @@ def build_database(
             **asdict(options),
         }
         parts = SavedParts(work, run, resume=resume, group=group)
-    return Build(net, samples, parts, group, options, strict=strict, workers=workers).run(embedded)
+    return Build(net, samples, parts, group, options, **reading).run(embedded)
 
 
 def build_file(

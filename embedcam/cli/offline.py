@@ -170,6 +170,19 @@ def build(
     refinement: Annotated[
         bool, weights_option(help="Also run some images of each cluster at a larger size, for sharper maps.")
     ] = True,
+    unlabelled: Annotated[
+        bool, weights_option("--unlabelled", help="Let clusters stand for classes, as without labels.")
+    ] = False,
+    embeddings: Annotated[
+        Path | None,
+        weights_option(
+            help="Embeddings that exist already: a .npy file or a FAISS index; needs --paths.", metavar="FILE"
+        ),
+    ] = None,
+    paths: Annotated[
+        Path | None,
+        weights_option(help="Path of the image of each embedding: .txt, .csv or .json.", metavar="FILE"),
+    ] = None,
     batch_size: BatchSizeOption = 32,
     resume: ResumeOption = False,
     seed: SeedOption = 0,
@@ -188,12 +201,15 @@ def build(
       torchrun --nproc-per-node=4 -m embedcam build ...
     """
     from ..builder.build import build_file
+    from ..builder.given import load_embeddings
     from ..data import load
     from ..utils.distributed import join
     from ..utils.files import require_writable
 
+    if (embeddings is None) != (paths is None):
+        raise typer.BadParameter("give --embeddings and --paths together")
     group = join()
-    require_writable(out, [net, weights])
+    require_writable(out, [net, weights, embeddings, paths])
     network = console.network(net, weights, device, layer)
     training = load(data, "train")
     database = build_file(
@@ -208,6 +224,8 @@ def build(
         method=method,
         exemplars=exemplars,
         refinement=refinement,
+        embedded=load_embeddings(embeddings, paths, training) if embeddings and paths else None,
+        unlabelled=unlabelled,
         seed=seed,
         batch_size=batch_size,
         strict=strict,

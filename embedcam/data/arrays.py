@@ -189,7 +189,7 @@ def _label(label: Any, row: int) -> Any:
 
 def _size(image: Any) -> list[tuple[int, int]]:
     """Return the size of a normalised image, and nothing for a picture, whose size does not matter."""
-    shape = getattr(image, "shape", ())
+    shape: tuple[int, ...] = getattr(image, "shape", ())
     return [(int(shape[1]), int(shape[2]))] if len(shape) == 3 and "float" in str(image.dtype) else []
 
 

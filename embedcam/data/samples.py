@@ -7,9 +7,9 @@ import functools
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,6 +156,25 @@ class FileSamples:
     def _read(self, files: tuple[Path | None, ...], reader: MaskReader, index: int) -> NDArray[np.bool_] | None:
         file = files[index] if files else None
         return None if file is None else reader(file, image_size(self.files[index]))
+
+
+def without_labels(samples: Samples) -> Samples:
+    """Leave out the labels of a data set.
+
+    Args:
+        samples: The data set.
+
+    Returns:
+        The same images, without labels.
+
+    Raises:
+        DataError: If the labels of this kind of data set cannot be left out.
+    """
+    if samples.labels is None:
+        return samples
+    if not is_dataclass(samples):
+        raise DataError(f"the labels of a {type(samples).__name__} cannot be left out; give images without labels")
+    return cast(Samples, replace(cast(Any, samples), labels=None, names=()))
 
 
 def find_masks(root: Path, ids: Sequence[str]) -> tuple[Path | None, ...]:

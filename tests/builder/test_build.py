@@ -158,6 +158,31 @@ def test_without_labels_clusters_serve_as_labels(net):
         embedcam.build_database(net, images, clusters=1, top_k=5, pairs=3)
 
 
+def test_unlabelled_leaves_labels_out(net, folder):
+    db = built(net, folder, unlabelled=True)
+    assert db.label_names is None
+    images = load(f"folder:{folder}", "train")
+    np.testing.assert_array_equal(db.weights_mean, built(net, folder, unlabelled=True).weights_mean)
+    assert not np.array_equal(db.weights_mean, built(net, folder).weights_mean)
+    assert db.counts.sum() == len(images)
+
+
+def test_of_a_single_class_clusters_stand_for_classes(net, caplog):
+    images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    db = embedcam.build_database(net, [(image, "bird") for image in images], top_k=5)
+    assert db.label_names is None
+    assert db.clusters == 4
+    assert "all images are of class 'bird'; clusters stand for classes" in caplog.text
+
+
+@pytest.mark.parametrize("count", [2, 3, 12, 30, 60])
+def test_few_images_without_labels_make_fewer_clusters(net, count, caplog):
+    images = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    db = embedcam.build_database(net, list(images), top_k=5)
+    assert db.clusters == max(2, count // 3)
+    assert f"{count} images make {db.clusters} clusters instead of 50" in caplog.text
+
+
 def test_a_torch_data_set_will_do(net):
     images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(12) % 3

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import embedcam
 from embedcam import cli
 from embedcam.cli import console
+from embedcam.data import load
 from embedcam.errors import EmbedcamError
 from embedcam.nets import EmbeddingNet
+from embedcam.nets.inference import embed
 
 TRAIN = ("--backbone", "tiny", "--dim", 8, "--image-size", 32, "--batch-size", 12)
 BUILD = ("--clusters", 4, "--top-k", 12, "--pairs", 5)
@@ -316,13 +319,34 @@ def test_a_class_with_one_image_stops_neither_training_nor_building(run, trained
     assert "1 of 3 classes have a single image, which has no positive" in err
 
 
-def test_one_class_only_is_refused(fails, trained, copy, tmp_path):
+def test_one_class_only_trains_nothing_but_is_built_from_clusters(run, fails, trained, copy, tmp_path):
     out, data = tmp_path / "out", ("--data", f"folder:{copy}@all")
     shutil.rmtree(copy / "images" / "class0")
     shutil.rmtree(copy / "images" / "class2")
     assert "'class1'" in fails("train", *data, *TRAIN, "--out", out / "net.safetensors")
-    assert "'class1'" in fails("build", "--net", trained / "net.safetensors", *BUILD, *data, "--out", out / "db")
     assert left_in(out) == []
+    code, _, err = run("build", "--net", trained / "net.safetensors", *BUILD, *data, "--out", tmp_path / "weights.h5")
+    assert code == 0, err
+    assert "all images are of class 'class1'; clusters stand for classes" in err
+
+
+def test_a_build_takes_given_embeddings_and_no_labels(run, fails, trained, folder, tmp_path):
+    samples = load(f"folder:{folder}", "all")
+    net = EmbeddingNet.load(trained / "net.safetensors")
+    embeddings = embed(net, samples, pooled=False).embeddings
+    np.save(tmp_path / "birds.npy", embeddings[::-1])
+    (tmp_path / "paths.txt").write_text("\n".join(samples.ids[::-1]))
+    out = tmp_path / "weights.h5"
+    command = ("build", "--net", trained / "net.safetensors", "--data", f"folder:{folder}", *BUILD, "--out", out)
+    given = ("--embeddings", tmp_path / "birds.npy", "--paths", tmp_path / "paths.txt")
+    code, _, err = run(*command, *given, "--unlabelled")
+    assert code == 0, err
+    assert embedcam.WeightDatabase.load(out).label_names is None
+    (tmp_path / "paths.txt").write_text("\n".join(samples.ids))
+    assert "they are in another order" in fails(*command, *given)
+    code, _, err = run(*command, *given[:2])
+    assert code == 2
+    assert "give --embeddings and --paths together" in err
 
 
 def test_an_unknown_layer_is_answered_with_the_nearest_names(fails, trained, folder, tmp_path):
