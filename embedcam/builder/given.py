@@ -194,7 +194,7 @@ def _read_vectors(file: Path) -> tuple[NDArray[np.int64], NDArray[Any]]:
             vectors = np.load(file, mmap_mode="r", allow_pickle=False)
             ids = np.arange(len(vectors))
         else:
-            ids, vectors = _read_index(file)
+            ids, vectors = map(np.asarray, _read_index(file))  # faiss.contrib.torch_utils makes them tensors
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror or error}; check the path") from error
     except (ValueError, RuntimeError) as error:  # FAISS raises the latter
