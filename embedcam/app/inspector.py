@@ -31,11 +31,10 @@ class NetworkInspector:
 
     def __init__(self, explainer: Explainer) -> None:
         self._explainer = explainer
-        self._against, self.compare_hint = None, ""
+        self._against: Against | None = None
+        self.compare_hint = ""
         try:
-            against = Against(explainer)
-            against.see(torch.zeros(1, 3, *explainer.preprocess.input_size))
-            self._against = against
+            self._against = Against(explainer)
         except NetworkError as error:
             self.compare_hint = str(error)
 

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.preprocess import Preprocess
-from ..database.weight_database import WeightDatabase
-from ..errors import DataError, NetworkError
+from ..errors import DataError
 from ..nets import layers, receptive_field
-from ..nets.embedding import EmbeddingNet
+from ..nets.cells import Cells
 from ..nets.geometry import Geometry
-from ..nets.inference import is_pooled
 from ..nets.network import Network
+from .contributions import Contributions, common_embedding, contributions, require_decomposable
 from .explainer import Explainer
 from .explanation import FLAT, NOT_FINITE, Explanation
 from .maps import PLACEMENTS, place
@@ -41,13 +40,14 @@ class Comparison:
     or to its image's match with itself. A weak difference is therefore drawn weakly.
 
     Attributes:
-        similarity: float32 (B,): the sum of the contributions, of either image. The cosine, unless a common embedding
-            was subtracted.
+        similarity: float32 (B,): the sum of the contributions and the rest, of either image. The cosine, unless a
+            common embedding was subtracted.
         distances: float32 (B,): 1 - cosine, or Euclidean.
         shared: Heat maps of the positive contributions, (B, H, W) in [0, 1]. Their `raw` is the contribution times the
             number n of cells: the similarity if the whole image were like this place.
         differs: Heat maps of the negative contributions, likewise.
         contributions: float32 (B, h, w), one per cell, of either sign.
+        rest: float32 (B,), what no cell contributes; zero for networks whose head sees only the cells.
     """
 
     similarity: NDArray[np.float32]
@@ -55,34 +55,30 @@ class Comparison:
     shared: Pair[Explanation]
     differs: Pair[Explanation]
     contributions: Pair[NDArray[np.float32]]
+    rest: Pair[NDArray[np.float32]]
 
 
 class Seen(NamedTuple):
     """The result of the forward pass of images that are to be compared.
 
     Attributes:
-        maps: (B, K, h, w).
-        vectors: (B, K): the mean of each map.
+        cells: Cell embeddings, see `Network.cells`.
         embeddings: (B, D).
-        lengths: (B,): norm of the head's output, by which it was divided; 1 for Euclidean networks.
         size: (H, W) of the images.
     """
 
-    maps: Tensor
-    vectors: Tensor
+    cells: Cells
     embeddings: Tensor
-    lengths: Tensor
     size: tuple[int, int]
 
 
 class Against:
     """Compare images with another: one forward pass per image, no backward pass.
 
-    Where the head sees only the mean v of the n cells' features a_i, and is linear (at v, if it has a hidden layer),
-    every cell has an embedding e_i = head(a_i) / |head(v)| of its own (Euclidean: head(a_i)), and the image's embedding
-    is their mean. The similarity is therefore exactly the sum of signed contributions of the cells:
+    The embedding z of a decomposable network is the mean of the embeddings e_i of its n cells and a rest r. The
+    similarity is therefore exactly the sum of signed contributions of the cells, and of the rest:
 
-        (z - m) . (z' - m)  =  sum over i of  (e_i - m) . (z' - m) / n
+        (z - m) . (z' - m)  =  sum over i of  (e_i - m) . (z' - m) / n  +  r . (z' - m)
 
     For cosine networks m = 0 unless `common` is given, and this is the cosine. Euclidean networks have no origin. Their
     sum is the mixed term of the negative squared distance: -|z - z'|^2 = 2 (z - m) . (z' - m) - |z - m|^2 - |z' - m|^2.
@@ -100,7 +96,7 @@ class Against:
         preprocess: From a picture to an input; the explainer's or the network's if None.
 
     Raises:
-        NetworkError: If the network's head does not allow the decomposition.
+        NetworkError: If the network is not decomposable.
         DataError: If the placement is unknown, or `common` does not have the size of an embedding.
 
     Source:
@@ -118,8 +114,7 @@ class Against:
     ) -> None:
         explainer = net if isinstance(net, Explainer) else None
         network = net.net if isinstance(net, Explainer) else net
-        if not isinstance(network, EmbeddingNet):
-            raise _not_decomposable(network)
+        require_decomposable(network)
         self.net, self._modules = network, list(network.modules())
         self.placement = placement or (explainer.module.placement if explainer else "receptive-field")
         if self.placement not in PLACEMENTS:
@@ -143,21 +138,12 @@ class Against:
 
         Returns:
             The input of a call.
-
-        Raises:
-            NetworkError: If the head sees more than the mean of each feature map.
         """
         with layers.evaluating(self.net, self._modules):
             seen = self.net.activations(images)
-            maps, vectors = seen.maps, seen.maps.mean(dim=(2, 3))
-            finite = seen.embeddings.isfinite().all(dim=1)
-            if seen.vector is None or not is_pooled(seen.vector[finite], vectors[finite]):
-                raise _not_decomposable(self.net)
-            lengths = torch.ones_like(vectors[:, 0])
-            if self.net.metric == "cosine":
-                output = self.net.head(layers.as_input(self.net.head, vectors)).float()
-                lengths = torch.linalg.vector_norm(output, dim=1).clamp(min=1e-12)
-        return Seen(maps, vectors, seen.embeddings, lengths, (int(images.shape[2]), int(images.shape[3])))
+            with torch.autocast(self.net.device.type, enabled=False):  # only the network runs in low precision
+                cells = self.net.cells(seen)
+        return Seen(cells, seen.embeddings, (int(images.shape[2]), int(images.shape[3])))
 
     @torch.inference_mode()
     def __call__(self, images: Tensor | Seen, other: Tensor | Seen) -> Comparison:
@@ -171,11 +157,10 @@ class Against:
             Similarities, and B maps of either side.
 
         Raises:
-            NetworkError: If the head sees more than the mean of each feature map.
             DataError: If the number of other images does not match.
         """
         ours, theirs = (side if isinstance(side, Seen) else self.see(side) for side in (images, other))
-        with torch.autocast(self.net.device.type, enabled=False):  # only the network runs in low precision
+        with torch.autocast(self.net.device.type, enabled=False):
             return self._compare(ours, theirs)
 
     def _compare(self, ours: Seen, theirs: Seen) -> Comparison:
@@ -188,28 +173,21 @@ class Against:
             distances = (1 - (z * towards).sum(dim=1)).clamp(min=0)
         else:
             distances = torch.linalg.vector_norm(z - towards, dim=1)
-        crossed = (self._densities(ours, towards), self._densities(theirs, z))
-        own = (self._densities(ours, z), self._densities(theirs, theirs.embeddings))
-        strongest = torch.stack([side.abs().amax(dim=(1, 2)).expand(count) for side in (*crossed, *own)]).amax(dim=0)
+        crossed = (self._contributions(ours, towards), self._contributions(theirs, z))
+        own = (self._contributions(ours, z), self._contributions(theirs, theirs.embeddings))
+        peaks = [side.densities.abs().amax(dim=(1, 2)).expand(count) for side in (*crossed, *own)]
+        strongest = torch.stack(peaks).amax(dim=0)
         parts = [
-            self._explanations(densities, strongest, embeddings, side.size)
-            for densities, embeddings, side in zip(crossed, (z, towards), (ours, theirs), strict=True)
+            self._explanations(side.densities, strongest, embeddings, seen.size)
+            for side, embeddings, seen in zip(crossed, (z, towards), (ours, theirs), strict=True)
         ]
         shared, differs = (Pair(*sides) for sides in zip(*parts, strict=True))
-        cells = (_numpy(densities / (densities.shape[1] * densities.shape[2])) for densities in crossed)
-        return Comparison(_numpy(similarity), _numpy(distances), shared, differs, Pair(*cells))
+        cells = (_numpy(side.densities / (side.densities.shape[1] * side.densities.shape[2])) for side in crossed)
+        rest = (_numpy(side.rest) for side in crossed)
+        return Comparison(_numpy(similarity), _numpy(distances), shared, differs, Pair(*cells), Pair(*rest))
 
-    def _densities(self, seen: Seen, towards: Tensor) -> Tensor:
-        """Compute each cell's contribution times the number of cells, (B, h, w); their mean is the similarity."""
-        directions = towards - self._common
-        try:
-            weights, constants = self.net.head_along(seen.vectors, directions)
-        except NetworkError as error:
-            raise _not_decomposable(self.net) from error
-        summed = (weights[:, None, :] @ seen.maps.flatten(start_dim=2)).squeeze(dim=1)
-        lengths = seen.lengths[:, None]
-        densities = (summed + constants[:, None]) / lengths - (directions @ self._common)[:, None]
-        return densities.reshape(-1, *seen.maps.shape[2:])
+    def _contributions(self, seen: Seen, towards: Tensor) -> Contributions:
+        return contributions(seen.cells, towards - self._common, self._common)
 
     def _explanations(
         self, densities: Tensor, strongest: Tensor, embeddings: Tensor, size: tuple[int, int]
@@ -238,28 +216,6 @@ class Against:
         return self._geometries[size]
 
 
-def common_embedding(database: WeightDatabase) -> NDArray[np.float32]:
-    """Compute the mean embedding of the training images, which all of them have in common.
-
-    Args:
-        database: Its centroids are averaged, weighted by the number of members.
-
-    Returns:
-        (D,) float32.
-    """
-    mean: NDArray[np.float32] = np.average(database.centroids, axis=0, weights=database.counts).astype(np.float32)
-    return mean
-
-
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:
     array: NDArray[np.float32] = tensor.cpu().numpy()
     return array
-
-
-def _not_decomposable(net: Network) -> NetworkError:
-    return NetworkError(
-        f"the similarity of {net.architecture} cannot be decomposed over the cells of layer {net.layer!r}: this needs "
-        "an EmbeddingNet whose head sees only the mean of each map of that layer (as in tiny, ResNet, MobileNetV2 and "
-        "EfficientNet with their last layer) and is linear or has one hidden layer with ReLU; "
-        "embedcam.gradient.GradCAM(net)(images, embedcam.gradient.Similarity(reference)) explains any network"
-    )

@@ -142,13 +142,26 @@ class Network(nn.Module, ABC):
         Raises:
             NetworkError: If the embedding is no sum over cells; the message has the reason.
         """
+        head = self.require_decomposable()
+        assert seen.tape is not None
+        return head.cells(seen.tape, seen.embeddings, (seen.maps.shape[2], seen.maps.shape[3]))
+
+    def require_decomposable(self) -> Head:
+        """Measure what follows the feature layer, once.
+
+        Returns:
+            What gives cell embeddings.
+
+        Raises:
+            NetworkError: If the embedding is no sum over cells; the message has the reason.
+        """
         head = self._measured_head()
-        if isinstance(head, str) or seen.tape is None:
+        if isinstance(head, str):
             raise NetworkError(
                 f"the embedding of {self.architecture} cannot be decomposed over the cells of layer {self.layer!r}: "
                 f"{head}; choose another layer"
             )
-        return head.cells(seen.tape, seen.embeddings, (seen.maps.shape[2], seen.maps.shape[3]))
+        return head
 
     @property
     def decomposable(self) -> bool:

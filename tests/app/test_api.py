@@ -245,7 +245,7 @@ def test_an_onnx_file_explains_but_cannot_be_taken_apart(onnx_explainer, post, f
 
 
 def test_a_network_that_cannot_compare_says_why(explainer, monkeypatch, file):
-    monkeypatch.setattr("embedcam.explain.comparison.is_pooled", lambda *_: False)
+    monkeypatch.setattr("embedcam.nets.network.Network._measured_head", lambda _: "it is a test")
     with TestClient(create_app(explainer)) as client:
         info = client.get("info").json()
         assert info["compare"] is False

@@ -51,8 +51,8 @@ def test_the_contributions_of_either_image_sum_to_the_similarity(metric, hidden,
     np.testing.assert_allclose(found.similarity, (z * other).sum(dim=1), rtol=1e-5, atol=1e-6)
     assert [side.shape for side in both_sides(found)] == [(3, *net.map_size), (3, 12, 10)]
     assert all((side > 0).any() and (side < 0).any() for side in both_sides(found)), "the test is of both signs"
-    for side in both_sides(found):
-        np.testing.assert_allclose(side.sum(axis=(1, 2)), found.similarity, rtol=1e-4, atol=1e-5)
+    for side, rest in zip(both_sides(found), (found.rest.images, found.rest.other), strict=True):
+        np.testing.assert_allclose(side.sum(axis=(1, 2)) + rest, found.similarity, rtol=1e-4, atol=1e-5)
     if metric == "cosine":
         np.testing.assert_allclose(found.distances, 1 - found.similarity, atol=1e-6)
     else:
@@ -221,9 +221,10 @@ def test_an_image_that_is_not_finite_spoils_its_own_pair_only():
 
 def test_a_network_that_says_nothing_gives_flat_maps_and_a_note():
     net = make()
+    against = Against(net)
     for parameter in net.head.parameters():
         parameter.data.zero_()
-    found = Against(net)(IMAGES, OTHERS)
+    found = against(IMAGES, OTHERS)
     assert not found.shared.other.heatmaps.any()
     assert found.differs.images.notes == [[FLAT]] * 3
 
@@ -234,21 +235,25 @@ def test_an_empty_batch_gives_empty_maps():
     assert found.differs.other.heatmaps.shape == (0, 48, 40)
 
 
-@pytest.mark.parametrize("spoil", ["wrapped", "layer", "pooling", "head"])
-def test_networks_whose_similarity_cannot_be_shared_out_are_refused_with_another_way(spoil):
+@pytest.mark.parametrize("spoil", ["wrapped", "pooling", "head"])
+def test_any_decomposable_network_compares(spoil):
     net = make()
     if spoil == "wrapped":
         net = wrap(nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-    elif spoil == "layer":
-        net.layer = "features.8"
     elif spoil == "pooling":
         net.backbone.pool = nn.AdaptiveMaxPool2d(1)
     else:
         net.head = nn.Sequential(nn.Linear(net.channels, 4), nn.Tanh(), nn.Linear(4, 8))
-    with pytest.raises(
-        NetworkError, match=r"cannot be decomposed .*linear or has one hidden .*Similarity\(reference\)"
-    ):
-        Against(net)(IMAGES, IMAGES)
+    found = Against(net)(IMAGES, OTHERS)
+    for side, rest in zip(both_sides(found), (found.rest.images, found.rest.other), strict=True):
+        np.testing.assert_allclose(side.sum(axis=(1, 2)) + rest, found.similarity, atol=1e-5)
+
+
+def test_networks_whose_similarity_cannot_be_decomposed_are_refused_with_another_way():
+    net = make()
+    net.layer = "features.8"
+    with pytest.raises(NetworkError, match=r"cannot be decomposed over the cells of .*Similarity\(reference\)"):
+        Against(net)
 
 
 def test_options_that_cannot_be_used_are_named():

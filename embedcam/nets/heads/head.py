@@ -82,7 +82,7 @@ class Head:
         count = size[0] * size[1]
         with torch.autocast(embeddings.device.type, enabled=False):
             terms = Terms(nodes, self._states, count).of(nodes[-1])
-        cells, rest = terms[:-1] * count, terms[-1]
+        cells, rest = terms[:-1], terms[-1]
         if self._pooled:  # every cell has an equal part of the head's biases
             cells, rest = cells + rest, torch.zeros_like(rest)
         return Cells(cells.movedim(0, 2).unflatten(2, size), rest)

@@ -14,11 +14,12 @@ from .tape import Node
 
 _RESHAPING = {"reshape", "view", "unflatten", "expand", "view_as", "reshape_as"}
 _ELEMENTWISE = {"add", "radd", "sub", "rsub", "mul", "rmul", "div", "truediv", "rtruediv", "where", "lerp", "addcmul"}
+_CONVERTING = {"to", "float", "half", "bfloat16", "double", "type", "type_as"}
 _NORMALISING = {"layer_norm", "rms_norm", "normalize"}
 
 
 class Terms:
-    """Sums over cells. The terms of a value (B, ...) are (n + 1, B, ...): the cells', and what none of them adds.
+    """Means over cells. The terms of a value (B, ...) are (n + 1, B, ...): the cells', and what none of them adds.
 
     Args:
         nodes: Of `Tape.path`.
@@ -38,7 +39,7 @@ class Terms:
             row: Of rows, the row that is wanted: the axis of the rows has length 1.
 
         Returns:
-            float32 (n + 1, ...); their sum is the value.
+            float32 (n + 1, ...), those of cells times n: their mean and the last one add up to the value.
         """
         if (node, row) not in self._known:
             self._known[node, row] = self._compute(node, row)
@@ -67,7 +68,8 @@ class Terms:
         rest = terms[:before].sum(dim=0) + terms[count - after :].sum(dim=0)
         if constant is not None:
             rest = rest + constant
-        return torch.cat([terms[before : count - after], rest[None]])
+        # Cells are multiplied by their number: next to the constants of affine functions, small terms would be rounded.
+        return torch.cat([terms[before : count - after] * self._cells, rest[None]])
 
     def _pooled(self, node: Node, pool: str) -> Tensor:
         (parent,) = node.parents
@@ -118,6 +120,8 @@ class Terms:
         terms = [self.of(parent, None if self._states[parent].kind == "terms" else row) for parent in summed]
         if selects or (axis is not None and node.name in _RESHAPING):
             return terms[0].reshape(-1, *shape)
+        if node.name in _CONVERTING:  # terms stay float32
+            return terms[0]
         if node.name in GATES:
             return _gated(node, value(summed[0]), value, terms[0])
         if node.name in _NORMALISING:
