@@ -36,10 +36,18 @@ def evaluate(
         bool,
         typer.Option(
             "--compare",
-            help="Also score the other transfers ({transfers}), and methods with gradients per image: {weightings}, "
-            "EmbeddingCAM.",
+            help="Also score the other transfers ({transfers}), methods with gradients per image ({weightings}, "
+            "EmbeddingCAM), and maps that know nothing of the embedding.",
         ),
     ] = False,
+    grid: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Number of images of four pictures in which maps are asked for one of them; 100 are usual.",
+            metavar="N",
+        ),
+    ] = 0,
     faithfulness: Annotated[
         bool,
         typer.Option(
@@ -109,7 +117,8 @@ def evaluate(
             require_writable(file, [*input_files(test), *(input_files(gallery) if gallery is not None else ())])
         reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
         kept: dict[str, Any] = {"work": work, "resume": resume}
-        result = run(network, database, test, gallery, compare=compare, explain_size=explain_size, **kept, **reading)
+        chosen: dict[str, Any] = {"compare": compare, "grid": grid, "explain_size": explain_size}
+        result = run(network, database, test, gallery, **chosen, **kept, **reading)
         for kind, (_, draw) in checks.items():
             result[kind] = check(kind, network, database, test, **reading)
             draw(result[kind], out / f"{kind}.png")

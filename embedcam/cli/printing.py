@@ -68,7 +68,7 @@ def print_scores(result: dict[str, Any]) -> None:
     from ..evaluate.method import columns
     from ..show.report import RETRIEVAL
 
-    shown = columns()
+    shown = [column for column in columns() if any(row[column.key] is not None for row in result["rows"])]
     rows = []
     for row in result["rows"]:
         name = f"{row['method']} (default)" if row["default"] else row["method"]

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ..builder.build import build_database
 from ..builder.triplets import DRAWS, ClassSums, Partners
 from ..data.samples import Samples
 from ..database.record import top_channels
@@ -29,7 +28,10 @@ from ..nets import layers
 from ..nets.embedding import EmbeddingNet
 from ..nets.inference import Embedded
 from ..nets.network import Network
+from .asking import of_explainer as ask_explainer
+from .grid import BY
 from .method import Explain, Method
+from .randomisation import rebuilt
 
 logger = logging.getLogger("embedcam")
 
@@ -89,7 +91,9 @@ def of_explainer(name: str, explainer: Explainer, *, default: bool = False) -> M
     Returns:
         The row.
     """
-    return Method(name, lambda images, _: explainer(images), default=default)
+    # Nothing stands for an embedding's nearest exemplars where it is asked for another one.
+    asks = {} if explainer.module.transfer.exemplars else dict.fromkeys(BY, ask_explainer(explainer))
+    return Method(name, lambda images, _: explainer(images), default=default, asks=asks)
 
 
 def transfers(net: Network, db: WeightDatabase) -> list[Method]:
@@ -185,18 +189,7 @@ def of_gallery(net: Network, db: WeightDatabase, gallery: Gallery) -> list[Metho
     """
     methods = []
     for count in (c for c in _CLUSTERS if c != db.clusters and 3 * c <= len(gallery.embedded.kept)):
-        other = build_database(
-            net,
-            gallery.samples,
-            clusters=count,
-            top_k=db.top_k,
-            pairs=db.pairs or None,
-            method=db.method if db.method in WEIGHTINGS else "gradcam",
-            exemplars=False,
-            refinement=False,
-            embedded=gallery.embedded,
-            seed=db.seed,
-        )
+        other = rebuilt(net, db, gallery.samples, clusters=count, refinement=False, embedded=gallery.embedded)
         methods.append(of_explainer(f"cluster, {count} clusters", Explainer(net, other, transfer="cluster")))
     if gallery.embedded.pooled is not None:
         if isinstance(net, EmbeddingNet):

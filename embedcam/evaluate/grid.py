@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +28,12 @@ Ask = Callable[[Tensor, Tensor], NDArray[np.float32]]
 The questions are clusters, int64 (B, T), or embeddings of partner images, float32 (B, T, D).
 """
 
-By = Literal["cluster", "partner"]
+BY = ("cluster", "partner")
+"""What methods can be asked for."""
 SHARE = Column("grid_share", "Grid share", "share of the heat in the quarter that is asked for; chance is 0.25")
 LOCALISED = Column("grid_localised", "Grid localised", "share of maps with more than half of the heat there")
+BY_PARTNER = Column("grid_share_partner", "Grid by partner", "the same, asked for by an image of the same class")
+COLUMNS = (SHARE, LOCALISED, BY_PARTNER)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from ..errors import EmbedcamError
 from ..explain.explanation import Explanation
 from ..show.report import Column
+from .grid import BY_PARTNER, LOCALISED, SHARE, Ask
+from .grid import COLUMNS as GRID
 from .localization import Localization
 from .scores import SCORES, nest, nested
 
@@ -34,7 +36,7 @@ def score_columns() -> list[Column]:
     Raises:
         EmbedcamError: If a score uses the key of another column.
     """
-    keys = {"method", "default", "backprop", "interval", *(column.key for column in _COLUMNS)}
+    keys = {"method", "default", "backprop", "interval", *(column.key for column in (*GRID, *_COLUMNS))}
     columns = []
     for name in SCORES:
         for column in SCORES[name].columns:
@@ -49,12 +51,12 @@ def columns() -> list[Column]:
     """List the columns of the table of `evaluate`, beside the method's name.
 
     Returns:
-        Those of the scores, the time and the correlation with the reference.
+        Those of the scores, the grid test, the time and the correlation with the reference.
 
     Raises:
         EmbedcamError: If a score uses the key of another column.
     """
-    return [*score_columns(), *_COLUMNS]
+    return [*score_columns(), *GRID, *_COLUMNS]
 
 
 @dataclass
@@ -66,6 +68,8 @@ class Method:
         explain: From images (B, 3, H, W) and their indices in the data set to an explanation.
         backprop: Whether it needs a backward pass.
         default: Whether it is what `Explainer` does by default.
+        asks: How it is asked for one of several pictures, by what it is asked for, of `grid.BY`.
+        grid: The result of `grid_test`, for each way to ask.
         scores: Of its heat maps.
         correlations: Of each heat map with the reference's.
         seconds: Spent explaining.
@@ -76,6 +80,8 @@ class Method:
     explain: Explain
     backprop: bool = False
     default: bool = False
+    asks: Mapping[str, Ask] = field(default_factory=dict)
+    grid: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scores: Localization = field(default_factory=Localization)
     correlations: list[float] = field(default_factory=list)
     seconds: float = 0.0
@@ -136,11 +142,20 @@ class Method:
 
         Returns:
             The scores, the 95 % interval of each over the images (null for a score that is no mean over images), the
-            correlation with the reference, and the time.
+            correlation with the reference, and the time. The grid scores are those of clusters, or those of partners
+            of a method that can be asked for nothing else; null for a method that cannot be asked.
         """
         scored = bool(self.scores.images)
         values, intervals = (self.scores.result(), self.scores.intervals(seed)) if scored else ({}, {})
-        keys = [column.key for column in score_columns()]
+        partner = self.grid.get("partner", {})
+        for column, key, result in (
+            (SHARE, SHARE.key, self.grid.get("cluster", partner)),
+            (LOCALISED, LOCALISED.key, self.grid.get("cluster", partner)),
+            (BY_PARTNER, SHARE.key, partner),
+        ):
+            if result:
+                values[column.key], intervals[column.key] = result[key], result["interval"][key]
+        keys = [column.key for column in (*score_columns(), *GRID)]
         return {
             "method": self.name,
             "default": self.default,

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from ..builder.build import build_database
+from ..data.samples import Samples
 from ..database.record import NetworkRecord
 from ..database.weight_database import WeightDatabase
 from ..errors import DataError, NetworkError
+from ..explain.weighting import WEIGHTINGS
 from ..nets import layers
 from ..nets.network import Network
 from ..utils.progress import track
@@ -112,6 +115,46 @@ def of_database(net: Network, db: WeightDatabase) -> WeightDatabase:
         A database for the copy; it shares the arrays.
     """
     return replace(db, network=NetworkRecord.of(net))
+
+
+def rebuilt(net: Network, db: WeightDatabase, samples: Samples, **options: Any) -> WeightDatabase:
+    """Build the database of another network as a given one was built, without exemplars.
+
+    Args:
+        net: The network, such as a re-initialised copy.
+        db: The given database.
+        samples: The training images.
+        options: Of `build_database`, instead of those of `db`.
+
+    Returns:
+        The database of `net`.
+    """
+    of_db: dict[str, Any] = {
+        "clusters": db.clusters,
+        "top_k": db.top_k,
+        "pairs": db.pairs or None,
+        "method": db.method if db.method in WEIGHTINGS else "gradcam",
+        "refinement": db.refinement is not None,
+        "seed": db.seed,
+    }
+    return build_database(net, samples, exemplars=False, **{**of_db, **options})
+
+
+def untrained(net: Network, seed: int = 0) -> Network:
+    """Copy a network and re-initialise the last layer that has parameters.
+
+    Args:
+        net: The network.
+        seed: Of the new parameters.
+
+    Returns:
+        The copy.
+    """
+    copied = copy.deepcopy(net)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        _reinitialise(_in_order(copied)[-1][1])
+    return copied
 
 
 def _in_order(net: Network) -> list[tuple[str, nn.Module]]:

@@ -23,9 +23,11 @@ from ..utils import shards as sharding
 from ..utils.resume import Parts, SavedParts
 from ..utils.shards import Shards
 from .compare import Gallery, of_explainer, of_gallery, transfers, with_backprop
+from .grid import Composites, grid_test
 from .method import Method, score_columns
 from .passes import Passes
 from .retrieval import retrieval
+from .rivals import rivals, untrained_head, with_partner
 from .scores import SCORES
 
 
@@ -37,6 +39,7 @@ def evaluate(
     *,
     compare: bool = False,
     brief: bool = False,
+    grid: int = 0,
     explain_size: int | None = None,
     extra: Sequence[Method] = (),
     batch_size: int = 16,
@@ -59,6 +62,7 @@ def evaluate(
             of the test images, the test images themselves are searched.
         compare: Also score all other transfers, and explanations that need labels and a backward pass.
         brief: With `compare`, only add per-image Grad-CAM from triplets, whose maps transfers approximate.
+        grid: Number of composites of the grid test; 0 for none.
         explain_size: Side in pixels to explain at; the database's own if None. The published method and the retrieval
             always use the network's own size.
         extra: Further methods to score, at the same size.
@@ -70,10 +74,10 @@ def evaluate(
 
     Returns:
         {"schema": 1, "rows": [one per method, see `Method.row`], "recall_at_1": ..., "map_at_r": ..., "nmi": ...,
-        "images": ..., "masks": ..., "skipped": ...}; scores that need labels are null without them.
+        "images": ..., "masks": ..., "skipped": ..., "composites": ...}; scores that need labels are null without them.
 
     Raises:
-        DataError: If an image or mask cannot be used.
+        DataError: If an image or mask cannot be used, or there are fewer than four classes for the grid test.
         DatabaseError: If the database was made for another network.
         OutputError: If `work` cannot be written, or holds parts of another run.
         EmbedcamError: If the columns of two scores have the same key.
@@ -110,7 +114,9 @@ def evaluate(
         if brief:
             methods.append(reference)
         else:
-            methods += [*transfers(net, database), *of_gallery(net, database, searched), reference, *others]
+            methods += [*transfers(net, database), *of_gallery(net, database, searched)]
+            methods += [*rivals(net, database), untrained_head(net, database, searched)]
+            methods += [*with_partner(net, database, searched, test.labels), reference, *others]
     score, everything = partial(passes.run, test, reference=reference), np.arange(len(test))
     first, what = ([*natives, *methods], "") if best == own else (natives, " at the network's size")
     native = Shards(parts, "own-size", len(test))
@@ -118,7 +124,10 @@ def evaluate(
     if best != own:
         size = " x ".join(map(str, best.input_size))
         score(read, methods, best, Shards(parts, "best-size", len(read)), what=f"explaining at {size} pixels")
-    rows = [method.row() for method in [default, *natives, *methods[1:]]]
+    ordered = [default, *natives, *methods[1:]]
+    if grid:
+        _ask(ordered, Composites.draw(net, test.subset(read), grid), database, searched)
+    rows = [method.row() for method in ordered]
     return {
         "schema": 1,
         "rows": rows,
@@ -127,7 +136,19 @@ def evaluate(
         "images": len(read),
         "masks": masks,
         "skipped": len(test) - len(read),
+        "composites": grid,
     }
+
+
+def _ask(methods: Sequence[Method], composites: Composites, database: WeightDatabase, gallery: Gallery | None) -> None:
+    questions: dict[str, NDArray[Any]] = {"cluster": composites.clusters(database)}
+    if gallery is not None:
+        questions["partner"] = gallery.embedded.embeddings[composites.partners(gallery.labels)]
+    for by, asked in questions.items():
+        asks = {method.name: method.asks[by] for method in methods if by in method.asks}
+        for name, result in grid_test(asks, composites, asked).items():
+            method = next(method for method in methods if method.name == name)
+            method.grid = {**method.grid, by: result}
 
 
 def _fingerprint(database: WeightDatabase) -> str:

@@ -8,10 +8,13 @@ import torch
 from PIL import Image
 
 from embedcam.builder import embedding
+from embedcam.builder.build import build_database
 from embedcam.data import load
 from embedcam.data.samples import FileSamples
 from embedcam.database import WeightDatabase
 from embedcam.errors import DatabaseError, DataError
+from embedcam.evaluate.asking import of_explainer
+from embedcam.evaluate.grid import Composites, grid_test
 from embedcam.evaluate.table import evaluate
 from embedcam.explain import Explainer
 from embedcam.nets import EmbeddingNet
@@ -21,6 +24,18 @@ from embedcam.nets.inference import embed
 @pytest.fixture
 def pair(trained):
     return EmbeddingNet.load(trained / "net.safetensors"), WeightDatabase.load(trained / "weights.h5")
+
+
+@pytest.fixture
+def digits():
+    """A network, its database, and test and training images of five classes."""
+    torch.manual_seed(0)
+    net = EmbeddingNet("tiny", 8, image_size=32).eval()
+    test, training = (
+        samples.subset(np.concatenate([np.flatnonzero(samples.labels == label)[:5] for label in range(5)]))
+        for samples in (load("digits", "test"), load("digits", "train"))
+    )
+    return net, build_database(net, training, clusters=4, top_k=12, pairs=5), test, training
 
 
 @pytest.fixture
@@ -60,7 +75,7 @@ def test_pooled_vectors_are_kept_only_where_rows_need_them(pair, test_images, tr
     net, db = pair
     asked = []
 
-    def counted(*args, pooled, **options):
+    def counted(*args, pooled=True, **options):
         asked.append(pooled)
         return embed(*args, pooled=pooled, **options)
 
@@ -68,7 +83,8 @@ def test_pooled_vectors_are_kept_only_where_rows_need_them(pair, test_images, tr
     evaluate(net, db, test_images, training)
     evaluate(net, db, test_images, training, compare=True, brief=True)
     evaluate(net, db, test_images, training, compare=True)
-    assert asked == [False, False, True]
+    # The last is of the network with an untrained head.
+    assert asked == [False, False, True, True]
 
 
 def assert_row(row, explainer, samples):
@@ -124,6 +140,7 @@ def test_compare_adds_all_transfers_and_methods_with_backprop(fused, test_images
     result = evaluate(net, db, test_images, training, compare=True)
     rows = rows_by_name(result)
     assert [name for name, row in rows.items() if row["backprop"]] == [
+        "gradcam, similarity to a partner",
         "gradcam, 5 triplets",
         "gradcam, 5 triplets, top 12",
         "gradcam, 1 triplet",
@@ -139,6 +156,26 @@ def test_compare_adds_all_transfers_and_methods_with_backprop(fused, test_images
     assert all(parameter.grad is None for parameter in net.parameters())
     with pytest.raises(DataError, match="--compare needs labels, and training images"):
         evaluate(net, db, test_images, None, compare=True)
+
+
+def test_the_grid_test_asks_every_method_that_can_be_asked(digits):
+    net, db, test_images, training = digits
+    result = evaluate(net, db, test_images, training, compare=True, grid=2)
+    rows, composites = rows_by_name(result), Composites.draw(net, test_images, 2)
+    assert result["composites"] == 2
+    asks = {"embedcam": of_explainer(Explainer(net, db))}
+    expected = grid_test(asks, composites, composites.clusters(db))["embedcam"]
+    for key in ("grid_share", "grid_localised"):
+        assert rows["embedcam"][key] == pytest.approx(expected[key])
+        assert rows["embedcam"]["interval"][key] == pytest.approx(expected["interval"][key])
+    assert rows["embedcam"]["grid_share_partner"] != rows["embedcam"]["grid_share"]
+    by_partner = rows["gradcam, similarity to a partner"]
+    assert by_partner["grid_share"] == by_partner["grid_share_partner"] > 0
+    for name in ("EigenCAM", "Gaussian in the centre"):
+        assert rows[name]["grid_share"] == pytest.approx(0.25)
+        assert rows[name]["grid_share_partner"] is None
+    for name in ("nearest", "gradcam, 5 triplets"):
+        assert rows[name]["grid_share"] is rows[name]["interval"]["grid_share"] is None
 
 
 def test_compare_in_brief_adds_what_transfers_imitate(fused, test_images, training):
