@@ -106,7 +106,7 @@ def _finer(net: Network) -> tuple[str, Geometry] | tuple[None, None]:
     layer = suggest_finer(net.body, net.layer, size)
     if layer is None:
         return None, None
-    geometry = receptive_field.geometry(net.body, layer, size)
+    geometry = receptive_field.geometry(net.body, layer, size, net.reading(layer))
     return (layer, geometry) if min(geometry.cell_stride) >= _LEAST_STRIDE else (None, None)
 
 

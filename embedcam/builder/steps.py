@@ -231,7 +231,7 @@ class Build:
         names = tuple(self.readable.names)
         return WeightDatabase(
             network=NetworkRecord.of(net),
-            geometry=receptive_field.geometry(net.body, net.layer, net.preprocess.input_size),
+            geometry=receptive_field.geometry(net.body, net.layer, net.preprocess.input_size, net.reading()),
             method=options.method,
             target="triplet_margin",
             pairs=options.pairs,

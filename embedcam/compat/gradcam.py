@@ -18,6 +18,8 @@ from .. import gradient
 from ..errors import DataError, LayerError
 from ..explain.maps import normalize
 from ..nets import layers
+from ..nets.passes import run
+from ..nets.survey import measure
 from ..show.overlay import colorize
 from .targets import Kept, name_of
 
@@ -78,11 +80,11 @@ class GradCAM:
 
     def _map_size(self, height: int, width: int) -> torch.Size:
         (name,) = self._cam.layers
-        black = layers.as_input(self.model_arch, torch.zeros(1, 3, height, width))
-        module = {name: layers.resolve(self.model_arch, name)}
-        with torch.no_grad(), layers.evaluating(self.model_arch), layers.capture(module) as outputs:
-            self.model_arch(black)
-        return layers.as_maps(outputs[name], (height, width)).shape[2:]
+        maps = measure(self.model_arch, name, (height, width)).maps
+        black = torch.zeros(1, layers.in_channels(self.model_arch), height, width)
+        with torch.no_grad():
+            images = layers.as_input(self.model_arch, black)
+            return run(self.model_arch, name, images, lambda output: maps(output, (height, width)).shape[2:])
 
     def __call__(
         self, input: Tensor, class_idx: int | None = None, retain_graph: bool = False

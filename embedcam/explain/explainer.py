@@ -126,8 +126,7 @@ class Explainer:
             DatabaseError: If the database's finer layer has another number of channels than the network's.
         """
         batch = layers.as_images(self.net, torch.as_tensor(self.preprocess.batch(images)))
-        # Convolutions are up to half as fast again with the channels last.
-        outputs, exemplars = self._explain(batch.contiguous(memory_format=torch.channels_last))
+        outputs, exemplars = self._explain(batch.contiguous(memory_format=self.net.memory_format))
         arrays = Outputs(*(values.numpy() for values in _on_host(outputs)))
         if exemplars is None and self._exemplars is not None:
             exemplars = self._search(arrays.embedding, 1)

@@ -107,6 +107,7 @@ def weigh(net: Network, layer: str, images: Tensor, directions: Tensor, method: 
     Raises:
         TargetError: If there is no such weighting.
     """
+    net.reading(layer)  # measured before, since that runs the network too
     with torch.no_grad(), layers.capture({layer: layers.resolve(net.body, layer)}, differentiable=True) as captured:
         embeddings, leaf = net(images), captured[layer]
         as_maps = partial(net.as_maps, images=images, layer=layer)

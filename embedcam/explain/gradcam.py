@@ -15,7 +15,9 @@ from ..errors import LayerError, TargetError
 from ..nets import layers, receptive_field
 from ..nets.choice import suggest
 from ..nets.geometry import Geometry
+from ..nets.layout import GivenLayout, Layout, Reading
 from ..nets.network import Network
+from ..nets.survey import Survey, measure
 from .explanation import Explanation
 from .maps import PLACEMENTS, combine, place
 from .targets import TARGETS, SegmentationScore, Target
@@ -35,8 +37,8 @@ class GradCAM:
             other of `WEIGHTINGS`.
         placement: "receptive-field" puts every cell at the centre of its receptive field; "stretch" is a bilinear
             resize, as in the package grad-cam.
-        reshape: From the layer's output to feature maps (B, K, h, w), for outputs that `layers.as_maps` does not know,
-            such as tokens in an unusual order. The cells are assumed to tile the image evenly.
+        reshape: From the layer's output to feature maps (B, K, h, w), for outputs whose layout cannot be
+            measured, such as tokens in an unusual order. The cells are assumed to tile the image evenly.
 
     Raises:
         LayerError: If there is no such layer.
@@ -59,7 +61,7 @@ class GradCAM:
             raise TargetError(f"unknown placement {placement!r}; use one of {', '.join(PLACEMENTS)}")
         layers.require_gradients(model)
         self.model = layers.original(model)
-        self._weighting, self.placement, self.reshape = WEIGHTINGS[method], placement, reshape
+        self._weighting, self.placement = WEIGHTINGS[method], placement
         self._body = self.model.body if isinstance(self.model, Network) else self.model
         if layer is None:
             layer = self.model.layer if isinstance(self.model, Network) else suggest(self.model)
@@ -68,7 +70,9 @@ class GradCAM:
         if not self.layers:
             raise LayerError("an empty list of layers explains nothing; name a layer, or leave layer out")
         self._modules = {name: layers.resolve(self._body, name) for name in self.layers}
-        self._channels_last = {name: layers.channels_last(self._body, name) for name in self.layers}
+        self._readings: dict[str, Reading] = {}
+        if reshape is not None:
+            self._readings = dict.fromkeys(self.layers, GivenLayout(reshape))
         self._all_modules = list(self.model.modules())
         self._geometries: dict[tuple[str, tuple[int, int]], Geometry] = {}
 
@@ -101,6 +105,7 @@ class GradCAM:
         size = (int(images.shape[2]), int(images.shape[3]))
         # `no_grad` keeps the layers before the feature layer out of the graph; inference mode allows no graph at all.
         with torch.inference_mode(False), torch.no_grad(), layers.evaluating(self.model, self._all_modules):
+            self._measure(size)
             output, leaves, gradients = self._differentiate(images, target)
             # These are matrix products, which autocast would compute in half precision.
             with torch.autocast(images.device.type, enabled=False):
@@ -111,6 +116,17 @@ class GradCAM:
         classes = target.classes if isinstance(target, SegmentationScore) else None
         explanations = {name: self._explanations(of_layer, output, classes) for name, of_layer in maps.items()}
         return explanations[self.layers[0]] if self._single else explanations
+
+    def _measure(self, size: tuple[int, int]) -> None:
+        """Measure the layouts of the layers, once."""
+        if self._readings:
+            return
+        model: nn.Module = self.model
+        if isinstance(model, Network):
+            self._readings = {name: model.reading(name) for name in self.layers}
+        else:
+            survey = Survey(model, size)
+            self._readings = {name: measure(model, name, size, survey) for name in self.layers}
 
     def _differentiate(self, images: Tensor, target: Target) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, ...]]]:
         """Run the model; return its output, each layer's output, and for each class the gradients at each layer."""
@@ -148,9 +164,10 @@ class GradCAM:
 
     def _map(self, name: str, output: Tensor, gradient: Tensor, size: tuple[int, int]) -> Tensor:
         """Compute the map (B, H, W) of a layer, before normalising."""
-        maps, gradients = (self._as_maps(name, tensor, size).float() for tensor in (output, gradient))
+        reading = self._readings[name]
+        maps, gradients = (reading.maps(tensor, size).float() for tensor in (output, gradient))
         combined: Tensor = combine(maps, self._weighting(maps, gradients))
-        on_grid = output.ndim == 4 and self.reshape is None and not self._channels_last[name]
+        on_grid = isinstance(reading, Layout) and reading.cells == (2, 3)
         if self.placement == "receptive-field" and on_grid:
             geometry = self._geometry(name, size)
         else:
@@ -158,20 +175,9 @@ class GradCAM:
         placed: Tensor = place(combined, geometry, size)
         return placed
 
-    def _as_maps(self, name: str, output: Tensor, size: tuple[int, int]) -> Tensor:
-        if self.reshape is None:
-            return layers.as_maps(output, size, channels_last=self._channels_last[name])
-        maps = self.reshape(output)
-        if maps.ndim != 4 or len(maps) != len(output):
-            raise LayerError(
-                f"reshape must give feature maps ({len(output)}, K, h, w), got {tuple(maps.shape)} from "
-                f"{tuple(output.shape)}; check the order of its axes"
-            )
-        return maps
-
     def _geometry(self, name: str, size: tuple[int, int]) -> Geometry:
         if (name, size) not in self._geometries:
-            self._geometries[name, size] = receptive_field.geometry(self._body, name, size)
+            self._geometries[name, size] = receptive_field.geometry(self._body, name, size, self._readings[name])
         return self._geometries[name, size]
 
     def _explanations(self, maps: list[Tensor], output: Tensor, classes: int | Sequence[int] | None) -> Any:

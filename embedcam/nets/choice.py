@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import LayerError
 from . import layers
+from .attention import Projections
+from .grad_mode import GradientsKept
+from .layout import Layout
+from .passes import noise, observing
+from .survey import Survey
+
+# A layer before the branches of an embedding has at most this many times the cells of the last layer.
+_MOST_CELLS = 16
 
 
 class _Run(NamedTuple):
@@ -19,30 +26,59 @@ class _Run(NamedTuple):
     negative: bool  # any value of the output; recorded at once, since a later layer may work in place
 
 
-def suggest(model: nn.Module, input_size: tuple[int, int] = (224, 224)) -> str:
-    """Return the last layer with a spatial output on which the model's output depends, the usual feature layer.
+class _Trace(NamedTuple):
+    """One forward pass with a graph."""
 
-    The model runs once on noise, forward and backward. Adaptive pooling is skipped, since it moves cells, and so are
-    the last tokens of a vision transformer if only the class token is used after them.
+    runs: list[_Run]  # in the order in which layers finish; adaptive pooling, which moves cells, is left out
+    projections: set[str]  # layers that prepare attention
+    vectors: list[Tensor]  # (1, F) outputs of layers
+    embedding: list[Tensor]  # the output of the model, or the selected part
+
+
+class _Cells(NamedTuple):
+    """A layer with a grid of cells, on which the embedding depends."""
+
+    run: _Run
+    layout: Layout
+    cells: int
+
+
+def suggest(
+    model: nn.Module,
+    input_size: tuple[int, int] = (224, 224),
+    *,
+    select: Callable[[Any], Any] | None = None,
+    survey: Survey | None = None,
+) -> str:
+    """Return the last layer with a grid of cells on which the embedding depends, the usual feature layer.
+
+    Left out are layers that run more than once, adaptive pooling, since it moves cells, the tokens after the last
+    attention if only the class token is used there, and what only prepares attention (queries, keys and values). Where
+    the embedding joins branches, the layer is the last one before them.
 
     Args:
-        model: A module that takes images (1, 3, H, W).
-        input_size: (H, W) of the noise image.
+        model: A module that takes images (1, C, H, W).
+        input_size: (H, W) of the noise image that the model runs on, forward and backward.
+        select: From the model's output to the embedding; None if the whole output counts.
+        survey: Of this model, if there is one.
 
     Returns:
         The dotted name; the outermost of nested layers with the same output.
 
     Raises:
-        LayerError: If no layer has a spatial output.
+        LayerError: If there is no such layer.
     """
-    with _traced(model, input_size) as (runs, results):
-        spatial = [run for run in reversed(runs) if _spatial(run.output, input_size)]
-        for run in spatial:
-            if _matters(run.output, results, input_size):
-                return run.name
+    survey = survey or Survey(model, input_size)
+    trace = _traced(model, input_size, select)
+    spatial = list(_spatial(trace, survey))
     if not spatial:
-        raise LayerError(f"no layer of {type(model).__name__} has a spatial output; only such a layer gives a map")
-    return spatial[0].name  # a head of zeros passes no gradient to any layer
+        raise LayerError(_no_layer(model, survey))
+    for target in (trace.embedding, *([vector] for vector in reversed(trace.vectors))):
+        # An embedding without gradient, such as that of a head of zeros or of a sign, leaves the vectors before it.
+        reaching = _reaching(target, spatial)
+        if reaching:
+            return _before_branches(model, reaching).run.name
+    return spatial[-1].run.name
 
 
 def suggest_finer(model: nn.Module, layer: str, input_size: tuple[int, int] = (224, 224)) -> str | None:
@@ -52,7 +88,7 @@ def suggest_finer(model: nn.Module, layer: str, input_size: tuple[int, int] = (2
     preferred: a channel weight means little for a channel of both signs.
 
     Args:
-        model: A module that takes images (1, 3, H, W).
+        model: A module that takes images (1, C, H, W).
         layer: Dotted name of the feature layer.
         input_size: (H, W) of the noise image that the model runs on.
 
@@ -62,25 +98,25 @@ def suggest_finer(model: nn.Module, layer: str, input_size: tuple[int, int] = (2
     Raises:
         LayerError: If `layer` does not exist or does not run.
     """
-    layer = layers.path(model, layer)
-    with _traced(model, input_size) as (runs, results):
-        names = [run.name for run in runs]
-        if layer not in names:
-            raise LayerError(f"layer {layer!r} did not run; choose one on the way to the output")
-        coarse = _grid(model, runs[names.index(layer)], input_size)
-        finer: tuple[int, int] | None = None
-        signed: str | None = None
-        for run in reversed(runs[: names.index(layer)]):
-            grid = _grid(model, run, input_size)
-            if names.count(run.name) > 1 or not _is_finer(grid, coarse) or not run.output.requires_grad:
-                continue
-            if finer is not None and grid != finer:
-                break
-            if _matters(run.output, results, input_size):
-                finer = grid
-                if not run.negative:
-                    return run.name
-                signed = signed or run.name
+    layer, survey = layers.path(model, layer), Survey(model, input_size)
+    trace = _traced(model, input_size)
+    names = [run.name for run in trace.runs]
+    if layer not in names:
+        raise LayerError(f"layer {layer!r} did not run; choose one on the way to the output")
+    coarse = _size(survey, layer)
+    finer: tuple[int, int] | None = None
+    signed: str | None = None
+    for run in reversed(trace.runs[: names.index(layer)]):
+        grid = _size(survey, run.name)
+        if not _is_finer(grid, coarse) or not run.output.requires_grad:
+            continue
+        if finer is not None and grid != finer:
+            break
+        if _reaching(trace.embedding, [_Cells(run, survey.layout(run.name), 0)]):
+            finer = grid
+            if not run.negative:
+                return run.name
+            signed = signed or run.name
     return signed
 
 
@@ -91,45 +127,120 @@ def _is_finer(grid: tuple[int, int] | None, than: tuple[int, int] | None) -> boo
     return 0.8 < grid[0] * than[1] / (grid[1] * than[0]) < 1.25
 
 
-def _grid(model: nn.Module, run: _Run, input_size: tuple[int, int]) -> tuple[int, int] | None:
+def _size(survey: Survey, name: str) -> tuple[int, int] | None:
     try:
-        maps = layers.as_maps(run.output, input_size, channels_last=layers.channels_last(model, run.name))
+        return survey.size(name, survey.layout(name))
     except LayerError:
         return None
-    return int(maps.shape[2]), int(maps.shape[3])
 
 
-@contextlib.contextmanager
-def _traced(model: nn.Module, input_size: tuple[int, int]) -> Iterator[tuple[list[_Run], list[Tensor]]]:
-    """Run a model on noise; yield its layers in running order, and its outputs, squared and summed to scalars."""
+@torch.inference_mode(False)
+def _traced(model: nn.Module, input_size: tuple[int, int], select: Callable[[Any], Any] | None = None) -> _Trace:
+    """Run a model on noise and keep the graph."""
     model = layers.original(model)
+    image = noise(model, input_size).requires_grad_()
+    projections = Projections(image)
     runs: list[_Run] = []
+    vectors: list[Tensor] = []
 
-    def record(name: str, module: nn.Module, output: object) -> None:
-        if isinstance(output, Tensor) and not isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
+    def record(name: str, module: nn.Module, output: Tensor) -> None:
+        if not isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
             runs.append(_Run(name, output, bool((output < 0).any())))
+        if output.ndim == 2:
+            vectors.append(output)
+        projections.note(name, output)
 
-    handles = [
-        module.register_forward_hook(lambda module, _, output, name=name: record(name, module, output))
-        for name, module in model.named_modules()
-        if name
+    with GradientsKept(), torch.enable_grad(), layers.evaluating(model), observing(model, record), projections:
+        output = model(image)
+    embedding = list(_tensors(output if select is None else select(output)))
+    return _Trace(runs, projections.found, vectors, embedding)
+
+
+def _spatial(trace: _Trace, survey: Survey) -> Iterator[_Cells]:
+    """Yield the layers that may become the feature layer, in the order in which they finish."""
+    for run in trace.runs:
+        if run.output.ndim not in (3, 4) or run.name in trace.projections or not run.output.requires_grad:
+            continue
+        try:
+            layout = survey.layout(run.name)
+        except LayerError:
+            continue
+        height, width = survey.size(run.name, layout)
+        if min(height, width) > 1:
+            yield _Cells(run, layout, height * width)
+
+
+def _reaching(results: list[Tensor], spatial: list[_Cells]) -> list[_Cells]:
+    """Select the layers on whose cells any of the results depends."""
+    generator = torch.Generator().manual_seed(0)
+    # A random direction, since the length of an embedding may be fixed; scaled, since half precision loses small ones.
+    scalars = [
+        (each.float() * torch.randn(each.shape, generator=generator).to(each.device)).sum() * 256
+        for each in results
+        if each.requires_grad and each.is_floating_point()
     ]
-    noise = torch.rand(1, 3, *input_size, generator=torch.Generator().manual_seed(0))
-    noise = layers.as_input(model, noise).requires_grad_()
-    try:
-        with layers.evaluating(model), layers.uncompiled(), torch.inference_mode(False), torch.enable_grad():
-            yield runs, [each.float().square().sum() for each in _tensors(model(noise)) if each.requires_grad]
-    finally:
-        for handle in handles:
-            handle.remove()
+    if not scalars or not spatial:
+        return []
+    outputs = [layer.run.output for layer in spatial]
+    gradients = torch.autograd.grad(scalars, outputs, retain_graph=True, allow_unused=True)
+    return [
+        layer
+        for layer, gradient in zip(spatial, gradients, strict=True)
+        if gradient is not None and bool(_cells_of(layer.layout, gradient).any())
+    ]
 
 
-def _matters(output: Tensor, results: list[Tensor], input_size: tuple[int, int]) -> bool:
-    """Test whether the results depend on any cell of a layer's output."""
-    if not results:
-        return False
-    (gradient,) = torch.autograd.grad(results, output, retain_graph=True, allow_unused=True)
-    return gradient is not None and bool(layers.as_maps(gradient, input_size).any())
+def _cells_of(layout: Layout, output: Tensor) -> Tensor:
+    if not layout.is_tokens:
+        return output
+    # Which of the further tokens come first is not measured here: they are left out at both ends.
+    extra = layout.prefix + layout.suffix
+    return layout.tokens(output)[:, extra : output.shape[layout.cells[0]] - extra]
+
+
+def _before_branches(model: nn.Module, reaching: list[_Cells]) -> _Cells:
+    """Return the last layer through which everything goes that the embedding depends on.
+
+    A layer is beside another one if the embedding depends on both, and neither is computed from the other.
+    """
+    last = reaching[-1]
+    while True:
+        before = reaching[: next(n for n, each in enumerate(reaching) if each is last)]
+        shared = _reaching([last.run.output], before)
+        beside = _without(before, shared)
+        if not beside:
+            break
+        branch = beside[-1]
+        shared = [each for each in _reaching([branch.run.output], before) if any(each is other for other in shared)]
+        if not shared:
+            raise LayerError(_branches(model, last, branch))
+        last = shared[-1]
+    if last.cells > _MOST_CELLS * reaching[-1].cells:
+        raise LayerError(_branches(model, reaching[-1], branch))
+    return last
+
+
+def _without(all_layers: list[_Cells], some: list[_Cells]) -> list[_Cells]:
+    return [each for each in all_layers if not any(each is other for other in some)]
+
+
+def _branches(model: nn.Module, one: _Cells, other: _Cells) -> str:
+    return (
+        f"the embedding of {type(model).__name__} joins branches, such as those of layers {one.run.name!r} and "
+        f"{other.run.name!r}, with no late layer before them; name the layer of the branch to explain (layer=), and "
+        "its part of the embedding (output=)"
+    )
+
+
+def _no_layer(model: nn.Module, survey: Survey) -> str:
+    name = type(model).__name__
+    repeated = next((each for each in survey.repeated if len(survey.shape(each)) == 2), None)
+    if repeated is not None:
+        return (
+            f"layers of {name} run more than once in a forward pass, as in test-time augmentation; wrap the module "
+            f"that embeds one image, {repeated!r}: wrap(module.{repeated})"
+        )
+    return f"no layer of {name} has a spatial output; only such a layer gives a map"
 
 
 def _tensors(output: object) -> Iterator[Tensor]:
@@ -140,11 +251,3 @@ def _tensors(output: object) -> Iterator[Tensor]:
     elif isinstance(output, list | tuple):
         for item in output:
             yield from _tensors(item)
-
-
-def _spatial(output: Tensor, input_size: tuple[int, int]) -> bool:
-    try:
-        maps = layers.as_maps(output, input_size)
-    except LayerError:
-        return False
-    return maps.shape[2] * maps.shape[3] > 1 and output.requires_grad

@@ -116,10 +116,10 @@ def to_network(net: Network, images: Tensor) -> Tensor:
         images: Images (B, 3, H, W) or activations (B, ...), in ordinary memory.
 
     Returns:
-        The same shape; with four axes channels last in memory, which makes convolutions faster.
+        The same shape; images in the order in memory that suits the network.
     """
     images = images.pin_memory() if net.device.type == "cuda" else images
-    memory_format = torch.channels_last if images.ndim == 4 else torch.contiguous_format
+    memory_format = net.memory_format if images.ndim == 4 else torch.contiguous_format
     return layers.as_input(net, images).contiguous(memory_format=memory_format)
 
 

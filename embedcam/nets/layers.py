@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, LayerError, NetworkError
+from .grad_mode import GradientsKept
 
 
 def names(model: nn.Module) -> list[str]:
@@ -115,6 +116,27 @@ def path(model: nn.Module, name: str) -> str:
     raise LayerError(f"{type(model).__name__} has no layer {name!r}; {hint}")
 
 
+def name_of(model: nn.Module, layer: nn.Module) -> str:
+    """Return the dotted name of a layer.
+
+    Args:
+        model: The module to look in.
+        layer: A module inside it.
+
+    Returns:
+        Its name, the first one if it has several.
+
+    Raises:
+        LayerError: If it is not inside.
+    """
+    for name, module in original(model).named_modules():
+        if module is layer and name:
+            return str(name)
+    raise LayerError(
+        f"the given {type(layer).__name__} is not inside this {type(model).__name__}; take one of its named_modules()"
+    )
+
+
 def _underscored(module: nn.Module, parts: list[str]) -> Iterator[str]:
     """Yield the dotted names that an underscored one may stand for; names of layers may contain underscores."""
     for child, inner in module.named_children():
@@ -124,6 +146,21 @@ def _underscored(module: nn.Module, parts: list[str]) -> Iterator[str]:
                 yield child
             elif parts[: len(words)] == words:
                 yield from (f"{child}.{rest}" for rest in _underscored(inner, parts[len(words) :]))
+
+
+def in_channels(model: nn.Module) -> int:
+    """Return the number of channels of a model's images.
+
+    Args:
+        model: A module that takes images.
+
+    Returns:
+        The channels that its first convolution takes; 3 if there is none, or if that number is a multiple of a square,
+        as where the model rearranges pixels into channels first.
+    """
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    rearranged = first is not None and any(first.in_channels % (3 * side**2) == 0 for side in (2, 3, 4, 8))
+    return 3 if first is None or rearranged else first.in_channels
 
 
 def as_input(model: nn.Module, values: Tensor) -> Tensor:
@@ -236,70 +273,6 @@ def uncompiled() -> Iterator[None]:
         yield
 
 
-def channels_last(model: nn.Module, name: str) -> bool:
-    """Test whether the output of a layer is (B, h, w, K) rather than (B, K, h, w), judged by the layer's type.
-
-    `Linear` and `LayerNorm` work on the last axis, and torchvision's Swin transformers have the channels last from
-    the patch embedding to the `permute` before their pooling. The shape of the output is not sufficient.
-
-    Args:
-        model: The module to look in.
-        name: Name of the layer.
-
-    Returns:
-        True if the channels are known to be last.
-    """
-    model, dotted = original(model), path(model, name)
-    layer = model.get_submodule(dotted)
-    if type(layer) in (nn.Linear, nn.LayerNorm):
-        return True
-    if isinstance(layer, nn.Conv2d | nn.AdaptiveAvgPool2d):
-        return False
-    if type(layer).__name__ == "Permute":
-        return getattr(layer, "dims", None) == [0, 2, 3, 1]
-    levels = dotted.split(".")
-    ancestors = [model.get_submodule(".".join(levels[:depth])) for depth in range(len(levels) + 1)]
-    return any(type(module).__module__ == "torchvision.models.swin_transformer" for module in ancestors)
-
-
-def as_maps(output: Tensor, input_size: tuple[int, int] | None = None, *, channels_last: bool = False) -> Tensor:
-    """Convert a layer's output to feature maps; tokens are arranged in their grid.
-
-    Args:
-        output: (B, K, h, w), or tokens (B, N, K) of a vision transformer. One class token before them is removed.
-        input_size: (H, W) of the image, which determines the grid of the tokens. The grid is square if None, or if no
-            patch size gives this number of tokens.
-        channels_last: Whether the output is (B, h, w, K).
-
-    Returns:
-        (B, K, h, w).
-
-    Raises:
-        LayerError: If the output is neither.
-    """
-    if output.ndim == 4:
-        return output.permute(0, 3, 1, 2) if channels_last else output
-    if output.ndim == 3:
-        for size in (input_size, None):
-            for extra in (0, 1):
-                grid = _grid(output.shape[1] - extra, size)
-                if grid is not None:
-                    return output[:, extra:].transpose(1, 2).reshape(output.shape[0], -1, *grid)
-    raise LayerError(
-        f"the output of a feature layer must be maps (B, K, h, w) or a grid of tokens (B, N, K), got "
-        f"{tuple(output.shape)}; choose another layer"
-    )
-
-
-def _grid(cells: int, input_size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Return the grid of square patches that divides an image (of unknown size: a square) into this many cells."""
-    height, width = input_size or (cells, cells)
-    for patch in range(1, min(height, width) + 1):
-        if (height // patch) * (width // patch) == cells:
-            return height // patch, width // patch
-    return None
-
-
 @contextlib.contextmanager
 def capture(layers: dict[str, nn.Module], *, differentiable: bool = False) -> Iterator[dict[str, Tensor]]:
     """Capture the outputs of layers during one forward pass of this thread.
@@ -332,6 +305,11 @@ def capture(layers: dict[str, nn.Module], *, differentiable: bool = False) -> It
         if not differentiable:
             grabbed[name] = output.detach().clone()
             return None
+        if output.is_inference():
+            raise NetworkError(
+                f"layer {name!r} runs under torch.inference_mode inside the forward pass, where gradients do not "
+                "exist; remove it, or use torch.no_grad instead"
+            )
         torch.set_grad_enabled(True)
         grabbed[name] = output.clone() if output.requires_grad else output.detach().clone().requires_grad_()
         return grabbed[name].clone()
@@ -342,7 +320,8 @@ def capture(layers: dict[str, nn.Module], *, differentiable: bool = False) -> It
     ]
     enabled = torch.is_grad_enabled()
     try:
-        with uncompiled():
+        # Past the first layer, the network's own `no_grad` is ignored.
+        with uncompiled(), GradientsKept(lambda: bool(grabbed)) if differentiable else contextlib.nullcontext():
             yield grabbed
     finally:
         torch.set_grad_enabled(enabled)

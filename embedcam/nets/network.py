@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,14 @@ from . import layers
 from .cells import Cells
 from .heads.head import Head
 from .heads.tape import Tape
+from .layout import Reading
+from .passes import noise
+from .survey import measure
 
 METRICS = ("cosine", "euclidean")
+COARSE = 7  # cells on a side; maps of fewer do not point at anything
+
+logger = logging.getLogger("embedcam")
 
 
 class Activations(NamedTuple):
@@ -59,9 +66,11 @@ class Network(nn.Module, ABC):
             raise NetworkError(f"unknown metric {metric!r}; use one of {', '.join(METRICS)}")
         self.architecture, self.metric, self.preprocess = architecture, metric, preprocess
         self._layer = ""
-        self._channels_last: dict[str, bool] = {}
+        self._readings: dict[str, Reading] = {}
         self._shape: tuple[int, int, int, int] | None = None
         self._head: Head | str | None = None  # the head as measured, or the reason why there are no cell embeddings
+        self._memory_format: torch.memory_format | None = None
+        self._failure: Exception | None = None
 
     @property
     @abstractmethod
@@ -180,12 +189,12 @@ class Network(nn.Module, ABC):
         return self._head
 
     def _head_at(self, size: tuple[int, int]) -> Head:
-        noise = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
-        seen = self.activations(noise)
+        images = noise(self.body, size, 2)
+        seen = self.activations(images)
         assert seen.tape is not None and seen.tape.source is not None
         output = seen.tape.source.value
         numbers = torch.full((output.numel(),), -1)
-        places = self.as_maps(torch.arange(output.numel()).view(output.shape), noise)
+        places = self.as_maps(torch.arange(output.numel()).view(output.shape), images)
         cells = torch.arange(places.shape[2] * places.shape[3]).view(places.shape[2:])
         numbers[places.flatten()] = cells.expand(places.shape).flatten()
         return Head.measured(seen.tape, seen.embeddings, numbers.view(output.shape), (cells.shape[0], cells.shape[1]))
@@ -201,23 +210,79 @@ class Network(nn.Module, ABC):
         Returns:
             (B, K, h, w).
         """
-        name = self._layer if layer is None else layer
-        if name not in self._channels_last:  # cached: finding out takes longer than a heat map
-            self._channels_last[name] = layers.channels_last(self.body, name)
         # Sizes stay symbolic, for export.
-        return layers.as_maps(output, (images.shape[2], images.shape[3]), channels_last=self._channels_last[name])
+        maps = self.reading(layer).maps(output, (images.shape[2], images.shape[3]))
+        if maps.shape[0] != images.shape[0]:
+            raise LayerError(
+                f"layer {layer or self._layer!r} has maps of {maps.shape[0]} images for a batch of {images.shape[0]}; "
+                "choose a layer that runs on each image once"
+            )
+        return maps
+
+    def reading(self, layer: str | None = None) -> Reading:
+        """Return how a layer's output is converted to feature maps; measured once.
+
+        Args:
+            layer: Dotted name of the layer; the feature layer if None.
+
+        Returns:
+            Its layout.
+
+        Raises:
+            LayerError: If the layer does not run once, or its output is no grid of cells.
+        """
+        name = self._layer if layer is None else layer
+        if name not in self._readings:
+            self._readings[name] = measure(self.body, name, self.preprocess.input_size)
+        return self._readings[name]
 
     def _measure(self) -> tuple[int, int, int, int]:
-        """Return K, h, w and D, found by one forward pass on a black image."""
+        """Return K, h, w and D, found by one forward pass."""
         if self._shape is None:
+            self._failure = None
+            images = noise(self.body, self.preprocess.input_size, 2)
             try:
                 with layers.evaluating(self), torch.inference_mode():
-                    seen = self.activations(torch.zeros(1, 3, *self.preprocess.input_size))
-            except AttributeError as error:  # in a property, nn.Module would report that the property does not exist
-                raise NetworkError(f"the forward pass of {self.architecture} failed: {error}; correct it") from error
+                    self.reading()
+                    try:
+                        seen = self.activations(images.contiguous(memory_format=torch.channels_last))
+                        self._memory_format = torch.channels_last
+                    except RuntimeError:  # a view in the forward pass may need the usual order
+                        seen = self.activations(images)
+                        self._memory_format = torch.contiguous_format
+            except AttributeError as error:
+                self._failure = error
+                raise
             channels, height, width = seen.maps.shape[1:]
             self._shape = (channels, height, width, seen.embeddings.shape[1])
+            grid = f"{channels} channels on {height} x {width} cells"
+            logger.info("%s is explained at layer %r: %s", self.architecture, self._layer, grid)
+            if min(height, width) < COARSE:
+                logger.warning(
+                    "layer %r of %s has only %d x %d cells on images of %d x %d pixels, too few to point at parts; "
+                    "choose a larger input size or an earlier layer",
+                    *(self._layer, self.architecture, height, width, *self.preprocess.input_size),
+                )
         return self._shape
+
+    def __getattr__(self, name: str) -> Any:
+        # Called after an AttributeError in a property, which is the user's own and not that the property is missing.
+        failure = self.__dict__.get("_failure")
+        if failure is not None and isinstance(getattr(type(self), name, None), property):
+            raise failure
+        return super().__getattr__(name)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Order of images in memory: channels last, which is faster, where the network takes it."""
+        self._measure()
+        assert self._memory_format is not None
+        return self._memory_format
+
+    @property
+    def in_channels(self) -> int:
+        """Number C of channels of the images."""
+        return layers.in_channels(self.body)
 
     @property
     def channels(self) -> int:

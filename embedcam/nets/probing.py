@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,9 +11,11 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from ..errors import LayerError
-from ..nets.geometry import Geometry
 from . import layers
+from .geometry import Geometry
+from .grad_mode import GradientsKept
+from .layout import Reading
+from .passes import noise, run
 
 Array = NDArray[np.float64]
 Line = tuple[float, float]  # (stride, first centre) along one axis
@@ -32,12 +32,12 @@ WORSE_STRIDE = 1.025
 UNUSABLE = 0.4  # unexplained share of the best line: up to 0.3 at those layers, above 0.4 if all cells see everything
 NARROWEST = 0.25  # standard deviation of a bump in pixels
 
-T = TypeVar("T")
-
 
 # In inference mode, there are no gradients.
 @torch.inference_mode(False)
-def probe(model: nn.Module, layer: str, input_size: tuple[int, int], candidates: Sequence[Geometry] = ()) -> Geometry:
+def probe(
+    model: nn.Module, layer: str, input_size: tuple[int, int], reading: Reading, candidates: Sequence[Geometry] = ()
+) -> Geometry:
     """Measure the stride and the first cell's centre of a layer's output from gradients.
 
     The model runs on noise. For some central cells, the squared gradient of a random mixture of the cell's channels,
@@ -50,9 +50,10 @@ def probe(model: nn.Module, layer: str, input_size: tuple[int, int], candidates:
     The result depends on the weights: asymmetric kernels shift it.
 
     Args:
-        model: A module that takes images (1, 3, H, W).
+        model: A module that takes images (1, C, H, W).
         layer: Dotted name of the feature layer.
         input_size: (H, W) in pixels.
+        reading: Converts the layer's output to feature maps.
         candidates: Geometries to prefer, best first.
 
     Returns:
@@ -61,8 +62,9 @@ def probe(model: nn.Module, layer: str, input_size: tuple[int, int], candidates:
     Raises:
         LayerError: If the layer does not exist, does not run, or has no spatial output.
     """
-    image = layers.as_input(model, torch.zeros(1, 3, *input_size))
-    size = run(model, layer, image, lambda _, maps: (int(maps.shape[2]), int(maps.shape[3])), torch.no_grad())
+    with torch.no_grad():
+        maps = run(model, layer, noise(model, input_size), lambda output: reading.maps(output, input_size))
+    size = (int(maps.shape[2]), int(maps.shape[3]))
     geometries = (*candidates, Geometry.stretch(size, input_size))
     lines = [[(g.cell_stride[n], g.first_cell_center[n]) for g in geometries] for n in (0, 1)]
     generator = torch.Generator().manual_seed(0)
@@ -72,7 +74,7 @@ def probe(model: nn.Module, layer: str, input_size: tuple[int, int], candidates:
         rows, columns = (_middle(count, generator) for count in size)
         columns = columns[torch.randperm(CELLS, generator=generator)]  # not to rise with the rows
         try:
-            seen.append((rows, columns, *_profiles(model, layer, input_size, (rows, columns), generator)))
+            seen.append((rows, columns, *_profiles(model, layer, input_size, reading, (rows, columns), generator)))
         except RuntimeError:  # a network without derivatives
             break
         y, x, along_y, along_x = (np.concatenate(part) for part in zip(*seen, strict=True))
@@ -81,49 +83,6 @@ def probe(model: nn.Module, layer: str, input_size: tuple[int, int], candidates:
             break
     (stride_y, first_y), (stride_x, first_x) = (line for line, _ in chosen)
     return Geometry((stride_y, stride_x), (first_y, first_x))
-
-
-def run(
-    model: nn.Module,
-    layer: str,
-    image: Tensor,
-    look: Callable[[Tensor, Tensor], T],
-    gradients: contextlib.AbstractContextManager[Any],
-) -> T:
-    """Run a model in evaluation mode and evaluate a function of a layer's output.
-
-    Args:
-        model: A module that takes images.
-        layer: Dotted name of the layer.
-        image: (1, 3, H, W).
-        look: Called with the layer's first output and its feature maps (1, K, h, w), before later layers run, which
-            may work in place.
-        gradients: `torch.no_grad()`, or `torch.enable_grad()` to build the graph.
-
-    Returns:
-        The result of `look`.
-
-    Raises:
-        LayerError: If the layer does not exist, does not run, or has no spatial output.
-    """
-    module, channels_last = layers.resolve(model, layer), layers.channels_last(model, layer)
-    size = (int(image.shape[2]), int(image.shape[3]))
-    seen: list[T] = []
-
-    def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, Tensor) and not seen:
-            seen.append(look(output, layers.as_maps(output, size, channels_last=channels_last)))
-
-    handle = module.register_forward_hook(hook)
-    try:
-        # Compiled code runs neither hooks nor dispatch modes.
-        with layers.uncompiled(), layers.evaluating(model), gradients:
-            model(image)
-    finally:
-        handle.remove()
-    if not seen:
-        raise LayerError(f"layer {layer!r} did not run, or its output is not a tensor; choose another")
-    return seen[0]
 
 
 def _middle(count: int, generator: torch.Generator) -> Array:
@@ -141,11 +100,13 @@ def _profiles(
     model: nn.Module,
     layer: str,
     input_size: tuple[int, int],
+    reading: Reading,
     cells: tuple[Array, Array],
     generator: torch.Generator,
 ) -> tuple[Array, Array]:
     """Measure the profiles (CELLS, H) and (CELLS, W) on one image; each sums to 1, or to 0 without a gradient."""
-    image = layers.as_input(model, torch.randn(1, 3, *input_size, generator=generator)).requires_grad_()
+    image = torch.randn(1, layers.in_channels(model), *input_size, generator=generator)
+    image = layers.as_input(model, image).requires_grad_()
 
     def energy(maps: Tensor, y: int, x: int) -> Tensor:
         signs = torch.randint(0, 2, (maps.shape[1],), generator=generator).to(maps.device) * 2 - 1
@@ -153,10 +114,12 @@ def _profiles(
         (gradient,) = torch.autograd.grad(mixture, image, retain_graph=True)
         return gradient[0].float().square().sum(dim=0).cpu()
 
-    def look(_output: Tensor, maps: Tensor) -> Tensor:
+    def look(output: Tensor) -> Tensor:
+        maps = reading.maps(output, input_size)
         return torch.stack([energy(maps, int(y), int(x)) for y, x in zip(*cells, strict=True)])
 
-    energies = np.nan_to_num(run(model, layer, image, look, torch.enable_grad()).numpy().astype(np.float64), posinf=0)
+    with GradientsKept(), torch.enable_grad():
+        energies = np.nan_to_num(run(model, layer, image, look).numpy().astype(np.float64), posinf=0)
     energies /= np.maximum(energies.sum(axis=(1, 2), keepdims=True), np.finfo(np.float64).tiny)
     return energies.sum(axis=2), energies.sum(axis=1)
 

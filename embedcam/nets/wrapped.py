@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..data.preprocess import Preprocess
-from ..errors import NetworkError
+from ..errors import LayerError, NetworkError
 from . import layers
 from .choice import suggest
+from .layout import GivenLayout
 from .network import Network
 
 
@@ -21,8 +22,9 @@ class WrappedNet(Network):
     def __init__(
         self,
         module: nn.Module,
-        layer: str | None,
+        layer: str | nn.Module | None,
         output: int | str | Callable[[Any], Tensor] | None,
+        to_maps: Callable[[Tensor], Tensor] | None,
         metric: str,
         preprocess: Preprocess,
     ) -> None:
@@ -30,7 +32,18 @@ class WrappedNet(Network):
         layers.require_gradients(module)
         self.module = module
         self._output = output
-        self.layer = layer or suggest(module, preprocess.input_size)
+        if isinstance(layer, nn.Module):
+            layer = layers.name_of(module, layer)
+        if layer is None:
+            if to_maps is not None:
+                raise LayerError("to_maps describes the output of one layer; name it too, with wrap(..., layer=...)")
+            with layers.evaluating(module):
+                self.layer = suggest(module, preprocess.input_size, select=self._select)
+            self._measure()
+        else:
+            self.layer = layer
+            if to_maps is not None:
+                self._readings[self.layer] = GivenLayout(to_maps)
 
     @property
     def body(self) -> nn.Module:
@@ -66,19 +79,23 @@ class WrappedNet(Network):
 
 def wrap(
     module: nn.Module,
-    layer: str | None = None,
+    layer: str | nn.Module | None = None,
     *,
     output: int | str | Callable[[Any], Tensor] | None = None,
+    to_maps: Callable[[Tensor], Tensor] | None = None,
     metric: str = "cosine",
     preprocess: Preprocess | None = None,
 ) -> WrappedNet:
     """Wrap a torch module, so that it can be explained.
 
     Args:
-        module: From images (B, 3, H, W) to embeddings (B, D), alone or in a tuple, list or dictionary.
-        layer: Dotted name of the feature layer, such as "layer4"; the last spatial layer if None.
+        module: From images (B, C, H, W) to embeddings (B, D), alone or in a tuple, list or dictionary.
+        layer: The feature layer, a module or its dotted name, such as "layer4"; if None, the last one with a grid of
+            cells on which the embedding depends.
         output: Which part of the module's output is the embedding: an index, a key, or a function of the output. Not
             needed if the output is one tensor.
+        to_maps: From the output of `layer` to feature maps (B, K, h, w), also applied to gradients, where neither
+            shapes nor gradients show how its cells are arranged. The layout is measured if None.
         metric: "cosine" (embeddings are normalised to length 1) or "euclidean".
         preprocess: From an image to an input; 224 x 224 with ImageNet's mean and standard deviation if None.
 
@@ -89,4 +106,4 @@ def wrap(
         LayerError: If there is no such layer, or none has a spatial output.
         NetworkError: If the metric is unknown, or the module is a TorchScript program or quantised.
     """
-    return WrappedNet(module, layer, output, metric, preprocess or Preprocess())
+    return WrappedNet(module, layer, output, to_maps, metric, preprocess or Preprocess())

@@ -94,9 +94,11 @@ def test_no_index_explains_each_image_s_best_class():
 def test_several_layers_cost_one_pass_and_equal_one_by_one():
     model, images = network(), pictures()
     calls = []
-    handle = model.register_forward_hook(lambda *_: calls.append(1))
     names = ["1", "0", "0.0"]
-    together = GradCAM(model, names, placement="stretch")(images, ClassScore(2))
+    cam = GradCAM(model, names, placement="stretch")
+    cam(images, ClassScore(2))  # measures the layouts
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    together = cam(images, ClassScore(2))
     handle.remove()
     assert len(calls) == 1 and list(together) == names
     for name in names:
@@ -342,7 +344,7 @@ def test_non_square_tokens_are_explained_like_the_maps_they_came_from():
 
 
 def test_a_reshape_that_gives_no_maps_is_refused():
-    with pytest.raises(LayerError, match="reshape must give feature maps"):
+    with pytest.raises(LayerError, match="to_maps must return feature maps"):
         GradCAM(network(), "1", reshape=lambda maps: maps.flatten(2))(pictures(), ClassScore(0))
 
 
@@ -371,7 +373,7 @@ def test_a_target_that_is_not_one_differentiable_scalar_an_image_is_refused(func
 
 @pytest.mark.parametrize(
     ("layer", "message"),
-    [("9", "no layer '9'"), ([], "empty list"), ("4", "must be maps"), (["1", "spare"], "did not run")],
+    [("9", "no layer '9'"), ([], "empty list"), ("4", "is no grid of cells"), (["1", "spare"], "did not run")],
 )
 def test_layers_that_cannot_be_explained_are_named(layer, message):
     model = network()

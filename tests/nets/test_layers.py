@@ -142,54 +142,6 @@ def test_evaluating_a_part_inside_evaluating_the_whole_keeps_the_mode():
     assert all(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize("class_token", [0, 1])
-@pytest.mark.parametrize(("height", "width"), [(4, 4), (2, 6), (8, 10)])
-def test_tokens_are_laid_out_on_their_grid(height, width, class_token):
-    maps = torch.rand(2, 3, height, width)
-    tokens = torch.cat([torch.rand(2, class_token, 3), maps.flatten(2).transpose(1, 2)], dim=1)
-    torch.testing.assert_close(layers.as_maps(tokens, (16 * height, 16 * width + 7)), maps)
-    if height == width:
-        torch.testing.assert_close(layers.as_maps(tokens), maps)
-
-
-def test_a_square_grid_is_taken_when_no_patch_size_fits():
-    # The network shrank its input to a square before cutting it.
-    assert layers.as_maps(torch.zeros(1, 17, 2), (30, 50)).shape == (1, 2, 4, 4)
-
-
-@pytest.mark.parametrize("shape", [(1, 7, 3), (2, 5), (1, 2, 3, 4, 5)])
-def test_an_output_that_is_no_map_is_refused(shape):
-    with pytest.raises(LayerError, match="choose another layer"):
-        layers.as_maps(torch.zeros(shape))
-
-
-def test_swin_keeps_channels_last_until_its_permute():
-    model = models.SwinTransformer([4, 4], 8, [2, 2], [2, 2], [4, 4], num_classes=3).eval()
-    last = (
-        "features.0.1",
-        "features.0.2",
-        "features.0",
-        "features.1.1.attn",
-        "features.2",
-        "features.3",
-        "norm",
-    )
-    assert all(layers.channels_last(model, name) for name in last)
-    assert not any(layers.channels_last(model, name) for name in ("features.0.0", "permute", "avgpool"))
-    widths = {"features.1": 8, "features.3": 16, "norm": 16, "permute": 16}
-    with layers.capture({name: layers.resolve(model, name) for name in widths}) as grabbed, torch.no_grad():
-        model(torch.rand(1, 3, 32, 64))
-    for name, width in widths.items():
-        maps = layers.as_maps(grabbed[name], channels_last=layers.channels_last(model, name))
-        assert maps.shape[1] == width and maps.shape[3] == 2 * maps.shape[2]
-
-
-def test_linear_and_layer_norm_have_channels_last_and_convolutions_first():
-    block = models.convnext_tiny(weights=None, num_classes=2).features[1][0]
-    names = {"block.0": False, "block.1": True, "block.2": True, "block.3": True, "block.6": False}
-    assert {name: layers.channels_last(block, name) for name in names} == names
-
-
 def test_capture_clones_what_a_later_layer_overwrites():
     model = tiny()
     images = torch.rand(1, 3, 8, 8)

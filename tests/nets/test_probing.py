@@ -9,6 +9,7 @@ from torchvision import models
 
 from embedcam.nets.probing import probe
 from embedcam.nets.receptive_field import Geometry, geometry
+from embedcam.nets.survey import measure
 
 
 class Does(nn.Module):
@@ -41,7 +42,7 @@ class Tokens(nn.Module):
 
     def forward(self, x):
         tokens = self.patches(x).flatten(2).transpose(1, 2)
-        return self.encoder(torch.cat([self.token, tokens], dim=1))
+        return self.encoder(torch.cat([self.token.expand(len(x), -1, -1), tokens], dim=1))
 
 
 @pytest.fixture(autouse=True)
@@ -87,20 +88,22 @@ def like_vgg():
 )
 def test_what_is_measured_agrees_with_what_is_followed(model, layer, size):
     model = model()
-    assert off(probe(model, layer, size), geometry(model, layer, size), size) < TOLERANCE
+    assert off(probe(model, layer, size, measure(model, layer, size)), geometry(model, layer, size), size) < TOLERANCE
 
 
 def test_the_candidate_that_agrees_is_taken_as_it_is():
     model, exact = strided(), Geometry((8, 8), (3, 3))
     half_a_cell_off, too_wide = Geometry((8, 8), (7, 7)), Geometry((9, 9), (3, 3))
-    assert probe(model, "5", (96, 136), [half_a_cell_off, too_wide, exact]) == exact
+    assert probe(model, "5", (96, 136), measure(model, "5", (96, 136)), [half_a_cell_off, too_wide, exact]) == exact
 
 
 def test_a_grid_that_leaves_a_rest_of_the_image_is_measured():
     model = nn.Sequential(nn.Conv2d(3, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2), nn.ReLU(), nn.AvgPool2d(2))
     exact = Geometry((8, 8), (5, 5))  # 11 x 11 cells: the even tiling would be (8.73, 4.36)
     assert geometry(model, "4", (96, 96)) == exact
-    assert off(probe(model, "4", (96, 96)), exact, (96, 96)) < 2 * TOLERANCE  # the stride is measured as well
+    assert (
+        off(probe(model, "4", (96, 96), measure(model, "4", (96, 96))), exact, (96, 96)) < 2 * TOLERANCE
+    )  # the stride is measured as well
 
 
 @pytest.mark.parametrize(("block", "center"), [(2, 1), (4, 2)])
