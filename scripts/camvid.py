@@ -32,7 +32,8 @@ from embedcam.data.sets.camvid import CLASSES, COLORS, UNLABELLED, CamVidSamples
 from embedcam.errors import EmbedcamError, NetworkError
 from embedcam.gradient import GradCAM, SegmentationScore
 from embedcam.nets import layers
-from embedcam.nets.backbones import create, read_state_dict
+from embedcam.nets.backbones import create
+from embedcam.nets.weights import read_state_dict
 from embedcam.show.grid import save_png
 from embedcam.utils import progress
 from embedcam.utils.files import require_writable, write_bytes

@@ -27,7 +27,7 @@ from embedcam.errors import EmbedcamError, NetworkError
 from embedcam.explain.explanation import Explanation
 from embedcam.explain.maps import PLACEMENTS
 from embedcam.gradient import WEIGHTINGS, ClassScore, GradCAM
-from embedcam.nets import backbones
+from embedcam.nets.weights import load_into, read_state_dict
 from embedcam.show.grid import grid, save_png
 from embedcam.utils import progress
 from embedcam.utils.files import require_writable
@@ -122,7 +122,7 @@ def load(name: str, weights: str | None) -> nn.Module:
         files = sorted(file for file in Path(weights).glob(f"{name}[-.]*") if file.is_file())
         if not files:
             raise NetworkError(f"no weights of {name} in {weights}; put its state dict there as {name}.pth")
-        backbones.load_backbone(model, name, backbones.read_state_dict(files[0]), files[0])
+        load_into(model, read_state_dict(files[0]), files[0], f"backbone {name!r}")
     return model
 
 

@@ -19,6 +19,7 @@ from ..errors import DataError, EmbedcamError, NetworkError
 from ..explain.maps import PLACEMENTS, place
 from ..nets import backbones, layers
 from ..nets.geometry import Geometry
+from ..nets.weights import load_into, read_state_dict, without_prefixes
 from ..show.boxes import Box, draw_boxes, find_boxes
 from ..show.drawing import bounded, scale_box
 from ..show.grid import grid, save_png
@@ -193,11 +194,11 @@ def load_classifier(name: str, weights: str | Path, *, window: Window = 3) -> Co
         raise NetworkError("'tiny' has no classifier; use a torchvision network such as mobilenet_v2")
     model = backbones.classifier(name, download=weights == "DEFAULT")
     if weights != "DEFAULT":
-        state = backbones.without_prefixes(backbones.read_state_dict(weights), model)
+        state = without_prefixes(read_state_dict(weights), model)
         last, tensor = list(model.state_dict().items())[-1]
         if last in state and len(state[last]) != len(tensor):  # not trained on ImageNet's classes
             model = models.get_model(name, num_classes=len(state[last]))
-        backbones.load_backbone(model, name, state, weights)
+        load_into(model, state, weights, f"backbone {name!r}")
         if hasattr(model, "transform_input"):
             # GoogLeNet's and Inception's published weights need it; torchvision sets it only on download.
             model.transform_input = True  # type: ignore[assignment]

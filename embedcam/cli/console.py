@@ -1,4 +1,4 @@
-"""Running a command: its errors, exit code, device and network."""
+"""Running a command: its errors, exit code and device."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from . import streams
 
 if TYPE_CHECKING:
     import torch
-
-    from ..nets import Network
 
 
 def device(name: str) -> torch.device:
@@ -44,26 +42,6 @@ def device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise EmbedcamError(f"device {name!r} cannot be used: {reason}; use --device cpu or auto") from error
-
-
-def network(spec: str, weights: str | None, device_name: str, layer: str | None = None) -> Network:
-    """Load a network onto a device.
-
-    Args:
-        spec: The value of `--net`.
-        weights: The value of `--weights`.
-        device_name: As for `device`.
-        layer: The feature layer; the network's own if None.
-
-    Returns:
-        The network.
-
-    Raises:
-        EmbedcamError: If the network cannot be loaded, or the device cannot be used.
-    """
-    from ..nets import load_network
-
-    return load_network(spec, weights=weights, layer=layer).to(device(device_name))
 
 
 def cores() -> int:

@@ -10,15 +10,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from . import console, printing
+from . import printing
+from .networks import NetworkChoice, takes_network
 from .options import (
     BatchSizeOption,
     DataOption,
     DbOption,
     DeviceOption,
     ExplainSizeOption,
-    NetOption,
-    NetWeightsOption,
     ResumeOption,
     StrictOption,
     WorkersOption,
@@ -26,12 +25,12 @@ from .options import (
 )
 
 
+@takes_network
 def evaluate(
     context: typer.Context,
-    net: NetOption,
+    net: NetworkChoice,
     db: DbOption,
     data: DataOption,
-    weights: NetWeightsOption = None,
     compare: Annotated[
         bool,
         typer.Option(
@@ -106,12 +105,12 @@ def evaluate(
         checks["randomisation"] = printing.print_randomisation, draw_randomisation
     outputs = [*(out / f"{kind}.png" for kind in checks), *([] if json_file is None else [json_file])]
     for file in outputs:
-        require_writable(file, [net, db, weights])
+        require_writable(file, [*net.files, db])
     work = None
     with contextlib.ExitStack() as stack:
         if json_file is not None:
             work = stack.enter_context(work_folder(json_file))
-        network, database = console.network(net, weights, device), WeightDatabase.load(db)
+        network, database = net.load(device), WeightDatabase.load(db)
         test, gallery = load(data, "test", mask_threshold=mask_threshold), load_gallery(data)
         for file in outputs:
             require_writable(file, [*input_files(test), *(input_files(gallery) if gallery is not None else ())])

@@ -10,13 +10,12 @@ from typing import Annotated, Any, Literal
 import typer
 
 from . import completion, console, printing
+from .networks import NetworkChoice, require_explainer, takes_network
 from .options import (
     BatchSizeOption,
     DbOrNone,
     DeviceOption,
     ExplainSizeOption,
-    NetOrNone,
-    NetWeightsOption,
     OnnxOrNone,
     PresetOption,
     ResumeOption,
@@ -26,11 +25,11 @@ from .options import (
     method_option,
     one_of,
     refuse_unused,
-    require_explainer,
     running_option,
 )
 
 
+@takes_network
 def explain(
     context: typer.Context,
     inputs: Annotated[
@@ -40,9 +39,8 @@ def explain(
             metavar="INPUT...",
         ),
     ],
-    net: NetOrNone = None,
+    net: NetworkChoice = NetworkChoice(),  # noqa: B008
     db: DbOrNone = None,
-    weights: NetWeightsOption = None,
     onnx: OnnxOrNone = None,
     out: Annotated[
         Path | None,
@@ -125,7 +123,7 @@ def explain(
     from ..show.drawing import DrawOptions
     from ..video.video import WRITTEN, is_video
 
-    require_explainer(net, weights, db, onnx)
+    require_explainer(net, db, onnx)
     if not str(inputs[0]).startswith("camera:"):
         inputs = expand(inputs)
     film = out is not None and out.suffix.lower() in WRITTEN and not out.is_dir()  # also of an animated GIF
@@ -160,9 +158,8 @@ def explain(
 
         from ..explain import CompiledExplainer, Explainer
 
-        assert net is not None
         assert db is not None
-        network = console.network(net, weights, device)
+        network = net.load(device)
         several = network.device.type == "cpu" and not compiled and not video and against is None
         concurrency = console.default_concurrency() if several else 1
         if concurrency > 1:

@@ -8,12 +8,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from . import completion, console, printing
+from .networks import NetworkChoice, takes_network
 from .options import (
     BatchSizeOption,
     DataOption,
     DeviceOption,
-    NetOption,
-    NetWeightsOption,
     ResumeOption,
     SeedOption,
     StrictOption,
@@ -137,14 +136,11 @@ def train(
     printing.echo_once(f"wrote {out} (Recall@1 {history[-1]['recall_at_1']:.4f}) and {out.with_suffix('.png')}")
 
 
+@takes_network
 def build(
-    net: NetOption,
+    net: NetworkChoice,
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Weight database to write.", metavar="FILE")],
-    weights: NetWeightsOption = None,
-    layer: Annotated[
-        str | None, weights_option(help="Feature layer; the last spatial one by default.", metavar="LAYER")
-    ] = None,
     clusters: Annotated[int, weights_option(min=1, help="Clusters of the training images.", metavar="N")] = 50,
     top_k: Annotated[int, weights_option(min=1, help="Channels stored per cluster.", metavar="N")] = 50,
     pairs: Annotated[
@@ -209,8 +205,8 @@ def build(
     if (embeddings is None) != (paths is None):
         raise typer.BadParameter("give --embeddings and --paths together")
     group = join()
-    require_writable(out, [net, weights, embeddings, paths])
-    network = console.network(net, weights, device, layer)
+    require_writable(out, [*net.files, embeddings, paths])
+    network = net.load(device)
     training = load(data, "train")
     database = build_file(
         network,
@@ -237,14 +233,14 @@ def build(
     )
 
 
+@takes_network
 def import_faster_gradcam(
     folder: Annotated[
         Path, typer.Argument(help="Folder with its csv files, and the centroids as csv or npy.", metavar="DIR")
     ],
-    net: NetOption,
+    net: NetworkChoice,
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Weight database to write.", metavar="FILE")],
-    weights: NetWeightsOption = None,
     strict: StrictOption = False,
     workers: WorkersOption = 2,
     device: DeviceOption = "auto",
@@ -260,7 +256,7 @@ def import_faster_gradcam(
     from ..data import load
     from ..utils.files import require_writable
 
-    require_writable(out, [net, weights, *(folder.iterdir() if folder.is_dir() else ())])
-    database = read(folder, console.network(net, weights, device), load(data, "train"), strict=strict, workers=workers)
+    require_writable(out, [*net.files, *(folder.iterdir() if folder.is_dir() else ())])
+    database = read(folder, net.load(device), load(data, "train"), strict=strict, workers=workers)
     database.save(out)
     typer.echo(f"wrote {out}: {database.clusters} clusters; explain with --preset paper for Faster-Grad-CAM's own maps")

@@ -10,29 +10,26 @@ import typer
 
 from ..errors import EmbedcamError
 from . import completion, console, printing
+from .networks import NetworkChoice, require_explainer, takes_network
 from .options import (
     SPEC,
     DbOption,
     DbOrNone,
     DeviceOption,
     ExplainSizeOption,
-    NetOption,
-    NetOrNone,
-    NetWeightsOption,
     OnnxOrNone,
     PresetOption,
     data_option,
     graph_option,
     refuse_unused,
-    require_explainer,
 )
 
 
+@takes_network
 def export(
-    net: NetOption,
+    net: NetworkChoice,
     db: DbOption,
     out: Annotated[Path, typer.Option(help="ONNX file to write.", metavar="FILE")],
-    weights: NetWeightsOption = None,
     preset: PresetOption = "default",
     explain_size: ExplainSizeOption = None,
     heatmap: Annotated[
@@ -63,8 +60,8 @@ def export(
 
     if int8 != (data is not None):
         raise typer.BadParameter("--int8 and --data SPEC need each other: quantisation is calibrated on images")
-    require_writable(out, [net, db, weights])
-    explainer = Explainer(console.network(net, weights, "cpu"), db, preset=preset, explain_size=explain_size)
+    require_writable(out, [*net.files, db])
+    explainer = Explainer(net.load("cpu"), db, preset=preset, explain_size=explain_size)
     with temporary_folder() if int8 else contextlib.nullcontext(Path()) as folder:
         exact = folder / "explainer.onnx" if int8 else out
         report = write(explainer, exact, heatmap=heatmap, uint8_input=uint8_input, dynamic=dynamic)
@@ -156,11 +153,11 @@ def inspect(
     printing.print_database(WeightDatabase.load(file), top)
 
 
+@takes_network
 def serve(
     context: typer.Context,
-    net: NetOrNone = None,
+    net: NetworkChoice = NetworkChoice(),  # noqa: B008
     db: DbOrNone = None,
-    weights: NetWeightsOption = None,
     onnx: OnnxOrNone = None,
     data: Annotated[
         str | None, data_option(help=f"The training images, to show those that are similar: {SPEC}")
@@ -187,7 +184,7 @@ def serve(
     Example:
       embedcam serve --net net.safetensors --db weights.h5 --data folder:birds
     """
-    require_explainer(net, weights, db, onnx)
+    require_explainer(net, db, onnx)
     from ..app import serve as run
     from ..app.limits import Limits
 
@@ -203,9 +200,8 @@ def serve(
 
         from ..explain import Explainer
 
-        assert net is not None
         assert db is not None
-        network = console.network(net, weights, device)
+        network = net.load(device)
         concurrency = concurrency or (console.default_concurrency() if network.device.type == "cpu" else 1)
         torch.set_num_threads(max(console.cores() // concurrency, 1))
         explainer = Explainer(network, db)

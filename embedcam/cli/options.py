@@ -26,22 +26,10 @@ graph_option = partial(typer.Option, rich_help_panel="Graph")
 running_option = partial(typer.Option, rich_help_panel="Running")
 data_option = partial(typer.Option, "--data", metavar="SPEC", autocompletion=completion.registered("datasets"))
 
-_NET = typer.Option(
-    "--net",
-    help="A file written by `embedcam train`, or {networks}.",
-    metavar="NET",
-    autocompletion=completion.registered("networks"),
-)
 _DB = typer.Option("--db", help="Weight database written by `embedcam build`.", metavar="FILE")
 _ONNX = typer.Option(
     "--onnx", help="File written by `embedcam export`, instead of --net and --db; needs no torch.", metavar="FILE"
 )
-NetOption = Annotated[str, _NET]
-NetOrNone = Annotated[str | None, _NET]
-NetWeightsOption = Annotated[
-    str | None,
-    typer.Option("--weights", help="State dict for a --net that is a name, or DEFAULT.", metavar="FILE|DEFAULT"),
-]
 DbOption = Annotated[Path, _DB]
 DbOrNone = Annotated[Path | None, _DB]
 OnnxOrNone = Annotated[Path | None, _ONNX]
@@ -134,19 +122,3 @@ def refuse_unused(context: typer.Context, reason: str, *names: str) -> None:
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name in names and source is not None and source.name == "COMMANDLINE":
             raise typer.BadParameter(f"{parameter.opts[0]} has no effect {reason}; leave it out")
-
-
-def require_explainer(net: str | None, weights: str | None, db: Path | None, onnx: Path | None) -> None:
-    """Check that either a network and a database, or an ONNX file is given.
-
-    Args:
-        net: Of `--net`.
-        weights: Of `--weights`.
-        db: Of `--db`.
-        onnx: Of `--onnx`.
-
-    Raises:
-        BadParameter: If not.
-    """
-    if (net is None or db is None) == (onnx is None) or (onnx is not None and (net or db or weights)):
-        raise typer.BadParameter("give --net and --db, or --onnx alone")

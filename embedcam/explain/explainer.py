@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ class Explainer:
         refinement = db.refinement if preset == "default" and transfer is None else None
         best = self.net.preprocess.input_size if refinement is None else refinement.input_size
         size = best if explain_size is None else (explain_size, explain_size)
-        self.preprocess = replace(self.net.preprocess, input_size=size)
+        self.preprocess = self.net.preprocess.resized_to(size)
         self._exemplars = None
         if db.exemplars is not None:
             self._exemplars = Neighbors(db.exemplars.embeddings, db.network.metric, db.exemplars.partitions)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections import OrderedDict
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..data.preprocess import Preprocess
 from ..errors import NetworkError
+from .weights import load_into, read_state_dict
 
 TINY = "tiny"
-
-_PREFIX = re.compile(r"^(module|_orig_mod|model)\.")
 
 
 def names() -> list[str]:
@@ -80,7 +77,7 @@ def create(name: str, weights: str | Path | None = None) -> nn.Module:
         backbone = classifier(name, download=weights == "DEFAULT")
         _remove_classifier(name, backbone)
     if weights is not None and weights != "DEFAULT":
-        load_backbone(backbone, name, read_state_dict(weights), weights)
+        load_into(backbone, read_state_dict(weights), weights, f"backbone {name!r}")
     return backbone
 
 
@@ -182,80 +179,3 @@ def _remove_classifier(name: str, model: nn.Module) -> None:
     last, _ = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
     parent, _, leaf = last.rpartition(".")
     setattr(model.get_submodule(parent), leaf, nn.Identity())
-
-
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict without executing anything from the file.
-
-    Args:
-        path: A .safetensors file, or torch's own format: a state dict, or a checkpoint with one as "state_dict" or
-            "model".
-
-    Returns:
-        Name -> tensor, on the CPU.
-
-    Raises:
-        NetworkError: If the file is missing, damaged, or holds anything but tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise NetworkError(f"no weights file {path}; give the path of a .safetensors or .pth file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers raise types of their own for damaged files
-        reason = " ".join(str(error).splitlines()[0].split()) if str(error) else type(error).__name__
-        raise NetworkError(f"cannot read weights from {path}: {reason}; it must be a state dict of tensors") from error
-    if isinstance(state, dict):  # a training checkpoint holds it beside the optimiser's
-        state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise NetworkError(f"{path} does not hold a state dict of tensors; save `model.state_dict()` instead")
-    return state
-
-
-def without_prefixes(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Strip what DataParallel, `torch.compile` and training libraries put before a module's names.
-
-    Args:
-        state: Name -> tensor.
-        module: The module to load it into; prefixes that its own names have stay.
-
-    Returns:
-        The state dict without "module.", "_orig_mod." and "model.", if none of the module's names is in it otherwise.
-    """
-    expected = module.state_dict().keys()
-    while not expected & state.keys() and any(map(_PREFIX.match, state)):
-        state = {_PREFIX.sub("", key): value for key, value in state.items()}
-    return state
-
-
-def load_backbone(backbone: nn.Module, name: str, state: dict[str, Tensor], source: object) -> None:
-    """Load a state dict of the whole torchvision network into a backbone; the classifier's entries are ignored.
-
-    Args:
-        backbone: Made by `create`.
-        name: Its name, for messages.
-        state: Name -> tensor.
-        source: Where the state dict came from, for messages.
-
-    Raises:
-        NetworkError: If an entry is missing or has another shape.
-    """
-    state, expected = without_prefixes(state, backbone), backbone.state_dict()
-    # Old files lack these counters, and nothing depends on them.
-    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
-    if missing:
-        raise NetworkError(
-            f"{source} does not fit backbone {name!r}: {len(missing)} of its {len(expected)} entries are missing, "
-            f"first {missing[0]!r}; name the backbone that it was saved from"
-        )
-    for key, value in expected.items():
-        if key in state and state[key].shape != value.shape:
-            raise NetworkError(
-                f"{source} does not fit backbone {name!r}: {key!r} has shape {tuple(state[key].shape)}, expected "
-                f"{tuple(value.shape)}; name the backbone that it was saved from"
-            )
-    backbone.load_state_dict({key: state.get(key, value) for key, value in expected.items()})

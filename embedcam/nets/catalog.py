@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import NetworkError
 from ..registry import Registry
+from .source import NetworkSource, library
 
 if TYPE_CHECKING:
     from .network import Network
@@ -54,10 +55,14 @@ class NetworkFamily:
     Attributes:
         load: Takes the SPEC without prefix, and the options; returns the network.
         argument: What follows the prefix, for messages and help, such as "NAME".
+        library: Distribution whose version is recorded with the network.
+        safe: Loading runs no code that the SPEC names, so that a weight database may name it.
     """
 
     load: Callable[[str, NetworkOptions], Network]
     argument: str = "NAME"
+    library: str = ""
+    safe: bool = False
 
 
 NETWORKS: Registry[NetworkFamily] = Registry(
@@ -78,7 +83,8 @@ def load_network(
 
     Args:
         spec: Path of a file that `EmbeddingNet.save` wrote; or the prefix of a registered family, and its argument:
-            `torchvision:NAME`, `python:package.module:function`.
+            `torchvision:NAME`, `timm:NAME`, `hf:ORG/NAME`, `open_clip:MODEL/PRETRAINED`, `sentence-transformers:NAME`,
+            `python:package.module:function`.
         weights: File with a state dict, or "DEFAULT" for the weights that the family publishes.
         layer: Dotted name of the feature layer; the last spatial one if None.
         output: Which part of the module's output is the embedding: an index or a key.
@@ -95,17 +101,53 @@ def load_network(
     """
     options = NetworkOptions(None if weights is None else str(weights), layer, output, metric, input_size)
     prefix, colon, argument = str(spec).partition(":")
+    source = NetworkSource(str(spec), options.weights or "", "" if output is None else str(output))
     if prefix in NETWORKS:
         if not argument:
             raise NetworkError(f"network {str(spec)!r} is incomplete; write {NETWORKS.usage(prefix)!r}")
-        return NETWORKS[prefix].load(argument, options).eval()
+        family = NETWORKS[prefix]
+        net = family.load(argument, options).eval()
+        net.source = replace(source, library=library(family.library))
+        return net
     path = Path(spec)
     if not path.is_file():
         if colon and path.suffix != ".safetensors":
             NETWORKS[prefix]  # raises an error that names the nearest family
         families = " or ".join(map(NETWORKS.usage, NETWORKS))
         raise NetworkError(f"no network file {path}; give the path of a .safetensors file, or {families}")
-    return _embedding_net(path, options)
+    net = _embedding_net(path, options)
+    net.source = source
+    return net
+
+
+def load_recorded(source: NetworkSource | None, folder: Path, **options: Any) -> Network:
+    """Load the network that a weight database records.
+
+    Args:
+        source: As recorded; None if the database was built from a network in Python.
+        folder: Where the database lies; a file is looked for where it was, and there.
+        options: `layer`, `metric` and `input_size` of `load_network`, as recorded.
+
+    Returns:
+        The network.
+
+    Raises:
+        NetworkError: If it is not recorded, loading it may run code, or its file is gone or has changed.
+    """
+    if source is None:
+        raise NetworkError("the database does not record where its network came from; name it with --net")
+    prefix, _, argument = source.spec.partition(":")
+    family = NETWORKS[prefix] if argument and prefix in NETWORKS else None
+    if family is not None and not family.safe:
+        raise NetworkError(
+            f"the database was built with {source.spec}, which runs code and is not loaded without being asked for; "
+            "name it with --net"
+        )
+    source = source.found(folder)
+    if family is None:
+        options = {"layer": options["layer"]}  # the others are stored in the file
+    output = int(source.output) if source.output.isdecimal() else source.output
+    return load_network(source.spec, weights=source.weights or None, output=None if output == "" else output, **options)
 
 
 def _embedding_net(path: Path, options: NetworkOptions) -> Network:

@@ -19,6 +19,7 @@ from ..utils.limits import LARGEST_INPUT, allowance
 from . import backbones, layers
 from .choice import suggest
 from .network import Network
+from .weights import read_state_dict
 
 # One metadata key only: safetensors writes several in no fixed order, and files must not differ between runs.
 _KEY = "embedcam"
@@ -211,7 +212,7 @@ class EmbeddingNet(Network):
                     f"{path} holds a network with {key} {saved.get(key)!r}, not {value!r}; use EmbeddingNet.load"
                 )
         try:
-            self.load_state_dict(backbones.read_state_dict(path))
+            self.load_state_dict(read_state_dict(path))
             self.preprocess = usable(Preprocess(**{**saved["preprocess"], "input_size": self.preprocess.input_size}))
         except (RuntimeError, TypeError, ValueError) as error:
             raise NetworkError(

@@ -19,6 +19,7 @@ from .heads.head import Head
 from .heads.tape import Tape
 from .layout import Reading
 from .passes import noise
+from .source import NetworkSource
 from .survey import measure
 
 METRICS = ("cosine", "euclidean")
@@ -54,11 +55,13 @@ class Network(nn.Module, ABC):
         architecture: Name of the architecture.
         metric: "cosine" (embeddings have length 1) or "euclidean".
         preprocess: Converts a picture to an input.
+        source: What `load_network` loaded; None if the network was made in Python.
     """
 
     architecture: str
     metric: str
     preprocess: Preprocess
+    source: NetworkSource | None = None
 
     def __init__(self, architecture: str, metric: str, preprocess: Preprocess) -> None:
         super().__init__()

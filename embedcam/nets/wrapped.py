@@ -84,7 +84,7 @@ def wrap(
     output: int | str | Callable[[Any], Tensor] | None = None,
     to_maps: Callable[[Tensor], Tensor] | None = None,
     metric: str = "cosine",
-    preprocess: Preprocess | None = None,
+    preprocess: Any = None,
 ) -> WrappedNet:
     """Wrap a torch module, so that it can be explained.
 
@@ -97,7 +97,9 @@ def wrap(
         to_maps: From the output of `layer` to feature maps (B, K, h, w), also applied to gradients, where neither
             shapes nor gradients show how its cells are arranged. The layout is measured if None.
         metric: "cosine" (embeddings are normalised to length 1) or "euclidean".
-        preprocess: From an image to an input; 224 x 224 with ImageNet's mean and standard deviation if None.
+        preprocess: From an image to an input: a `Preprocess`, a torchvision or timm transform, a Hugging Face image
+            processor, or a callable, see `Preprocess.of`. If None, that of a timm model's `pretrained_cfg`, or 224 x
+            224 with ImageNet's mean and standard deviation.
 
     Returns:
         A network for `build_database` and `Explainer`; it shares the module's parameters.
@@ -105,5 +107,19 @@ def wrap(
     Raises:
         LayerError: If there is no such layer, or none has a spatial output.
         NetworkError: If the metric is unknown, or the module is a TorchScript program or quantised.
+        DataError: If the preprocessing cannot be used.
     """
-    return WrappedNet(module, layer, output, to_maps, metric, preprocess or Preprocess())
+    preprocess = default_preprocess(module) if preprocess is None else Preprocess.of(preprocess)
+    return WrappedNet(module, layer, output, to_maps, metric, preprocess)
+
+
+def default_preprocess(module: nn.Module) -> Preprocess:
+    """Return the preprocessing of a module that comes without one.
+
+    Args:
+        module: The module.
+
+    Returns:
+        That of a timm model's `pretrained_cfg`, or 224 x 224 with ImageNet's mean and standard deviation.
+    """
+    return Preprocess.from_timm(module) if isinstance(getattr(module, "pretrained_cfg", None), dict) else Preprocess()

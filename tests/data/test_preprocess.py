@@ -42,3 +42,26 @@ def test_masks_are_resized_by_the_nearest_pixel():
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Preprocess(**wrong)
+
+
+@pytest.mark.parametrize("size", [(300, 401), (401, 300), (64, 64)])
+def test_maps_and_masks_of_a_crop_agree_about_the_place_in_the_picture(size):
+    preprocess = Preprocess((96, 64), crop_pct=0.8)
+    heatmap = np.ones((96, 64), np.float32)
+    whole = preprocess.on_picture(heatmap, size)
+    assert whole.sum() == heatmap.sum()
+    resized = Image.fromarray(whole).resize(size[::-1], Image.Resampling.NEAREST)
+    assert preprocess.mask(np.asarray(resized) > 0).all()
+    height, width = size
+    inside = np.asarray(resized) > 0
+    np.testing.assert_allclose(np.argwhere(inside).mean(axis=0), [(height - 1) / 2, (width - 1) / 2], atol=3)
+
+
+def test_maps_of_whole_pictures_stay_as_they_are():
+    heatmap = np.ones((8, 8), np.float32)
+    assert Preprocess((8, 8)).on_picture(heatmap, (100, 50)) is heatmap
+
+
+def test_the_crop_is_a_share():
+    with pytest.raises(ValueError, match=r"crop_pct must lie in \(0, 1\]"):
+        Preprocess(crop_pct=1.5)

@@ -10,7 +10,7 @@ from torchvision import models
 import embedcam
 from embedcam.errors import LayerError, NetworkError
 from embedcam.nets import EmbeddingNet, WrappedNet
-from embedcam.nets.backbones import without_prefixes
+from embedcam.nets.weights import without_prefixes
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

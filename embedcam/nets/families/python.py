@@ -35,10 +35,9 @@ def load(path: str, options: NetworkOptions) -> Network:
     """
     from torch import nn
 
-    from ...data.preprocess import Preprocess
-    from .. import backbones
     from ..network import Network
-    from ..wrapped import wrap
+    from ..weights import load_into, read_state_dict
+    from ..wrapped import default_preprocess, wrap
 
     module_name, _, name = path.partition(":")
     with _working_directory():
@@ -57,17 +56,11 @@ def load(path: str, options: NetworkOptions) -> Network:
     if not isinstance(made, nn.Module):
         raise NetworkError(f"{path} returns {type(made).__name__}; it must return a torch module or a wrapped network")
     if options.weights is not None:
-        try:
-            made.load_state_dict(backbones.without_prefixes(backbones.read_state_dict(options.weights), made))
-        except RuntimeError as error:
-            raise NetworkError(f"{options.weights} does not fit the module of {path}: {error}") from error
-    return wrap(
-        made,
-        options.layer,
-        output=options.output,
-        metric=options.metric or "cosine",
-        preprocess=Preprocess() if options.input_size is None else Preprocess(options.input_size),
-    )
+        load_into(made, read_state_dict(options.weights), options.weights, f"the module of {path}")
+    preprocess = default_preprocess(made)
+    if options.input_size is not None:
+        preprocess = preprocess.resized_to(options.input_size)
+    return wrap(made, options.layer, output=options.output, metric=options.metric or "cosine", preprocess=preprocess)
 
 
 @contextlib.contextmanager

@@ -38,4 +38,4 @@ def load(name: str, options: NetworkOptions) -> Network:
     return wrap(backbone, options.layer, metric=options.metric or "cosine", preprocess=preprocess)
 
 
-NETWORKS.register("torchvision")(NetworkFamily(load))
+NETWORKS.register("torchvision")(NetworkFamily(load, library="torchvision", safe=True))
