@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -57,6 +57,10 @@ def evaluate(
     randomisation: Annotated[
         bool, typer.Option("--randomisation", help="Also compare with the maps of networks with random layers.")
     ] = False,
+    parts: Annotated[
+        bool,
+        typer.Option("--parts", help="Also divide the heat among parts, for images with keypoints such as cub:."),
+    ] = False,
     out: Annotated[
         Path, typer.Option(help="Folder for the curves of --faithfulness and --randomisation.", metavar="DIR")
     ] = Path("runs/evaluate"),
@@ -88,7 +92,8 @@ def evaluate(
     from ..data import load, load_gallery
     from ..data.samples import input_files
     from ..database.weight_database import WeightDatabase
-    from ..evaluate.checks import check
+    from ..evaluate.checks import Check
+    from ..evaluate.parts import keypoints_of
     from ..evaluate.table import evaluate as run
     from ..show.curve import draw_faithfulness, draw_randomisation
     from ..utils.files import require_writable, write_text
@@ -98,12 +103,15 @@ def evaluate(
         raise typer.BadParameter("--resume needs --json FILE: finished scores are stored beside it")
     if not (faithfulness or randomisation):
         refuse_unused(context, "without --faithfulness or --randomisation", "out")
-    checks: dict[Literal["faithfulness", "randomisation"], tuple[Callable[..., None], Callable[..., None]]] = {}
+    checks: dict[str, tuple[Callable[..., None], Callable[..., None] | None]] = {}
     if faithfulness:
         checks["faithfulness"] = printing.print_faithfulness, draw_faithfulness
     if randomisation:
         checks["randomisation"] = printing.print_randomisation, draw_randomisation
-    outputs = [*(out / f"{kind}.png" for kind in checks), *([] if json_file is None else [json_file])]
+    if parts:
+        checks["parts"] = printing.print_parts, None
+    drawings = {kind: out / f"{kind}.png" for kind, (_, draw) in checks.items() if draw is not None}
+    outputs = [*drawings.values(), *([] if json_file is None else [json_file])]
     for file in outputs:
         require_writable(file, [*net.files, db])
     work = None
@@ -112,15 +120,19 @@ def evaluate(
             work = stack.enter_context(work_folder(json_file))
         network, database = net.load(device), WeightDatabase.load(db)
         test, gallery = load(data, "test", mask_threshold=mask_threshold), load_gallery(data)
+        if parts:
+            keypoints_of(test)  # raises now, not after the long pass
         for file in outputs:
             require_writable(file, [*input_files(test), *(input_files(gallery) if gallery is not None else ())])
         reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
         kept: dict[str, Any] = {"work": work, "resume": resume}
         chosen: dict[str, Any] = {"compare": compare, "grid": grid, "explain_size": explain_size}
         result = run(network, database, test, gallery, **chosen, **kept, **reading)
+        check = Check(network, database, test, gallery, reading)
         for kind, (_, draw) in checks.items():
-            result[kind] = check(kind, network, database, test, **reading)
-            draw(result[kind], out / f"{kind}.png")
+            result[kind] = check.run(kind)
+            if draw is not None:
+                draw(result[kind], drawings[kind])
         if json_file is not None:
             write_text(json_file, json.dumps({**result, "data": data}, indent=2) + "\n")
     printing.print_scores(result)

@@ -76,7 +76,8 @@ def print_scores(result: dict[str, Any]) -> None:
     _print_table(["method", "backprop", *(column.key for column in shown)], rows)
     given = [column for column in RETRIEVAL if result[column.key] is not None]
     scores = ", ".join(f"{column.heading} {result[column.key]:.4f}" for column in given)
-    read = f"{result['images']} images, {result['masks']} with a mask{left_out(result['skipped'])}"
+    kind = result["mask_kind"]
+    read = f"{result['images']} images, {result['masks']} with a {kind}{left_out(result['skipped'])}"
     print(f"\n{scores + '; ' if scores else ''}{read}")
 
 
@@ -135,6 +136,22 @@ def print_randomisation(result: dict[str, Any]) -> None:
         rows.append([row["method"], *("" if value is None else f"{value:.3f}" for value in values)])
     _print_table(columns, rows, title=f"randomisation, {result['images']} images")
     print("Rank correlation with the original map, once this layer and all after it are random.")
+
+
+def print_parts(result: dict[str, Any]) -> None:
+    """Print how dense the heat is on each part.
+
+    Args:
+        result: Returned by `heat_by_part`.
+    """
+    methods, lines = result["rows"], []
+    for kind, key in (("groups", "density"), ("parts", "density"), ("prefers", "share")):
+        for name in methods[0][kind]:
+            values = [method[kind][name][key] for method in methods]
+            lines.append([name, *("" if value is None else f"{value:.3f}" for value in values)])
+    columns = ["", *(method["method"] for method in methods)]
+    _print_table(columns, lines, title=f"heat by part, {result['images']} images")
+    print("Share of the heat divided by the share of the object's pixels; in the last lines, the share of images.")
 
 
 def print_stream(explainer: AnyExplainer, source: str, out: Path | None, draw: DrawOptions, smoothing: float) -> None:

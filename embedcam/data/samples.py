@@ -18,6 +18,7 @@ from PIL import Image
 from ..errors import DataError
 from ..utils.names import normal_name
 from .images import MASK_THRESHOLD, image_size, read_image, read_mask
+from .keypoints import Keypoints, box_mask
 
 logger = logging.getLogger("embedcam")
 
@@ -103,6 +104,10 @@ class FileSamples:
         ignore_reader: Function that reads an ignore mask, likewise.
         mask_threshold: The object is brighter than this, 0 to 254.
         warn: Logs warnings about masks.
+        boxes: (N, 4) left, top, width and height in pixels of the box around each object, or None. Without mask files,
+            boxes are the masks.
+        keypoints: Parts of the objects, or None.
+        mask_kind: What the masks are, for reports: "mask", "pseudo mask" or "box".
         problems: Messages about what could not be listed, over which `strict` stops.
     """
 
@@ -116,12 +121,15 @@ class FileSamples:
     ignore_reader: MaskReader | None = None
     mask_threshold: int = MASK_THRESHOLD
     warn: Callable[[str], None] = field(default_factory=FirstWarning, repr=False)
+    boxes: NDArray[np.float64] | None = None
+    keypoints: Keypoints | None = None
+    mask_kind: str = "mask"
     problems: tuple[str, ...] = ()
 
     @property
     def has_masks(self) -> bool:
         """Whether any picture has a mask."""
-        return any(file is not None for file in self.mask_files)
+        return any(file is not None for file in self.mask_files) or self._boxes_are_masks
 
     def __len__(self) -> int:
         return len(self.files)
@@ -132,6 +140,9 @@ class FileSamples:
 
     def mask(self, index: int) -> NDArray[np.bool_] | None:
         """Read mask `index`, bool (H, W), True on the object, or None; raises DataError if it is invalid."""
+        if self._boxes_are_masks:
+            assert self.boxes is not None
+            return self._box(index, self.boxes[index])
         return self._read(self.mask_files, self.mask_reader or self._reader(empty_ok=False), index)
 
     def ignore(self, index: int) -> NDArray[np.bool_] | None:
@@ -148,7 +159,19 @@ class FileSamples:
             labels=None if self.labels is None else self.labels[rows],
             mask_files=tuple(self.mask_files[row] for row in rows) if self.mask_files else (),
             ignore_files=tuple(self.ignore_files[row] for row in rows) if self.ignore_files else (),
+            boxes=None if self.boxes is None else self.boxes[rows],
+            keypoints=None if self.keypoints is None else self.keypoints.subset(rows),
         )
+
+    @property
+    def _boxes_are_masks(self) -> bool:
+        return self.boxes is not None and not self.mask_files
+
+    def _box(self, index: int, box: NDArray[np.float64]) -> NDArray[np.bool_]:
+        mask = box_mask(box, image_size(self.files[index]))
+        if not mask.any():
+            raise DataError(f"the box {box.tolist()} of {self.files[index]} is outside the picture; correct the index")
+        return mask
 
     def _reader(self, *, empty_ok: bool) -> MaskReader:
         return functools.partial(read_mask, threshold=self.mask_threshold, empty_ok=empty_ok, warn=self.warn)

@@ -1,8 +1,10 @@
-"""The checks of `evaluate`, faithfulness and randomisation, of a weight database."""
+"""The checks of `evaluate` beyond scores against masks: faithfulness, randomisation and heat by part."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -11,46 +13,97 @@ from ..database.weight_database import WeightDatabase
 from ..explain import Explainer
 from ..nets.inference import tensor_batches
 from ..nets.network import Network
-from .faithfulness import faithfulness
-from .randomisation import of_database, randomisation
+from .faithfulness import Explain, faithfulness
+from .parts import heat_by_part
+from .randomisation import of_database, randomisation, rebuilt
+from .rivals import first_component, gaussian, of_maps
 
-# Each image is embedded about 60 times, or explained about 20 times; more images would change little.
-_IMAGES = 64
+# The database is built again for each stage, from at most this many images.
+_STAGES, _TRAINING = 6, 512
 
 
-def check(
-    kind: Literal["faithfulness", "randomisation"],
-    net: Network,
-    db: WeightDatabase,
-    test: Samples,
-    *,
-    batch_size: int = 16,
-    strict: bool = False,
-    workers: int = 2,
-) -> dict[str, Any]:
-    """Check the maps that a network and its database give.
+@dataclass(frozen=True)
+class Check:
+    """What the checks are made of.
 
-    Args:
-        kind: "faithfulness" measures deletion and insertion with the default's and the published method's maps;
-            "randomisation" compares the maps with those of networks whose layers are re-initialised.
+    Attributes:
         net: The network.
         db: Its database.
-        test: Images; at most 64 of them, evenly spread, are used.
-        batch_size: Images per batch.
-        strict: Raise on an unreadable image instead of leaving it out with a warning.
-        workers: Threads that read images ahead.
-
-    Returns:
-        As the function `faithfulness` or `randomisation`.
-
-    Raises:
-        DataError: If there are not enough images.
+        test: Images.
+        training: Images from which databases of re-initialised networks are built; None for none.
+        reading: Options of `tensor_batches`: "batch_size", "strict", "workers".
     """
-    explainer = Explainer(net, db)
-    some = test.subset(np.unique(np.linspace(0, len(test) - 1, _IMAGES).round().astype(np.int64)))
-    options: dict[str, Any] = {"preprocess": explainer.preprocess, "strict": strict, "workers": workers}
-    loaded = tensor_batches(net, some, batch_size, f"checking {kind}", **options)
-    if kind == "randomisation":
-        return randomisation(net, lambda other: {"embedcam": Explainer(other, of_database(other, db))}, loaded)
-    paper = Explainer(net, db, preset="paper")
-    return faithfulness(net, {"embedcam": explainer, "cluster transfer (paper)": paper}, loaded)
+
+    net: Network
+    db: WeightDatabase
+    test: Samples
+    training: Samples | None = None
+    reading: dict[str, Any] = field(default_factory=lambda: {"batch_size": 16})
+
+    def run(self, kind: str) -> dict[str, Any]:
+        """Run one of `CHECKS`.
+
+        Args:
+            kind: Its name.
+
+        Returns:
+            As the function `faithfulness`, `randomisation` or `heat_by_part`.
+
+        Raises:
+            DataError: If there are not enough images, or they have no keypoints.
+        """
+        check, images = CHECKS[kind]
+        some = _spread(self.test, images)
+        explainer = Explainer(self.net, self.db)
+        batches = tensor_batches(
+            explainer.net, some, what=f"checking {kind}", preprocess=explainer.preprocess, **self.reading
+        )
+        return check(self, explainer, some, batches)
+
+    def methods(self, net: Network, db: WeightDatabase) -> dict[str, Explain]:
+        """Make the methods that are checked: the default, the published method, EigenCAM, and those with one layer."""
+        explainer = Explainer(net, db)
+        methods: dict[str, Explain] = {"embedcam": explainer}
+        if explainer.module.fusion is not None:
+            methods["embedcam, one layer"] = Explainer(net, db, fused=False)
+        methods["cluster transfer (paper)"] = Explainer(net, db, preset="paper")
+        methods["EigenCAM"] = of_maps(explainer.net, db, first_component, fused=False)
+        if db.fusion is not None:
+            methods["EigenCAM, two layers"] = of_maps(explainer.net, db, first_component, fused=True)
+        return methods
+
+
+def _faithfulness(check: Check, explainer: Explainer, _: Samples, batches: Any) -> dict[str, Any]:
+    methods = check.methods(check.net, check.db)
+    return faithfulness(explainer.net, {**methods, "Gaussian in the centre": gaussian}, batches)
+
+
+def _parts(check: Check, explainer: Explainer, some: Samples, batches: Any) -> dict[str, Any]:
+    methods = check.methods(check.net, check.db)
+    return heat_by_part({**methods, "Gaussian in the centre": gaussian}, some, batches, explainer.preprocess)
+
+
+def _randomisation(check: Check, explainer: Explainer, _: Samples, batches: Any) -> dict[str, Any]:
+    training = None if check.training is None else _spread(check.training, _TRAINING)
+
+    def explain_with(net: Network) -> dict[str, Explain]:
+        stale: dict[str, Explain] = {"embedcam, stale database": Explainer(net, of_database(net, check.db))}
+        if training is None:
+            return stale
+        clusters = min(check.db.clusters, len(training) // 3)
+        return {**check.methods(net, rebuilt(net, check.db, training, clusters=clusters)), **stale}
+
+    return randomisation(explainer.net, explain_with, batches, stages=_STAGES)
+
+
+CHECKS: dict[str, tuple[Callable[[Check, Explainer, Samples, Any], dict[str, Any]], int]] = {
+    "faithfulness": (_faithfulness, 64),
+    "randomisation": (_randomisation, 32),
+    "parts": (_parts, 256),
+}
+"""By name, the function, and how many images it is given at most: more would change little."""
+
+
+def _spread(samples: Samples, count: int) -> Samples:
+    """Select images evenly spread over a data set."""
+    return samples.subset(np.unique(np.linspace(0, len(samples) - 1, count).round().astype(np.int64)))

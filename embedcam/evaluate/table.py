@@ -74,7 +74,8 @@ def evaluate(
 
     Returns:
         {"schema": 1, "rows": [one per method, see `Method.row`], "recall_at_1": ..., "map_at_r": ..., "nmi": ...,
-        "images": ..., "masks": ..., "skipped": ..., "composites": ...}; scores that need labels are null without them.
+        "images": ..., "masks": ..., "mask_kind": ..., "skipped": ..., "composites": ...}; scores that need labels are
+        null without them.
 
     Raises:
         DataError: If an image or mask cannot be used, or there are fewer than four classes for the grid test.
@@ -83,6 +84,8 @@ def evaluate(
         EmbedcamError: If the columns of two scores have the same key.
     """
     score_columns()  # raises now, not after the long pass
+    if grid:  # likewise
+        Composites.draw(net, test, grid)
     explainer = Explainer(net, database, explain_size=explain_size)
     net, default = explainer.net, of_explainer("embedcam", explainer, default=True)  # at the database's layer
     passes, complete = Passes(net, batch_size, strict, workers), compare and not brief
@@ -135,6 +138,7 @@ def evaluate(
         "explain_size": list(best.input_size),
         "images": len(read),
         "masks": masks,
+        "mask_kind": getattr(test, "mask_kind", "mask"),
         "skipped": len(test) - len(read),
         "composites": grid,
     }

@@ -224,6 +224,36 @@ def test_faithfulness_and_randomisation_are_printed_drawn_and_written(run, train
     assert result["randomisation"]["rows"][0]["stages"][0]["spearman"] == pytest.approx(1)
 
 
+def test_heat_by_part_and_boxes_of_birds_are_printed_and_written(run, trained, folder, tmp_path):
+    birds, scores = tmp_path / "birds", tmp_path / "scores.json"
+    pictures = sorted((folder / "images").rglob("*.png"))
+    (birds / "parts").mkdir(parents=True)
+    (birds / "images").symlink_to(folder / "images")
+
+    def write(name, lines):
+        (birds / name).write_text("".join(f"{line}\n" for line in lines))
+
+    numbered = list(enumerate(pictures, start=1))
+    write("classes.txt", [f"{i} class{i - 1}" for i in (1, 2, 3)])
+    write("images.txt", [f"{i} {file.parent.name}/{file.name}" for i, file in numbered])
+    write("image_class_labels.txt", [f"{i} {int(file.parent.name[-1]) + 1}" for i, file in numbered])
+    write("train_test_split.txt", [f"{i} {i % 2}" for i, _ in numbered])
+    write("bounding_boxes.txt", [f"{i} 5 5 30 20" for i, _ in numbered])
+    write("parts/parts.txt", ["1 beak", "2 tail"])
+    write("parts/part_locs.txt", [f"{i} {part} {part * 10} 10 1" for i, _ in numbered for part in (1, 2)])
+    files = ("--net", trained / "net.safetensors", "--db", trained / "weights.h5", "--data", f"cub:{birds}")
+    code, said, err = run("evaluate", *files, "--parts", "--json", scores)
+    assert code == 0, err
+    assert "15 with a box" in said
+    assert "head over tail" in said
+    result = json.loads(scores.read_text())
+    assert result["parts"]["images"] == result["masks"] == 15
+    code, _, err = run("evaluate", *files[:-1], f"folder:{folder}", "--parts")
+    assert (code, "no keypoints" in err) == (1, True)
+    code, _, err = run("evaluate", *files[:-1], f"folder:{folder}", "--grid", 2)
+    assert (code, "at least 4 classes, found 3" in err) == (1, True)
+
+
 def test_same_seed_same_network_and_same_database(run, folder, tmp_path):
     for name in ("a", "b"):
         net = tmp_path / name / "net.safetensors"

@@ -1,35 +1,40 @@
-"""Caltech-UCSD Birds-200-2011 in its official layout, with the segmentations of Ryan Farrell."""
+"""Caltech-UCSD Birds-200-2011 in its official layout, with the segmentations of Ryan Farrell, boxes and parts."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import DataError
 from ...utils.names import expand_user
 from ..catalog import DATASETS, Dataset
+from ..keypoints import Keypoints
 from ..samples import FileSamples, find_masks, read_lines
 from ..splits import check_split, rows_of
 
 PROTOCOLS = ("standard", "metric")
 
 _FIX = "unpack the archive again"
+_HEAD = ("beak", "crown", "forehead", "left eye", "nape", "right eye", "throat")
 
 
-def cub(path: str | Path, split: str = "train", protocol: str = "standard") -> FileSamples:
+def cub(path: str | Path, split: str = "train", protocol: str = "standard", *, pseudo: bool = False) -> FileSamples:
     """Read CUB-200-2011.
 
     Masks are read from a folder `segmentations` inside `CUB_200_2011` or beside it. Their grey values are the
-    fraction of annotators who marked the pixel; by default, the object is where more than half of them did.
+    fraction of annotators who marked the pixel; by default, the object is where more than half of them did. Without
+    this folder, the boxes of `bounding_boxes.txt` are the masks. The parts of `parts/` are the keypoints.
 
     Args:
         path: The folder `CUB_200_2011`, or the one that contains it.
         split: "train", "test" or "all".
         protocol: "standard" for the official split; "metric" for training on the first half of the classes and
             testing on the other half, as in metric learning.
+        pseudo: Read masks that a program made, and ignore masks, from the folders `masks` and `ignore` instead.
 
     Returns:
         The pictures of the split, in the official order; `names` has all classes in every split.
@@ -58,19 +63,71 @@ def cub(path: str | Path, split: str = "train", protocol: str = "standard") -> F
     position = {key: label for label, key in enumerate(classes)}
     labels = np.array([position[class_of[key]] for key in pictures], dtype=np.int64)
     ids = tuple(pictures.values())
+    boxes = _boxes(root / "bounding_boxes.txt", pictures)
     masks = next(filter(Path.is_dir, (root / "segmentations", root.parent / "segmentations")), None)
+    kind = "mask" if masks else "box"
+    if pseudo:
+        masks, kind = root / "masks", "pseudo mask"
+        if not masks.is_dir():
+            raise DataError(f"no pseudo masks in {masks}; write 'cub:{path}' to read segmentations or boxes")
     samples = FileSamples(
         files=tuple(root / "images" / name for name in ids),
         ids=ids,
         labels=labels,
         names=tuple(classes.values()),
         mask_files=find_masks(masks, ids) if masks else (),
+        ignore_files=find_masks(root / "ignore", ids) if pseudo else (),
+        boxes=boxes,
+        keypoints=_parts(root / "parts", pictures),
+        mask_kind=kind,
     )
     if protocol == "metric":
         training = labels < len(classes) // 2
     else:
         training = np.array([official[key] == "1" for key in pictures])
     return samples.subset(rows_of(split, training, root))
+
+
+def _boxes(file: Path, pictures: Iterable[str]) -> NDArray[np.float64] | None:
+    if not file.is_file():
+        return None
+    lines = _read_index(file, "<id> <x> <y> <width> <height>", lambda value: len(_numbers(value)) == 4)
+    return np.array([_numbers(_of(lines, key, file)) for key in pictures])
+
+
+def _parts(folder: Path, pictures: Iterable[str]) -> Keypoints | None:
+    file = folder / "part_locs.txt"
+    if not file.is_file():
+        return None
+    names = _read_index(folder / "parts.txt", "<id> <name>")
+    rows = {key: row for row, key in enumerate(pictures)}
+    columns = {key: column for column, key in enumerate(names)}
+    places = np.full((len(rows), len(columns), 2), np.nan)
+    for number, line in enumerate(filter(None, read_lines(file)), start=1):
+        picture, _, rest = line.partition(" ")
+        part, _, place = rest.partition(" ")
+        numbers = _numbers(place)
+        if picture not in rows or part not in columns or len(numbers) != 3:
+            raise DataError(f"{file}, line {number}: expected '<id> <part> <x> <y> <visible>', found {line!r}; {_FIX}")
+        if numbers[2]:
+            places[rows[picture], columns[part]] = numbers[:2]
+    groups = ("head" if name in _HEAD else "tail" if name == "tail" else "body" for name in names.values())
+    return Keypoints(tuple(names.values()), tuple(groups), places)
+
+
+def _numbers(text: str) -> list[float]:
+    """Parse finite numbers; an empty list if one is none."""
+    try:
+        numbers = [float(number) for number in text.split()]
+    except ValueError:
+        return []
+    return numbers if np.isfinite(numbers).all() else []
+
+
+def _of(lines: dict[str, str], key: str, file: Path) -> str:
+    if key not in lines:
+        raise DataError(f"id {key} is missing in {file}; {_FIX}")
+    return lines[key]
 
 
 def _read_index(file: Path, form: str, is_valid: Callable[[str], bool] = bool) -> dict[str, str]:
@@ -96,4 +153,5 @@ def _is_inside(name: str) -> bool:
 
 
 DATASETS.register("cub")(Dataset(cub))
+DATASETS.register("cub-pseudo")(Dataset(functools.partial(cub, pseudo=True)))
 DATASETS.register("cub-metric")(Dataset(functools.partial(cub, protocol="metric")))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from embedcam.data import load
 from embedcam.data.sets.cub import cub
 from embedcam.errors import DataError
 
@@ -64,6 +65,54 @@ def test_path_may_be_the_inner_folder_and_segmentations_may_lie_inside(tree):
 def test_without_segmentations_there_are_no_masks(tree):
     (tree / "segmentations").rename(tree / "elsewhere")
     assert not cub(tree).has_masks and cub(tree).mask(0) is None
+
+
+def test_boxes_are_the_masks_without_segmentations_and_follow_the_split(tree):
+    root = tree / "CUB_200_2011"
+    (root / "bounding_boxes.txt").write_text("".join(f"{i} {i % 3}.0 1.0 2.0 1.5\n" for i in range(1, 13)))
+    assert (cub(tree).mask_kind, cub(tree).mask(0).sum()) == ("mask", 12)
+    (tree / "segmentations").rename(tree / "elsewhere")
+    samples = cub(tree)
+    assert samples.has_masks
+    assert samples.mask_kind == "box"
+    # The second picture, the first of the training split: columns 2 and 3, rows 1 and, touched by half, 2.
+    assert np.argwhere(samples.mask(0)).tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
+    (root / "bounding_boxes.txt").write_text("".join(f"{i} 9.0 1.0 2.0 1.5\n" for i in range(1, 13)))
+    with pytest.raises(DataError, match="outside the picture"):
+        cub(tree).mask(0)
+    (root / "bounding_boxes.txt").write_text("1 9.0 1.0 2.0 1.5\n")
+    with pytest.raises(DataError, match=r"id 2 is missing in .*bounding_boxes\.txt"):
+        cub(tree)
+    (root / "bounding_boxes.txt").write_text("1 9.0 1.0 2.0\n")
+    with pytest.raises(DataError, match="line 1: expected '<id> <x> <y> <width> <height>'"):
+        cub(tree)
+
+
+def test_pseudo_masks_are_named(tree):
+    root = tree / "CUB_200_2011"
+    with pytest.raises(DataError, match="no pseudo masks"):
+        cub(tree, pseudo=True)
+    (tree / "segmentations").rename(root / "masks")
+    samples = load(f"cub-pseudo:{tree}")
+    assert samples.mask_kind == "pseudo mask"
+    assert samples.mask(0)[0].tolist() == [False, False, False, True, True, True]
+
+
+def test_parts_are_keypoints_of_the_split(tree):
+    folder = tree / "CUB_200_2011" / "parts"
+    assert cub(tree).keypoints is None
+    folder.mkdir()
+    (folder / "parts.txt").write_text("1 back\n2 left eye\n3 tail\n")
+    lines = [f"{i} {part} {i}.0 {part}.5 {int(part != 3)}" for i in range(1, 13) for part in (1, 2, 3)]
+    (folder / "part_locs.txt").write_text("\n".join(lines) + "\n")
+    keypoints = cub(tree).keypoints
+    assert keypoints.names == ("back", "left eye", "tail")
+    assert keypoints.groups == ("body", "head", "tail")
+    assert keypoints.places[0, :2].tolist() == [[2, 1.5], [2, 2.5]]
+    assert np.isnan(keypoints.places[0, 2]).all()
+    (folder / "part_locs.txt").write_text("1 4 0.0 0.0 1\n")
+    with pytest.raises(DataError, match="line 1: expected '<id> <part> <x> <y> <visible>'"):
+        cub(tree)
 
 
 def test_missing_data_set_says_how_to_get_it(tmp_path):
