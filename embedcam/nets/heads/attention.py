@@ -49,7 +49,8 @@ def _scaled_dot_product(given: dict[str, Any], row: int) -> tuple[Tensor, Tensor
     if mask is not None:
         mask = mask.narrow(-2, row, 1) if mask.ndim > 1 and mask.shape[-2] > 1 else mask
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(dim=-1), value
+    weights: Tensor = scores.softmax(dim=-1)
+    return weights, value
 
 
 def _multi_head(given: dict[str, Any], row: int) -> tuple[Tensor, Tensor]:

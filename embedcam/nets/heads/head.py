@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -80,7 +82,9 @@ class Head:
         if nodes is None or [node.name for node in nodes] != self._names:
             raise NetworkError("for these images, the network runs other functions than for noise")
         count = size[0] * size[1]
-        with torch.autocast(embeddings.device.type, enabled=False):
+        device = embeddings.device.type
+        # Only where it is needed, since it becomes an operator of its own in exported graphs.
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             terms = Terms(nodes, self._states, count).of(nodes[-1])
         cells, rest = terms[:-1], terms[-1]
         if self._pooled:  # every cell has an equal part of the head's biases

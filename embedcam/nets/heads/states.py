@@ -32,7 +32,8 @@ class State(NamedTuple):
         axes: Of a local value, the axes along which the cells lie, row by row; of rows, their axis.
         before: Number of other positions along a local value's axis before its cells, such as a class token's.
         after: Number of those after them.
-        row: Of terms selected from rows, the row.
+        row: Of terms made of rows, the row.
+        selects: Of terms, whether they are that row among others.
         attention: Of rows, whether this is the attention's output itself.
         pool: Of terms made of a local value, "mean", "sum" or "max" over all positions; "" for any other function.
     """
@@ -42,6 +43,7 @@ class State(NamedTuple):
     before: int = 0
     after: int = 0
     row: int = 0
+    selects: bool = False
     attention: bool = False
     pool: str = ""
 
@@ -107,6 +109,8 @@ class _Measured:
             return self._of_rows(node)
         if "local" in kinds:
             numbers = self._kept_apart(node, "local")
+            if numbers is not None and (numbers == _OTHER).all():  # a class token's
+                return State("held")
             local = None if numbers is None else self._in_order(numbers)
             if numbers is not None and local is not None:
                 self.numbers[node] = numbers
@@ -144,8 +148,8 @@ class _Measured:
             for parent in node.parents
             if self.states[parent].kind == "rows"
         }
-        if not axes or rows == 1:
-            return State("terms", row=int(numbers.flatten()[0]) - _FIRST)
+        if not axes:
+            return State("terms", row=int(numbers.flatten()[0]) - _FIRST, selects=rows > 1)
         if len(axes) > 1 or len(line) != rows:
             raise NetworkError(f"{node.name} does not keep all rows of the attention after it")
         self.numbers[node] = numbers

@@ -12,6 +12,9 @@ from . import arguments, attention
 from .states import GATES, State
 from .tape import Node
 
+# What changes neither shape nor value, outside of training; terms stay float32.
+_UNCHANGED = {"dropout", "dropout1d", "dropout2d", "alpha_dropout", "feature_dropout", "float", "half", "double", "to",
+              "bfloat16", "type", "type_as", "contiguous", "clone", "detach", "requires_grad"}  # fmt: skip
 _RESHAPING = {"reshape", "view", "unflatten", "expand", "view_as", "reshape_as"}
 _ELEMENTWISE = {"add", "radd", "sub", "rsub", "mul", "rmul", "div", "truediv", "rtruediv", "where", "lerp", "addcmul"}
 _CONVERTING = {"to", "float", "half", "bfloat16", "double", "type", "type_as"}
@@ -54,9 +57,7 @@ class Terms:
             return self._collected(*attention.row_terms(node, row), *self._margins(node))
         if state.pool:
             return self._pooled(node, state.pool)
-        if state.kind == "terms" and any(self._states[parent].kind == "rows" for parent in node.parents):
-            return self._applied(node, state.row, selects=True)
-        return self._applied(node, row)
+        return self._applied(node, state.row if state.kind == "terms" else row)
 
     def _margins(self, node: Node) -> tuple[int, int]:
         value = self._states[arguments.attended(node)]
@@ -99,9 +100,10 @@ class Terms:
         one_hot = torch.eye(positions, device=value.device)[row].reshape(-1, *[1] * value.ndim)
         return self._collected(one_hot * value, None, state.before, state.after)
 
-    def _applied(self, node: Node, row: int | None, *, selects: bool = False) -> Tensor:
+    def _applied(self, node: Node, row: int | None) -> Tensor:
         """Apply a function to the terms of its arguments."""
-        axis = self._states[node].axes[0] if row is not None and not selects else None
+        state = self._states[node]
+        axis = state.axes[0] if state.kind == "rows" else None
         shape = [1 if position == axis else size for position, size in enumerate(node.value.shape)]
 
         def value(leaf: Any) -> Any:
@@ -118,7 +120,9 @@ class Terms:
         if len(summed) > 1 and node.name in ("mul", "div", "truediv", "matmul", "bmm"):
             summed = summed[:1]  # of a product, the other factor is held
         terms = [self.of(parent, None if self._states[parent].kind == "terms" else row) for parent in summed]
-        if selects or (axis is not None and node.name in _RESHAPING):
+        if node.name in _UNCHANGED:
+            return terms[0]
+        if state.selects or (axis is not None and node.name in _RESHAPING):
             return terms[0].reshape(-1, *shape)
         if node.name in _CONVERTING:  # terms stay float32
             return terms[0]
