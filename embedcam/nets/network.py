@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -134,7 +134,7 @@ class Network(nn.Module, ABC):
         """
         captured = {name: layers.resolve(self.body, name) for name in (self._layer, fine) if name is not None}
         tape = None if isinstance(self._head, str) else Tape(captured[self._layer])
-        with layers.capture(captured) as grabbed, tape or nullcontext():
+        with layers.capture(captured) as grabbed, tape or contextlib.nullcontext():
             embeddings, vector = self.embed(layers.as_input(self, images))
         for name in captured:
             if name not in grabbed:
@@ -181,12 +181,15 @@ class Network(nn.Module, ABC):
         return isinstance(self._measured_head(), Head)
 
     def _measured_head(self) -> Head | str:
-        """Measure the head on noise of the network's input size and, if the network takes it, of another."""
+        """Measure the head on noise; return the reason if it gives no cell embeddings."""
         if self._head is None:
             height, width = self.preprocess.input_size
             with layers.evaluating(self), torch.inference_mode():
                 try:
-                    self._head = self._head_at((height, width))
+                    head = self._head_at((height, width))
+                    with contextlib.suppress(Exception):  # of a network that takes images of one size only
+                        head = head.of_any_size(self._head_at((height, 2 * width)))
+                    self._head = head
                 except NetworkError as error:
                     self._head = str(error)
         return self._head
@@ -194,7 +197,9 @@ class Network(nn.Module, ABC):
     def _head_at(self, size: tuple[int, int]) -> Head:
         images = noise(self.body, size, 2)
         seen = self.activations(images)
-        assert seen.tape is not None and seen.tape.source is not None
+        assert seen.tape is not None
+        if seen.tape.source is None:
+            raise NetworkError("its output is not one tensor")
         output = seen.tape.source.value
         numbers = torch.full((output.numel(),), -1)
         places = self.as_maps(torch.arange(output.numel()).view(output.shape), images)

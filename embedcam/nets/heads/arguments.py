@@ -16,6 +16,7 @@ _NAMES = {
     "add_zero_attn dropout_p out_proj_weight out_proj_bias training key_padding_mask need_weights attn_mask "
     "use_separate_proj_weight q_proj_weight k_proj_weight v_proj_weight static_k static_v average_attn_weights "
     "is_causal",
+    "linear": "input weight bias",
     "layer_norm": "input normalized_shape weight bias eps",
     "rms_norm": "input normalized_shape weight eps",
     "group_norm": "input num_groups weight bias eps",

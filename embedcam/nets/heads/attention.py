@@ -65,7 +65,8 @@ def _multi_head(given: dict[str, Any], row: int) -> tuple[Tensor, Tensor]:
 
     def split(side: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # to (B, heads, L, d)
         projected = functional.linear(side, weight, bias)
-        return projected.unflatten(2, (heads, width // heads)).permute(1, 2, 0, 3)
+        by_head: Tensor = projected.unflatten(2, (heads, width // heads)).permute(1, 2, 0, 3)
+        return by_head
 
     query, key, value = (split(*each) for each in zip(sides, weights, biases, strict=True))
     attended = (query @ key.transpose(-2, -1) / math.sqrt(width // heads)).softmax(dim=-1)

@@ -23,10 +23,11 @@ class Head:
     Args:
         names: The functions between the feature layer and the embedding, in order.
         states: Of their results.
+        size: (h, w) of the feature maps for which that is known; None for any size.
     """
 
-    def __init__(self, names: list[str], states: list[State]) -> None:
-        self._names, self._states = names, states
+    def __init__(self, names: list[str], states: list[State], size: tuple[int, int] | None) -> None:
+        self._names, self._states, self._size = names, states, size
 
     @classmethod
     def measured(cls, tape: Tape, embeddings: Tensor, numbers: Tensor, size: tuple[int, int]) -> Head:
@@ -49,7 +50,7 @@ class Head:
         if nodes is None:
             raise NetworkError("no functions of torch lead from it to the embedding")
         try:
-            head = cls([node.name for node in nodes], measure(nodes, numbers, size[0] * size[1]))
+            head = cls([node.name for node in nodes], measure(nodes, numbers, size[0] * size[1]), size)
             cells = head.cells(tape, embeddings, size)
         except NetworkError:
             raise
@@ -63,6 +64,18 @@ class Head:
         if not cells.embeddings.abs().amax() > 0:
             raise NetworkError("no cell of it adds to the embedding")
         return head
+
+    def of_any_size(self, other: Head) -> Head:
+        """Generalise what was measured at two sizes.
+
+        Args:
+            other: The same network's, at another size.
+
+        Returns:
+            The head for any size if both agree; this one otherwise.
+        """
+        same = self._names == other._names and self._states == other._states
+        return Head(self._names, self._states, None) if same else self
 
     def cells(self, tape: Tape, embeddings: Tensor, size: tuple[int, int]) -> Cells:
         """Decompose the embeddings of a forward pass.
@@ -78,6 +91,11 @@ class Head:
         Raises:
             NetworkError: If the network ran other functions than when it was measured.
         """
+        if self._size not in (None, size):
+            raise NetworkError(
+                "the embedding is known to be a sum over {} x {} cells only, the images have {} x {}; resize them to "
+                "the network's input size".format(*(self._size or ()), *size)
+            )
         nodes = tape.path(embeddings)
         if nodes is None or [node.name for node in nodes] != self._names:
             raise NetworkError("for these images, the network runs other functions than for noise")

@@ -143,11 +143,8 @@ class _Measured:
         if numbers is None:
             raise NetworkError(f"{node.name} mixes the rows of the attention after it")
         axes, line = _axes(numbers)
-        (rows,) = {
-            self.states[parent].axes and parent.value.shape[self.states[parent].axes[0]]
-            for parent in node.parents
-            if self.states[parent].kind == "rows"
-        }
+        attended = next(parent for parent in node.parents if self.states[parent].kind == "rows")
+        rows = attended.value.shape[self.states[attended].axes[0]]
         if not axes:
             return State("terms", row=int(numbers.flatten()[0]) - _FIRST, selects=rows > 1)
         if len(axes) > 1 or len(line) != rows:

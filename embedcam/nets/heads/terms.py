@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from . import arguments, attention
 from .states import GATES, State
@@ -17,7 +18,6 @@ _UNCHANGED = {"dropout", "dropout1d", "dropout2d", "alpha_dropout", "feature_dro
               "bfloat16", "type", "type_as", "contiguous", "clone", "detach", "requires_grad"}  # fmt: skip
 _RESHAPING = {"reshape", "view", "unflatten", "expand", "view_as", "reshape_as"}
 _ELEMENTWISE = {"add", "radd", "sub", "rsub", "mul", "rmul", "div", "truediv", "rtruediv", "where", "lerp", "addcmul"}
-_CONVERTING = {"to", "float", "half", "bfloat16", "double", "type", "type_as"}
 _NORMALISING = {"layer_norm", "rms_norm", "normalize"}
 
 
@@ -57,7 +57,8 @@ class Terms:
             return self._collected(*attention.row_terms(node, row), *self._margins(node))
         if state.pool:
             return self._pooled(node, state.pool)
-        return self._applied(node, state.row if state.kind == "terms" else row)
+        of_rows = any(self._states[parent].kind == "rows" for parent in node.parents)
+        return self._applied(node, state.row if of_rows and state.kind == "terms" else row)
 
     def _margins(self, node: Node) -> tuple[int, int]:
         value = self._states[arguments.attended(node)]
@@ -124,12 +125,12 @@ class Terms:
             return terms[0]
         if state.selects or (axis is not None and node.name in _RESHAPING):
             return terms[0].reshape(-1, *shape)
-        if node.name in _CONVERTING:  # terms stay float32
-            return terms[0]
         if node.name in GATES:
             return _gated(node, value(summed[0]), value, terms[0])
         if node.name in _NORMALISING:
             return _normalised(node, value(summed[0]), terms[0])
+        if node.name == "linear" and summed == [node.args[0]]:
+            return _linear(node, terms[0])
         return _affine(node, summed, value, terms)
 
 
@@ -138,6 +139,16 @@ def _row(tensor: Tensor, axis: int, row: int | None, rows: int) -> Tensor:
     if row is None or tensor.ndim < -axis or rows == 1 or tensor.shape[axis] == 1:
         return tensor
     return tensor.narrow(axis, row, 1)
+
+
+def _linear(node: Node, terms: Tensor) -> Tensor:
+    given = arguments.of(node)
+    return _plus(functional.linear(terms, given["weight"]), given.get("bias"))
+
+
+def _plus(terms: Tensor, bias: Tensor | None) -> Tensor:
+    """Add a constant to what no cell adds."""
+    return terms if bias is None else torch.cat([terms[:-1], terms[-1:] + bias])
 
 
 def _affine(node: Node, summed: list[Node], value: Callable[[Any], Any], terms: list[Tensor]) -> Tensor:
@@ -160,8 +171,7 @@ def _gated(node: Node, before: Tensor, value: Callable[[Any], Any], terms: Tenso
 
     zero = at(torch.zeros_like(before))
     gate = torch.where(before == 0, 0.0, (at(before) - zero) / before)
-    terms = terms * gate
-    return torch.cat([terms[:-1], terms[-1:] + zero])
+    return _plus(terms * gate, zero)
 
 
 def _normalised(node: Node, before: Tensor, terms: Tensor) -> Tensor:
@@ -178,5 +188,4 @@ def _normalised(node: Node, before: Tensor, terms: Tensor) -> Tensor:
     power = before.square().mean(dim=axes, keepdim=True)
     terms = terms / (power + (torch.finfo(power.dtype).eps if least is None else least)).sqrt()
     weight, bias = given.get("weight"), given.get("bias")
-    terms = terms if weight is None else terms * weight
-    return terms if bias is None else torch.cat([terms[:-1], terms[-1:] + bias])
+    return _plus(terms if weight is None else terms * weight, bias)
