@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import difflib
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,6 +112,44 @@ class WeightDatabase(Record):
         row = self.label_histogram[cluster]
         order = np.argsort(-row, kind="stable")[:most]
         return [(self.label_names[i], int(row[i])) for i in order if row[i]]
+
+    def clusters_of(self, label: str) -> NDArray[np.int64]:
+        """List the clusters of a label.
+
+        Args:
+            label: Its name.
+
+        Returns:
+            Indices of the clusters in which it is the most common label; if there are none, of the cluster in which
+            its share is largest.
+
+        Raises:
+            DatabaseError: If no training image has this label.
+        """
+        if self.label_histogram is None or self.label_names is None:
+            raise DatabaseError("this weight database was built without labels; name a cluster instead")
+        index = self.label_names.index(label) if label in self.label_names else -1
+        if index < 0 or not self.label_histogram[:, index].any():
+            close = difflib.get_close_matches(label, self.label_names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "see embedcam inspect"
+            raise DatabaseError(f"no training image has the label {label!r}; {hint}")
+        clusters = np.flatnonzero(self.label_histogram.argmax(axis=1) == index)
+        if len(clusters):
+            return clusters
+        shares = self.label_histogram[:, index] / np.maximum(self.label_histogram.sum(axis=1), 1)
+        return np.array([shares.argmax()], dtype=np.int64)
+
+    def describe(self, cluster: int) -> str:
+        """Name a cluster by its index and its most common label.
+
+        Args:
+            cluster: Its index.
+
+        Returns:
+            Such as "cluster 3 of monarch"; without labels "cluster 3".
+        """
+        labels = self.labels_of(cluster, 1)
+        return f"cluster {cluster} of {labels[0][0]}" if labels else f"cluster {cluster}"
 
     def facts(self) -> list[tuple[str, str]]:
         """Summarise the database in a few lines.

@@ -34,6 +34,18 @@ class CompiledExplainer(Explainer):
         super().__init__(*args, **options)
         self._programs: dict[tuple[int, int], Callable[[Tensor], Outputs]] = {}
 
+    def asking(self, *, towards: Any = None, versus: Any = None) -> Explainer:
+        """Refuse: nothing but the default is compiled.
+
+        Args:
+            towards: Of `Explainer.asking`.
+            versus: Likewise.
+
+        Raises:
+            NetworkError: Always.
+        """
+        raise NetworkError("a compiled explainer cannot be asked towards or versus anything; use Explainer")
+
     def _explain(self, images: Tensor) -> tuple[Outputs, NDArray[np.int64] | None]:
         size = (int(images.shape[2]), int(images.shape[3]))
         if size not in self._programs:

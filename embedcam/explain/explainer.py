@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ from ..database.weight_database import WeightDatabase
 from ..errors import DatabaseError, LayerError
 from ..nets import layers
 from ..nets.network import Activations, Network
+from .answer import Answer
+from .contributions import require_decomposable
 from .explanation import Explanation, Outputs
 from .maps import PLACEMENTS
 from .module import ExplainerModule
+from .question import Question, Reference
+from .references import References
 from .transfer import TRANSFERS
 
 PRESETS = ("default", "paper")
@@ -96,6 +101,8 @@ class Explainer:
         self._exemplars = None
         if db.exemplars is not None:
             self._exemplars = Neighbors(db.exemplars.embeddings, db.network.metric, db.exemplars.partitions)
+        self._towards: Reference | None = None
+        self._versus: Reference | None = None
         # Listed once: walking through them takes longer than a heat map.
         self._modules = list(self.net.modules())
 
@@ -109,23 +116,57 @@ class Explainer:
         """The weight database."""
         return self.module.database
 
+    def asking(self, *, towards: Any = None, versus: Any = None) -> Explainer:
+        """Make an explainer that asks every image the same question: why is it near this, why not near that?
+
+        Args:
+            towards: What to compare images with, see `References.find`: a cluster's index, a label's name, an image
+                or an embedding. Each image's own cluster if None.
+            versus: What to compare them with besides: the question is why they are nearer to `towards` than to this.
+
+        Returns:
+            A copy that returns `Answer`s; network and database are shared.
+
+        Raises:
+            NetworkError: If the network is not decomposable.
+            DataError: If `towards` or `versus` cannot be understood.
+        """
+        require_decomposable(self.net)
+        asking = copy.copy(self)
+        references = References(self.net, self.database, self.preprocess)
+        own = Reference.of_clusters(self.database, range(self.database.clusters))
+        asking._towards = own if towards is None else references.find(towards)
+        asking._versus = None if versus is None else references.find(versus)
+        return asking
+
     @torch.inference_mode()
-    def __call__(self, images: Any) -> Explanation:
+    def __call__(self, images: Any, *, towards: Any = None, versus: Any = None) -> Explanation:
         """Explain images.
 
         Args:
             images: (B, 3, H, W), normalised, a tensor or an array; moved to the network's device. Or pictures of any
                 size, Pillow images or uint8 (H, W, 3), which `preprocess` prepares.
+            towards: Ask why the images are near this, as for `asking`.
+            versus: Ask why they are nearer to `towards`, by default their own cluster, than to this.
 
         Returns:
             Heat maps (B, H, W) in [0, 1], and each image's embedding, cluster, distance, typicality, anomaly and notes.
+            An `Answer` with signed contributions if anything was asked.
 
         Raises:
             DataError: If the images are none of these.
             DatabaseError: If the database's finer layer has another number of channels than the network's.
+            NetworkError: If something is asked, and the network is not decomposable.
         """
+        if towards is not None or versus is not None:
+            return self.asking(towards=towards, versus=versus)(images)
         batch = layers.as_images(self.net, torch.as_tensor(self.preprocess.batch(images)))
-        outputs, exemplars = self._explain(batch.contiguous(memory_format=self.net.memory_format))
+        batch = batch.contiguous(memory_format=self.net.memory_format)
+        if self._towards is not None:
+            return self._answer(batch, self._towards, self._versus)
+        return self._explanation(*self._explain(batch))
+
+    def _explanation(self, outputs: Outputs, exemplars: NDArray[np.int64] | None) -> Explanation:
         arrays = Outputs(*(values.numpy() for values in _on_host(outputs)))
         if exemplars is None and self._exemplars is not None:
             exemplars = self._search(arrays.embedding, 1)
@@ -136,6 +177,26 @@ class Explainer:
         seen, exemplars = self._run(images)
         with _full_precision(images):
             return self.module.explain(seen, _size(images), _tensor(exemplars, images)), exemplars
+
+    def _answer(self, images: Tensor, towards: Reference, versus: Reference | None) -> Answer:
+        with layers.evaluating(self.net, self._modules):
+            seen = self.module.run(images)
+        with _full_precision(images):
+            embeddings = torch.nan_to_num(seen.embeddings.float())
+            target = towards.choose(embeddings, self.net.metric)
+            other = None if versus is None else versus.choose(embeddings, self.net.metric)
+            question = Question(target.embeddings, None if other is None else other.embeddings, target.clusters)
+            count = self.module.transfer.exemplars
+            exemplars = self._search(target.embeddings.cpu().numpy(), count) if count else None
+            outputs = self.module.explain(seen, _size(images), _tensor(exemplars, images), question)
+            similarity, *parts = _on_host(self.module.answer(seen, _size(images), question))
+        return Answer.of_evidence(
+            self._explanation(outputs, None),
+            similarity.numpy(),
+            *(part.numpy() for part in parts),
+            towards=target.names,
+            versus=None if other is None else other.names,
+        )
 
     @torch.inference_mode()
     def channel_weights(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,12 +265,12 @@ class Explainer:
         return exemplars.path[index], names[label] if names is not None and label >= 0 else None
 
 
-def _on_host(outputs: Outputs) -> list[Tensor]:
+def _on_host(outputs: Iterable[Tensor]) -> list[Tensor]:
     """Copy to the host, waiting for a GPU only once."""
-    copies = [values.to("cpu", non_blocking=True) for values in outputs]
-    if outputs.raw.is_cuda:
-        torch.cuda.current_stream(outputs.raw.device).synchronize()
-    return copies
+    copies = [(values.device, values.to("cpu", non_blocking=True)) for values in outputs]
+    if copies and copies[0][0].type == "cuda":
+        torch.cuda.current_stream(copies[0][0]).synchronize()
+    return [copy for _, copy in copies]
 
 
 def _size(images: Tensor) -> tuple[int, int]:

@@ -149,7 +149,8 @@ class Explanation:
 
     def __repr__(self) -> str:
         clusters = "" if self.clusters is None else f", clusters {self.clusters.tolist()}"
-        return f"<Explanation of {len(self)} images, {' x '.join(map(str, self.heatmaps.shape[1:]))} pixels{clusters}>"
+        size = " x ".join(map(str, self.heatmaps.shape[1:]))
+        return f"<{type(self).__name__} of {len(self)} images, {size} pixels{clusters}>"
 
     def overlay(self, images: Any, *, alpha: float = 0.5, colormap: str = "turbo") -> list[NDArray[np.uint8]]:
         """Draw the heat maps over the images.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +16,27 @@ from ..errors import DatabaseError
 from ..nets import layers
 from ..nets.geometry import PIXELS, Geometry
 from ..nets.network import Activations, Network
+from .contributions import common_embedding, contributions
 from .explanation import Outputs
-from .maps import combine, fuse, interpolation, normalize
+from .maps import combine, fuse, interpolation, normalize, place
+from .question import Question
 from .transfer import Lookup, Transfer
+
+
+class Answered(NamedTuple):
+    """The parts of similarities, see `Answer`.
+
+    Attributes:
+        similarity: (B,).
+        contributions: (B, h, w).
+        rest: (B,).
+        signed: (B, H, W).
+    """
+
+    similarity: Tensor
+    contributions: Tensor
+    rest: Tensor
+    signed: Tensor
 
 
 class ExplainerModule(nn.Module):
@@ -34,6 +54,7 @@ class ExplainerModule(nn.Module):
     """
 
     centroids: Tensor
+    common: Tensor
     slopes: Tensor
     offsets: Tensor
     falls: Tensor
@@ -56,6 +77,8 @@ class ExplainerModule(nn.Module):
         self.placement, self.autocast, self.size, self.at_image_size = placement, autocast, size, at_image_size
         self._cosine = database.network.metric == "cosine"
         self._keep("centroids", torch.from_numpy(database.centroids))
+        common = common_embedding(database)
+        self._keep("common", torch.from_numpy(np.zeros_like(common) if self._cosine else common))
         for name, values in Slopes.of(database.distance_quantiles)._asdict().items():
             self._keep(name, torch.from_numpy(values).float())
         if size is not None:
@@ -117,13 +140,20 @@ class ExplainerModule(nn.Module):
         with precision:
             return self.net.activations(images, None if self.fusion is None else self.fusion.layer)
 
-    def explain(self, seen: Activations, size: tuple[int, int], exemplars: Tensor | None = None) -> Outputs:
+    def explain(
+        self,
+        seen: Activations,
+        size: tuple[int, int],
+        exemplars: Tensor | None = None,
+        question: Question | None = None,
+    ) -> Outputs:
         """Explain what the network saw.
 
         Args:
             seen: Of `run`.
             size: (H, W) of the images.
             exemplars: (B, n) the nearest exemplars, where the transfer needs them.
+            question: What the maps explain; the image's own cluster if None.
 
         Returns:
             As `forward`.
@@ -132,11 +162,12 @@ class ExplainerModule(nn.Module):
         # A sum with NaN is NaN in every runtime, a maximum is not. The bound is that of `neighbors.searchable`.
         finite = embeddings.square().sum(dim=1) < torch.finfo(torch.float32).max / 16
         lookup = self.look_up(torch.where(finite[:, None], embeddings, 0.0), size, exemplars)
-        maps, geometry = self._map(seen.maps, lookup, 0), self._geometry(self.database.geometry, seen.maps, size)
+        asked = lookup if question is None else self.look_up(question.target, size, exemplars)
+        maps, geometry = self._map(seen.maps, asked, 0), self._geometry(self.database.geometry, seen.maps, size)
         if self.fusion is not None:
             assert seen.fine is not None
             self._require_channels(seen.fine)
-            fine, fine_geometry = self._map(seen.fine, lookup, 1), self._geometry(self.fusion.geometry, seen.fine, size)
+            fine, fine_geometry = self._map(seen.fine, asked, 1), self._geometry(self.fusion.geometry, seen.fine, size)
             rows, columns = self._matrices("fine", maps, geometry, (fine.shape[1], fine.shape[2]), fine_geometry)
             maps, geometry = fuse(rows @ maps @ columns, fine), fine_geometry
         finite = finite & (maps.sum(dim=(1, 2)) < math.inf)
@@ -149,6 +180,23 @@ class ExplainerModule(nn.Module):
         typicality = Slopes(self.slopes, self.offsets, self.falls).beyond(lookup.clusters, scaled)
         anomaly = scaled / self.database.far_distance
         return Outputs(normalize(maps), maps, embeddings, lookup.clusters, distances, typicality, anomaly, finite)
+
+    def answer(self, seen: Activations, size: tuple[int, int], question: Question) -> Answered:
+        """Decompose similarities over the cells.
+
+        Args:
+            seen: Of `run`, with a decomposable network.
+            size: (H, W) of the images.
+            question: What the images are compared with.
+
+        Returns:
+            The similarities, and their parts.
+        """
+        direction = question.direction(self.common)
+        similarity = ((seen.embeddings.float() - self.common) * direction).sum(dim=1)
+        densities, rest = contributions(self.net.cells(seen), direction, self.common)
+        signed = place(densities, self._geometry(self.database.geometry, seen.maps, size), size)
+        return Answered(similarity, densities / (densities.shape[1] * densities.shape[2]), rest, signed)
 
     def look_up(self, embeddings: Tensor, size: tuple[int, int], exemplars: Tensor | None = None) -> Lookup:
         """Compare embeddings with the centroids.

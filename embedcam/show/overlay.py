@@ -13,6 +13,9 @@ from PIL import Image
 from ..errors import EmbedcamError
 from .checks import check_alpha, check_heatmap, check_picture
 
+# Orange and blue, which the colour-blind tell apart.
+_FOR, _AGAINST = np.array([255, 140, 0], np.float32), np.array([20, 80, 255], np.float32)
+
 
 def colorize(heatmap: ArrayLike, colormap: str = "turbo") -> NDArray[np.uint8]:
     """Apply a colormap to a heat map.
@@ -54,13 +57,43 @@ def overlay(
     check_picture(image)
     heat = check_heatmap(heatmap)
     check_alpha(alpha)
-    height, width = image.shape[:2]
-    if heat.shape != (height, width):
-        resized = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
-        heat = np.asarray(resized)
+    heat = _resized(heat, image)
     pixels = image.astype(np.float32)
     pixels += np.float32(alpha) * (colorize(heat, colormap) - pixels)
     return np.rint(pixels).astype(np.uint8)
+
+
+def overlay_signed(image: NDArray[np.uint8], signed: ArrayLike, alpha: float = 0.7) -> NDArray[np.uint8]:
+    """Draw evidence over a picture: orange for, blue against, and the picture where there is none.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        signed: (h, w) in [-1, 1], resized bilinearly to the size of the picture.
+        alpha: Opacity of the strongest evidence, in [0, 1].
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+
+    Raises:
+        DataError: If the picture or the map is invalid.
+        EmbedcamError: If alpha is not in [0, 1].
+    """
+    check_picture(image)
+    check_alpha(alpha)
+    values = np.asarray(signed, dtype=np.float32)
+    check_heatmap(np.abs(values))
+    values = _resized(values, image)[..., None]
+    pixels = image.astype(np.float32)
+    pixels += np.float32(alpha) * np.abs(values) * (np.where(values > 0, _FOR, _AGAINST) - pixels)
+    return np.rint(pixels).clip(0, 255).astype(np.uint8)
+
+
+def _resized(values: NDArray[np.floating], image: NDArray[np.uint8]) -> NDArray[np.floating]:
+    height, width = image.shape[:2]
+    if values.shape == (height, width):
+        return values
+    resized = Image.fromarray(values.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
 
 
 @cache

@@ -3,6 +3,7 @@ import pytest
 
 from embedcam.errors import DataError, EmbedcamError
 from embedcam.show import colorize, overlay
+from embedcam.show.overlay import overlay_signed
 
 
 def test_grey_colour_map_gives_the_heat_as_grey_levels():
@@ -58,3 +59,13 @@ def test_alpha_outside_0_to_1_is_refused(alpha):
 def test_a_normalised_network_input_is_refused():
     with pytest.raises(DataError, match=r"Preprocess\.restore"):
         overlay(np.zeros((3, 8, 8), np.float32), np.zeros((8, 8)))
+
+
+def test_evidence_for_is_orange_against_is_blue_and_none_leaves_the_picture():
+    grey = np.full((2, 3, 3), 100, dtype=np.uint8)
+    drawn = overlay_signed(grey, np.array([[1, 0, -1], [0.5, 0, -0.5]]), alpha=0.5)
+    np.testing.assert_array_equal(drawn[0], [[178, 120, 50], [100, 100, 100], [60, 90, 178]])
+    np.testing.assert_array_equal(drawn[1], [[139, 110, 75], [100, 100, 100], [80, 95, 139]])
+    for signed in ([[2.0]], [[np.nan]]):
+        with pytest.raises(DataError):
+            overlay_signed(grey, np.array(signed))
