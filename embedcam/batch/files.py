@@ -28,10 +28,12 @@ from ..data.preprocess import Preprocess
 from ..data.samples import FileSamples
 from ..data.tree import describe, find_pictures
 from ..errors import DataError, OutputError
+from ..explain.answer import Answer
 from ..explain.explanation import AnyExplainer
 from ..explain.json_lines import explanation_line
 from ..show.drawing import SHEET_IMAGES, DrawOptions, SheetEntry, bounded, contact_sheet, draw_overlay
 from ..show.grid import save_png
+from ..show.overlay import overlay_signed
 from ..utils import progress
 from ..utils.files import atomic_path, remove_unfinished, require_writable
 from ..utils.names import bounded_name, normal_name
@@ -236,7 +238,8 @@ class _Explained(NamedTuple):
     name: str
     picture: NDArray[np.uint8]
     heatmap: NDArray[np.float32]
-    raw: NDArray[np.float32]
+    maps: dict[str, NDArray[np.float32]]  # that are stored
+    scaled: NDArray[np.float32] | None  # evidence, see `Answer.scaled`
     line: dict[str, Any]
     last: bool  # in its batch
 
@@ -244,16 +247,32 @@ class _Explained(NamedTuple):
 def _explain(explainer: AnyExplainer, samples: FileSamples, batch: list[tuple[int, Prepared]]) -> list[_Explained]:
     explanation = explainer(np.stack([prepared.image for _, prepared in batch]))
     images = []
+    answer = explanation if isinstance(explanation, Answer) else None
+    scaled = None if answer is None else answer.scaled
     for row, (number, prepared) in enumerate(batch):
         line = explanation_line(explanation, row, samples.files[number], explainer)
-        maps = explanation.heatmaps[row], explanation.raw[row]
-        last = row == len(batch) - 1
-        images.append(_Explained(number, samples.ids[number], prepared.picture, *maps, line, last))
+        maps = {"heatmap": explanation.heatmaps[row], "raw": explanation.raw[row]}
+        if answer is not None:
+            maps |= {"signed": answer.signed[row], "contributions": answer.contributions[row]}
+        images.append(
+            _Explained(
+                number,
+                samples.ids[number],
+                prepared.picture,
+                explanation.heatmaps[row],
+                maps,
+                None if scaled is None else scaled[row],
+                line,
+                last=row == len(batch) - 1,
+            )
+        )
     return images
 
 
 def _write(out: Path, draw: DrawOptions, image: _Explained) -> _Explained:
     drawn, boxes = draw_overlay(image.picture, image.heatmap, draw)
+    if image.scaled is not None:
+        drawn = np.hstack([drawn, overlay_signed(image.picture, image.scaled)])
     # Names keep their suffix: a.jpg and a.png may be in the same folder.
     files = {
         "overlay": bounded_name(f"overlays/{image.name}", ".png"),
@@ -264,7 +283,7 @@ def _write(out: Path, draw: DrawOptions, image: _Explained) -> _Explained:
         Image.fromarray(drawn).save(temporary, compress_type=zlib.Z_RLE)
     with atomic_path(out / files["map"]) as temporary:
         # Not compressed: that would save a quarter of the bytes and take longer than all other steps.
-        np.savez(temporary, heatmap=image.heatmap, raw=image.raw)
+        np.savez(temporary, **image.maps)  # type: ignore[arg-type]
     return image._replace(line=image.line | ({"boxes": boxes} if draw.boxes else {}) | files)
 
 

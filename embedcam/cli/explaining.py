@@ -53,6 +53,16 @@ def explain(
         Path | None,
         typer.Option(help="Compare with another image: show which places match it, and which differ.", metavar="IMAGE"),
     ] = None,
+    towards: Annotated[
+        str | None,
+        method_option(
+            help="Ask why the images are near this: a label, the number of a cluster, or an image.", metavar="WHAT"
+        ),
+    ] = None,
+    versus: Annotated[
+        str | None,
+        method_option(help="Ask why they are nearer to --towards, or their own cluster, than to this.", metavar="WHAT"),
+    ] = None,
     preset: PresetOption = "default",
     transfer: Annotated[
         str | None,
@@ -116,6 +126,10 @@ def explain(
       embedcam explain --net net.safetensors --db weights.h5 photo.jpg holiday/
 
     \b
+    A question:
+      embedcam explain ... photo.jpg --towards monarch --versus viceroy
+
+    \b
     A video:
       embedcam explain --onnx explainer.onnx film.mp4 --out explained.mp4
     """
@@ -140,10 +154,13 @@ def explain(
         refuse_unused(context, "on images, only on a video", "smoothing")
     if against is not None:
         refuse_unused(context, "with --against", "anomaly", "resume", "transfer", "precision", "compiled")
+    asked = towards is not None or versus is not None
+    if asked:
+        refuse_unused(context, "with --towards or --versus", "against", "compiled")
     explainer: Any
     if onnx is not None:
-        if against is not None:
-            raise typer.BadParameter("--against needs --net and --db; it does not work with an ONNX file")
+        if asked or against is not None:
+            raise typer.BadParameter("questions need --net and --db; an ONNX file answers none")
         fixed = ("preset", "transfer", "placement", "explain_size", "precision", "compiled", "device")
         refuse_unused(context, "on an ONNX file, whose options are chosen when exporting", *fixed)
         from ..onnx.explainer import OnnxExplainer
@@ -173,6 +190,8 @@ def explain(
             explain_size=explain_size,
             autocast=None if precision == "float32" else getattr(torch, precision),
         )
+        if asked:
+            explainer = explainer.asking(towards=towards, versus=versus)
     if video:
         from ..video.stream import VIDEO_DRAW
 
@@ -196,7 +215,8 @@ def explain(
         labels = ", ".join(f"{name} ({count})" for name, count in line["cluster_labels"].items())
         cluster = f"cluster {line['cluster']}{f' of {labels}' if labels else ''}"
         score = [f"anomaly {line['anomaly']:.2f}"] if anomaly else []
-        remarks = "; ".join([*score, *(line["notes"] or [line["typicality_in_words"]])])
+        answer = [printing.answer(line)] if asked else []
+        remarks = "; ".join([*score, *answer, *(line["notes"] or [line["typicality_in_words"]])])
         typer.echo(f"{line['image']}: {cluster}, distance {line['distance']:.3f}, {remarks}")
     if len(lines) > 20:
         typer.echo(f"... and {len(lines) - 20} more in {out / 'explanations.jsonl'}")

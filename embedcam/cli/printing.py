@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,3 +208,17 @@ def left_out(count: int) -> str:
         The end of a sentence; empty for 0.
     """
     return f", {count} unreadable skipped" if count else ""
+
+
+def answer(line: Mapping[str, Any]) -> str:
+    """Say in words what an image answered.
+
+    Args:
+        line: Its line of `explanations.jsonl`.
+
+    Returns:
+        The similarity, or the difference of two, and its parts.
+    """
+    versus = "" if line["versus"] is None else f" rather than {line['versus']}"
+    parts = ", ".join(f"{name} {line[name]:+.3f}" for name in ("for", "against", "rest"))
+    return f"{line['similarity']:+.3f} towards {line['towards']}{versus} ({parts})"

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from .answer import Answer
 from .explanation import AnyExplainer, Explanation
 
 if TYPE_CHECKING:
@@ -21,7 +25,9 @@ def explanation_line(explanation: Explanation, row: int, image: str | Path, expl
         explainer: The explainer that made the explanation.
 
     Returns:
-        Cluster, distance, typicality, anomaly, notes and the nearest exemplar.
+        Cluster, distance, typicality, anomaly, notes and the nearest exemplar. Of an answer also what was asked, the
+        similarity, and its parts: the sums of the positive ("for") and of the negative contributions ("against"), and
+        the rest.
     """
     assert explanation.clusters is not None
     assert explanation.distances is not None
@@ -40,6 +46,14 @@ def explanation_line(explanation: Explanation, row: int, image: str | Path, expl
     }
     if explanation.neighbors is not None:
         line["looks_like"], line["looks_like_label"] = explainer.exemplar(int(explanation.neighbors[row]))
+    if isinstance(explanation, Answer):
+        line |= {
+            "towards": explanation.towards[row],
+            "versus": None if explanation.versus is None else explanation.versus[row],
+            "similarity": float(explanation.similarity[row]),
+            **_for_and_against(explanation.contributions[row]),
+            "rest": float(explanation.rest[row]),
+        }
     return line
 
 
@@ -56,13 +70,19 @@ def comparison_line(comparison: Comparison, row: int, image: str | Path, other: 
         Similarity, distance, notes, and for each image the sums of the positive ("for") and of the negative
         contributions ("against").
     """
-    contributions = {"image": comparison.contributions.images[row], "other": comparison.contributions.other[row]}
+    image_sums, other_sums = (
+        _for_and_against(side[row]) for side in (comparison.contributions.images, comparison.contributions.other)
+    )
     return {
         "image": str(image),
         "other": str(other),
         "similarity": float(comparison.similarity[row]),
         "distance": float(comparison.distances[row]),
-        "for": {side: float(values.clip(min=0).sum()) for side, values in contributions.items()},
-        "against": {side: float(values.clip(max=0).sum()) for side, values in contributions.items()},
+        **{sign: {"image": image_sums[sign], "other": other_sums[sign]} for sign in image_sums},
         "notes": comparison.shared.images.notes[row],
     }
+
+
+def _for_and_against(contributions: NDArray[np.float32]) -> dict[str, float]:
+    """Sum positive and negative contributions."""
+    return {"for": float(contributions.clip(min=0).sum()), "against": float(contributions.clip(max=0).sum())}

@@ -19,7 +19,7 @@ from embedcam.errors import DataError, EmbedcamError, OutputError
 from embedcam.explain import Explainer
 from embedcam.nets import EmbeddingNet
 from embedcam.show.boxes import find_boxes
-from embedcam.show.overlay import overlay
+from embedcam.show.overlay import overlay, overlay_signed
 from embedcam.utils.locks import locked
 
 
@@ -158,6 +158,25 @@ def test_the_files_say_what_the_explainer_says(explainer, folder, tmp_path):
             np.testing.assert_allclose(maps["raw"], expected.raw[i], rtol=1e-4, atol=1e-9)
             drawn = overlay(np.asarray(pictures[i]), maps["heatmap"])
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / line["overlay"])), drawn)
+
+
+def test_an_answer_stands_beside_its_heat_map_in_the_files(spread, folder, tmp_path):
+    asking = Explainer(*spread).asking(towards=1, versus="class0")
+    image = folder / "images" / "class1" / "00.png"
+    (line,) = explain_files(asking, [image], tmp_path)
+
+    expected = asking(asking.preprocess(read_image(image))[None])
+    assert (line["towards"], line["versus"]) == (expected.towards[0], expected.versus[0])
+    assert line["for"] + line["against"] + line["rest"] == pytest.approx(line["similarity"], abs=1e-5)
+    assert line["similarity"] == pytest.approx(expected.similarity[0], abs=1e-5)
+    with np.load(tmp_path / line["map"]) as maps:
+        np.testing.assert_allclose(maps["contributions"], expected.contributions[0], atol=1e-5)
+        np.testing.assert_allclose(maps["signed"], expected.signed[0], atol=1e-4)
+    drawn = np.asarray(Image.open(tmp_path / line["overlay"]))
+    picture = np.asarray(read_image(image))
+    assert drawn.shape == (40, 80, 3)
+    np.testing.assert_array_equal(drawn[:, :40], overlay(picture, expected.heatmaps[0]))
+    np.testing.assert_array_equal(drawn[:, 40:], overlay_signed(picture, expected.scaled[0]))
 
 
 def test_boxes_are_in_pixels_of_the_overlay(explainer, tmp_path):

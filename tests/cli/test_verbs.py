@@ -170,6 +170,24 @@ def test_images_are_compared_with_another(run, fails, trained, folder, tmp_path)
     assert "no such file" in fails("explain", other, *files, "--against", tmp_path / "none.png").lower()
 
 
+def test_images_are_asked_towards_and_versus(run, fails, spread, folder, tmp_path):
+    net, db = spread
+    net.save(tmp_path / "net.safetensors")
+    db.save(tmp_path / "weights.h5")
+    files = ("--net", tmp_path / "net.safetensors", "--db", tmp_path / "weights.h5", "--out", tmp_path / "out")
+    picture, other = (folder / "images" / f"class{label}" / "00.png" for label in (0, 1))
+    for towards in ("class1", "cluster:0", other):
+        code, said, err = run("explain", picture, *files, "--towards", towards, "--versus", "2")
+        assert code == 0, err
+        (line,) = map(json.loads, (tmp_path / "out" / "explanations.jsonl").read_text().splitlines())
+        assert str(towards).partition(":")[2] in line["towards"] or str(towards) in line["towards"]
+        assert line["versus"] == db.describe(2)
+        assert f"{line['similarity']:+.3f} towards {line['towards']} rather than {db.describe(2)} (for" in said
+    assert "did you mean 'class1'" in fails("explain", picture, *files, "--towards", "clas1")
+    code, _, err = run("explain", picture, "--onnx", "x.onnx", "--towards", "class1")
+    assert (code, "an ONNX file answers none" in err) == (2, True)
+
+
 def test_an_exported_explainer_says_the_same(run, fails, spread, folder, tmp_path):
     net, db = spread
     net.save(tmp_path / "net.safetensors")
@@ -529,6 +547,8 @@ def test_wrong_usage_is_exit_code_2(run, arguments, said):
         (["explain", "x.jpg", "--against", "y.jpg", "--compile"], "--compile has no effect with --against"),
         (["explain", "x.jpg", "--against", "y.jpg", "--transfer", "nearest"], "--transfer has no effect with"),
         (["explain", "x.jpg", "--against", "y.jpg", "--precision", "float16"], "--precision has no effect with"),
+        (["explain", "x.jpg", "--towards", "a", "--against", "y.jpg"], "--against has no effect with --towards"),
+        (["explain", "x.jpg", "--versus", "a", "--compile"], "--compile has no effect with --towards or --versus"),
         (["evaluate", "--data", "digits", "--out", "o"], "--out has no effect without --faithfulness or"),
     ],
 )

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from embedcam.explain.answer import Answer
 from embedcam.explain.explanation import Explanation
 from embedcam.explain.json_lines import comparison_line, explanation_line
 
@@ -34,6 +35,17 @@ def test_an_explanation_is_described_by_plain_values():
         "anomaly": 2.0,
         "notes": [],
     }
+
+
+def test_an_answer_has_the_parts_of_its_similarity():
+    parts = np.array([0.5, 1.0]), np.array([[[0.5, -0.25]]] * 2), np.array([0.25, 0.75]), np.zeros((2, 1, 2))
+    for versus in (None, ["c", "d"]):
+        answer = Answer.of_evidence(explanation(), *parts, towards=["a", "b"], versus=versus)
+        line = json.loads(json.dumps(explanation_line(answer, 1, "b.png", EXPLAINER)))
+        found = {key: line[key] for key in ("towards", "versus", "similarity", "for", "against", "rest")}
+        versus_name = None if versus is None else "d"
+        expected = {"towards": "b", "versus": versus_name, "similarity": 1, "for": 0.5, "against": -0.25, "rest": 0.75}
+        assert found == expected
 
 
 def test_the_nearest_exemplar_is_named_where_it_is_known():
