@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from .. import gradient
 from ..errors import DataError, LayerError
 from ..explain.maps import normalize
-from ..nets import layers
-from ..nets.passes import run
+from ..nets.passes import noise, run
 from ..nets.survey import measure
 from ..show.overlay import colorize
 from .targets import Kept, name_of
@@ -81,9 +80,8 @@ class GradCAM:
     def _map_size(self, height: int, width: int) -> torch.Size:
         (name,) = self._cam.layers
         maps = measure(self.model_arch, name, (height, width)).maps
-        black = torch.zeros(1, layers.in_channels(self.model_arch), height, width)
         with torch.no_grad():
-            images = layers.as_input(self.model_arch, black)
+            images = noise(self.model_arch, (height, width))
             return run(self.model_arch, name, images, lambda output: maps(output, (height, width)).shape[2:])
 
     def __call__(

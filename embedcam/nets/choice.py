@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from ..errors import LayerError
 from . import layers
-from .attention import Projections
 from .grad_mode import GradientsKept
 from .layout import Layout
+from .origins import Origins
 from .passes import noise, observing
 from .survey import Survey
 
+# Layers whose dependence is tested at once.
+_TESTED = 16
 # A layer before the branches of an embedding has at most this many times the cells of the last layer.
 _MOST_CELLS = 16
 
@@ -30,8 +32,8 @@ class _Trace(NamedTuple):
     """One forward pass with a graph."""
 
     runs: list[_Run]  # in the order in which layers finish; adaptive pooling, which moves cells, is left out
-    projections: set[str]  # layers that prepare attention
-    vectors: list[Tensor]  # (1, F) outputs of layers
+    origins: Origins
+    vectors: list[Tensor]  # (1, F) inputs and outputs of layers
     embedding: list[Tensor]  # the output of the model, or the selected part
 
 
@@ -75,9 +77,9 @@ def suggest(
         raise LayerError(_no_layer(model, survey))
     for target in (trace.embedding, *([vector] for vector in reversed(trace.vectors))):
         # An embedding without gradient, such as that of a head of zeros or of a sign, leaves the vectors before it.
-        reaching = _reaching(target, spatial)
-        if reaching:
-            return _before_branches(model, reaching).run.name
+        last = _last_reaching(target, spatial)
+        if last is not None:
+            return _before_branches(model, trace, target, spatial, last).run.name
     return spatial[-1].run.name
 
 
@@ -139,27 +141,26 @@ def _traced(model: nn.Module, input_size: tuple[int, int], select: Callable[[Any
     """Run a model on noise and keep the graph."""
     model = layers.original(model)
     image = noise(model, input_size).requires_grad_()
-    projections = Projections(image)
+    origins = Origins(image)
     runs: list[_Run] = []
     vectors: list[Tensor] = []
 
-    def record(name: str, module: nn.Module, output: Tensor) -> None:
+    def record(name: str, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> None:
         if not isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
             runs.append(_Run(name, output, bool((output < 0).any())))
-        if output.ndim == 2:
-            vectors.append(output)
-        projections.note(name, output)
+        vectors.extend(each for each in (*_tensors(inputs), output) if each.ndim == 2 and each.requires_grad)
+        origins.note(name, output)
 
-    with GradientsKept(), torch.enable_grad(), layers.evaluating(model), observing(model, record), projections:
+    with GradientsKept(), torch.enable_grad(), layers.evaluating(model), observing(model, record), origins:
         output = model(image)
     embedding = list(_tensors(output if select is None else select(output)))
-    return _Trace(runs, projections.found, vectors, embedding)
+    return _Trace(runs, origins, vectors, embedding)
 
 
 def _spatial(trace: _Trace, survey: Survey) -> Iterator[_Cells]:
     """Yield the layers that may become the feature layer, in the order in which they finish."""
     for run in trace.runs:
-        if run.output.ndim not in (3, 4) or run.name in trace.projections or not run.output.requires_grad:
+        if run.output.ndim not in (3, 4) or run.name in trace.origins.projections or not run.output.requires_grad:
             continue
         try:
             layout = survey.layout(run.name)
@@ -198,30 +199,36 @@ def _cells_of(layout: Layout, output: Tensor) -> Tensor:
     return layout.tokens(output)[:, extra : output.shape[layout.cells[0]] - extra]
 
 
-def _before_branches(model: nn.Module, reaching: list[_Cells]) -> _Cells:
+def _last_reaching(results: list[Tensor], spatial: list[_Cells]) -> _Cells | None:
+    for end in range(len(spatial), 0, -_TESTED):
+        reaching = _reaching(results, spatial[max(0, end - _TESTED) : end])
+        if reaching:
+            return reaching[-1]
+    return None
+
+
+def _before_branches(
+    model: nn.Module, trace: _Trace, results: list[Tensor], spatial: list[_Cells], last: _Cells
+) -> _Cells:
     """Return the last layer through which everything goes that the embedding depends on.
 
-    A layer is beside another one if the embedding depends on both, and neither is computed from the other.
+    A layer is a branch beside another one if the embedding depends on both, and neither is computed from the other.
     """
-    last = reaching[-1]
+    of_embedding = trace.origins.upstream(results)
+    chosen, branches = last, (last, last)
     while True:
-        before = reaching[: next(n for n, each in enumerate(reaching) if each is last)]
-        shared = _reaching([last.run.output], before)
-        beside = _without(before, shared)
-        if not beside:
-            break
-        branch = beside[-1]
-        shared = [each for each in _reaching([branch.run.output], before) if any(each is other for other in shared)]
+        before = spatial[: next(n for n, each in enumerate(spatial) if each is chosen)]
+        own = trace.origins.upstream([chosen.run.output])
+        branch = _last_reaching(results, [m for m in before if m.run.name in of_embedding - own])
+        if branch is None:
+            return chosen
+        if chosen is last:
+            branches = (last, branch)
+        both = own & trace.origins.upstream([branch.run.output])
+        shared = [each for each in before if each.run.name in both and each.cells <= _MOST_CELLS * last.cells]
         if not shared:
-            raise LayerError(_branches(model, last, branch))
-        last = shared[-1]
-    if last.cells > _MOST_CELLS * reaching[-1].cells:
-        raise LayerError(_branches(model, reaching[-1], branch))
-    return last
-
-
-def _without(all_layers: list[_Cells], some: list[_Cells]) -> list[_Cells]:
-    return [each for each in all_layers if not any(each is other for other in some)]
+            raise LayerError(_branches(model, *branches))
+        chosen = shared[-1]
 
 
 def _branches(model: nn.Module, one: _Cells, other: _Cells) -> str:

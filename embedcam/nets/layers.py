@@ -148,21 +148,6 @@ def _underscored(module: nn.Module, parts: list[str]) -> Iterator[str]:
                 yield from (f"{child}.{rest}" for rest in _underscored(inner, parts[len(words) :]))
 
 
-def in_channels(model: nn.Module) -> int:
-    """Return the number of channels of a model's images.
-
-    Args:
-        model: A module that takes images.
-
-    Returns:
-        The channels that its first convolution takes; 3 if there is none, or if that number is a multiple of a square,
-        as where the model rearranges pixels into channels first.
-    """
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    rearranged = first is not None and any(first.in_channels % (3 * side**2) == 0 for side in (2, 3, 4, 8))
-    return 3 if first is None or rearranged else first.in_channels
-
-
 def as_input(model: nn.Module, values: Tensor) -> Tensor:
     """Convert images to the device and number type of a model's parameters.
 

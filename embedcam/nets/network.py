@@ -18,7 +18,7 @@ from .cells import Cells
 from .heads.head import Head
 from .heads.tape import Tape
 from .layout import Reading
-from .passes import noise
+from .passes import in_channels, noise
 from .source import NetworkSource
 from .survey import measure
 
@@ -290,7 +290,7 @@ class Network(nn.Module, ABC):
     @property
     def in_channels(self) -> int:
         """Number C of channels of the images."""
-        return layers.in_channels(self.body)
+        return in_channels(self.body, self.preprocess.input_size)
 
     @property
     def channels(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -15,6 +16,9 @@ from . import layers
 
 T = TypeVar("T")
 
+_USUAL = 4
+_TRIED: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
 
 def noise(model: nn.Module, input_size: tuple[int, int], batch: int = 1) -> Tensor:
     """Make images of noise for a model, the same in every call.
@@ -25,31 +29,56 @@ def noise(model: nn.Module, input_size: tuple[int, int], batch: int = 1) -> Tens
         batch: Number B of images.
 
     Returns:
-        (B, C, H, W), normal, of the model's device and number type; C is `layers.in_channels`.
+        (B, C, H, W), normal, of the model's device and number type.
     """
     generator = torch.Generator().manual_seed(0)
-    return layers.as_input(model, torch.randn(batch, layers.in_channels(model), *input_size, generator=generator))
+    return layers.as_input(model, torch.randn(batch, in_channels(model, input_size), *input_size, generator=generator))
+
+
+def in_channels(model: nn.Module, input_size: tuple[int, int]) -> int:
+    """Return the number of channels of a model's images.
+
+    Args:
+        model: A module that takes images.
+        input_size: (H, W).
+
+    Returns:
+        The channels that its first convolution takes. A number above 4 is tried: where the model rearranges pixels
+        into channels first, images have 3. So they have where there is no convolution.
+    """
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    count = 3 if first is None else first.in_channels
+    if count > _USUAL and model not in _TRIED:
+        images = layers.as_input(model, torch.zeros(1, count, *input_size))
+        try:
+            with torch.no_grad(), layers.evaluating(model):
+                model(images)
+        except RuntimeError:
+            count = 3
+        _TRIED[model] = count
+    return _TRIED.get(model, count)
 
 
 @contextlib.contextmanager
-def observing(model: nn.Module, record: Callable[[str, nn.Module, Tensor], None]) -> Iterator[None]:
+def observing(model: nn.Module, record: Callable[[str, nn.Module, tuple[object, ...], Tensor], None]) -> Iterator[None]:
     """Call a function with every layer's output in the forward passes of this thread.
 
     Args:
         model: The model.
-        record: Called with name, layer and output of each layer whose output is a tensor, before later layers run.
+        record: Called with name, layer, inputs and output of each layer whose output is a tensor, before later layers
+            run.
 
     Yields:
         Nothing.
     """
     mine = threading.get_ident()
 
-    def hook(name: str, module: nn.Module, output: object) -> None:
+    def hook(name: str, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         if isinstance(output, Tensor) and threading.get_ident() == mine:
-            record(name, module, output)
+            record(name, module, inputs, output)
 
     handles = [
-        module.register_forward_hook(lambda module, _inputs, output, name=name: hook(name, module, output))
+        module.register_forward_hook(lambda module, inputs, output, name=name: hook(name, module, inputs, output))
         for name, module in model.named_modules()
         if name
     ]

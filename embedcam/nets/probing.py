@@ -15,7 +15,7 @@ from . import layers
 from .geometry import Geometry
 from .grad_mode import GradientsKept
 from .layout import Reading
-from .passes import noise, run
+from .passes import in_channels, noise, run
 
 Array = NDArray[np.float64]
 Line = tuple[float, float]  # (stride, first centre) along one axis
@@ -105,7 +105,7 @@ def _profiles(
     generator: torch.Generator,
 ) -> tuple[Array, Array]:
     """Measure the profiles (CELLS, H) and (CELLS, W) on one image; each sums to 1, or to 0 without a gradient."""
-    image = torch.randn(1, layers.in_channels(model), *input_size, generator=generator)
+    image = torch.randn(1, in_channels(model, input_size), *input_size, generator=generator)
     image = layers.as_input(model, image).requires_grad_()
 
     def energy(maps: Tensor, y: int, x: int) -> Tensor:

@@ -24,7 +24,7 @@ BATCHES = (2, 3)
 _MOST_EXTRA = 16
 # To find the order of tokens: how many are probed, the share of the gradient in its peak that counts as localised, and
 # how far from its own cell a peak may lie.
-_PROBED, _SHARP, _NEAR = 12, 0.2, 2.0
+_PROBED, _SHARP, _NEAR = 6, 0.2, 2.0
 
 _SMALL = 64  # pixels; half of that may be a single cell
 
@@ -133,7 +133,7 @@ class Survey:
                 cells = (rows_of[0], columns_of[0])
                 return Layout(batch, next(axis for axis in others if axis not in cells), cells)
             raise self._no_grid(name, "no two of its axes move with the height and the width of the image")
-        grids = {(-(-h // 2**n), -(-w // 2**n)) for h, w in self._first.grids for n in range(6)} - {(1, 1)}
+        grids = {(-(-h // 2**n), -(-w // 2**n)) for h, w in self._fixed_grids for n in range(6)} - {(1, 1)}
         fitting = [pair for pair in (others[:2], others[1:]) if (shape[pair[0]], shape[pair[1]]) in grids]
         if len(fitting) != 1:
             reason = "both orders of its axes are possible" if fitting else "it has the size of no grid in the network"
@@ -180,14 +180,14 @@ class Survey:
         return None if even is None else (even, int(rest))
 
     def _known_grid(self, count: int) -> tuple[tuple[int, int], int] | None:
-        """Find the grid of tokens in a network that takes one size only, among the grids of its convolutions."""
-        grids = [(count - h * w, (h, w)) for h, w in self._first.grids if min(h, w) > 1]
+        """Find the grid of tokens whose number is the same at all sizes, among the grids of the convolutions."""
+        grids = [(count - h * w, (h, w)) for h, w in self._fixed_grids if min(h, w) > 1]
         said = _said_prefix(self.model)
         grids = [each for each in grids if each[0] == said] or [each for each in grids if 0 <= each[0] <= _MOST_EXTRA]
         if grids:
             extra, grid = min(grids)
             return grid, extra
-        for extra in (0, 1, said or 0):
+        for extra in () if self._moved else (0, 1, said or 0):
             even = _even_grid(count - extra, self.input_size)
             if even is not None:
                 return even, extra
@@ -216,6 +216,11 @@ class Survey:
         wider = self._try([(height, side) for side in _others(width)])
         return [taller, wider] if taller is not None and wider is not None else []
 
+    @property
+    def _fixed_grids(self) -> _Grids:
+        """The grids that are the same at all input sizes; all of them if the network takes one size only."""
+        return self._first.grids.intersection(*(each.grids for each in self._moved))
+
     @cached_property
     def _other_batch(self) -> list[_Pass]:
         return self._moved or [self._run(BATCHES[1], self.input_size)]
@@ -239,7 +244,7 @@ class Survey:
         tracker = Tracker(images)
         seen = _Pass(batch, size, {}, {}, set())
 
-        def record(name: str, _module: nn.Module, output: Tensor) -> None:
+        def record(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
             seen.shapes[name] = tuple(output.shape)
             grid = tracker.of(output)
             if grid is not None:
