@@ -79,6 +79,8 @@ def print_scores(result: dict[str, Any]) -> None:
     kind = result["mask_kind"]
     read = f"{result['images']} images, {result['masks']} with a {kind}{left_out(result['skipped'])}"
     print(f"\n{scores + '; ' if scores else ''}{read}")
+    if result["sum_rule"] is not None:
+        print(f"contributions of cells add up to similarities; largest error {result['sum_rule']:.1e}")
 
 
 def print_next(out: Path) -> None:

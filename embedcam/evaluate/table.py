@@ -29,6 +29,7 @@ from .passes import Passes
 from .retrieval import retrieval
 from .rivals import rivals, untrained_head, with_partner
 from .scores import SCORES
+from .sum_rule import sum_rule
 
 
 def evaluate(
@@ -74,8 +75,8 @@ def evaluate(
 
     Returns:
         {"schema": 1, "rows": [one per method, see `Method.row`], "recall_at_1": ..., "map_at_r": ..., "nmi": ...,
-        "images": ..., "masks": ..., "mask_kind": ..., "skipped": ..., "composites": ...}; scores that need labels are
-        null without them.
+        "images": ..., "masks": ..., "mask_kind": ..., "skipped": ..., "composites": ..., "sum_rule": see `sum_rule`};
+        scores that need labels are null without them.
 
     Raises:
         DataError: If an image or mask cannot be used, or there are fewer than four classes for the grid test.
@@ -141,6 +142,7 @@ def evaluate(
         "mask_kind": getattr(test, "mask_kind", "mask"),
         "skipped": len(test) - len(read),
         "composites": grid,
+        "sum_rule": sum_rule(explainer, test.subset(read), batch_size=batch_size, workers=workers),
     }
 
 
