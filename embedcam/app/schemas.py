@@ -24,9 +24,19 @@ class ExplainOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: Annotated[
-        Literal["json", "overlay", "heatmap", "npz"],
-        Field(description="JSON, or one file: overlay (PNG), heat map (16-bit PNG), or `heatmap` and `raw` (npz)."),
+        Literal["json", "overlay", "heatmap", "evidence", "npz"],
+        Field(
+            description="JSON, or one file: overlay (PNG), heat map (16-bit PNG), evidence for and against (PNG), or "
+            "the maps (npz)."
+        ),
     ] = "json"
+    towards: Annotated[
+        str | None, Field(max_length=200, description="Ask why the picture is near this label or cluster.")
+    ] = None
+    versus: Annotated[
+        str | None,
+        Field(max_length=200, description="Ask why it is nearer to `towards`, or its own cluster, than to this."),
+    ] = None
     include: Annotated[
         set[Literal["overlay", "heatmap", "levels", "picture"]],
         Field(description="Additional fields of the JSON."),
@@ -95,6 +105,12 @@ class ExplainResponse(BaseModel):
     looks_like: list[TrainingImage] = Field(description="Nearest training images of the cluster, nearest first.")
     boxes: list[Box]
     raw_range: tuple[float, float] = Field(description="Minimum and maximum of the map before normalising.")
+    towards: str | None = Field(None, description="What was asked about; null if nothing was asked.")
+    versus: str | None = Field(None, description="What the picture was compared with besides.")
+    similarity: float | None = Field(None, description="With `towards`; minus that with `versus`.")
+    in_favour: float | None = Field(None, alias="for", description="Sum of the positive contributions of cells to it.")
+    against: float | None = Field(None, description="Sum of the negative contributions.")
+    rest: float | None = Field(None, description="What no cell contributes.")
     overlay: str | None = Field(None, description="PNG in base64, if included.")
     heatmap: str | None = Field(None, description="16-bit PNG in base64, if included; 65535 is 1.")
     picture: str | None = Field(None, description="JPEG in base64, if included.")

@@ -42,6 +42,7 @@ logger = logging.getLogger("embedcam")
 _FILES = {
     "overlay": ("image/png", "overlay.png"),
     "heatmap": ("image/png", "heatmap.png"),
+    "evidence": ("image/png", "evidence.png"),
     "npz": ("application/octet-stream", "maps.npz"),
 }
 _BINARY = {"type": "string", "format": "binary"}

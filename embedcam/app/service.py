@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from PIL import Image
 
-from ..errors import NetworkError
+from ..errors import EmbedcamError, NetworkError
+from ..explain.answer import Answer
 from ..explain.explanation import Explanation
 from ..explain.json_lines import explanation_line
 from ..onnx.explainer import OnnxExplainer
@@ -107,9 +108,14 @@ class Service:
 
         Raises:
             Refused: If the picture cannot be read, or is too large.
+            EmbedcamError: If what is asked about is unknown, or the network cannot be asked.
         """
         picture = upload.picture(self._limits)
-        explanation = self._explainer(self._explainer.preprocess(picture)[None])
+        explanation = self._asked(options)(self._explainer.preprocess(picture)[None])
+        if options.format == "evidence":
+            if not isinstance(explanation, Answer):
+                raise EmbedcamError("evidence is for or against something; ask towards or versus a label or a cluster")
+            return encode_image(explanation.signed_overlay([bounded(picture, _LONGEST_SIDE)])[0], "PNG")
         if options.format == "npz":
             return _npz(explanation)
         if options.format == "heatmap":
@@ -117,6 +123,18 @@ class Service:
         if options.format == "overlay":
             return _overlay_file(picture, explanation, options)
         return self._response(upload.name, picture, explanation, options)
+
+    def _asked(self, options: ExplainOptions) -> Explainer | OnnxExplainer:
+        if options.towards is None and options.versus is None:
+            return self._explainer
+        if isinstance(self._explainer, OnnxExplainer):
+            raise NetworkError("an ONNX file answers no questions; start the server with --net and --db")
+        from ..explain.references import References
+
+        references = References(self._explainer.net, self._explainer.database, self._explainer.preprocess)
+        sides = (None if text is None else references.named(text) for text in (options.towards, options.versus))
+        towards, versus = sides
+        return self._explainer.asking(towards=towards, versus=versus)
 
     def _response(
         self, name: str, picture: Image.Image, explanation: Explanation, options: ExplainOptions
@@ -206,5 +224,8 @@ def _heatmap_file(explanation: Explanation) -> bytes:
 
 def _npz(explanation: Explanation) -> bytes:
     file = io.BytesIO()
-    np.savez(file, heatmap=explanation.heatmaps[0], raw=explanation.raw[0])
+    maps = {"heatmap": explanation.heatmaps[0], "raw": explanation.raw[0]}
+    if isinstance(explanation, Answer):
+        maps |= {"signed": explanation.signed[0], "contributions": explanation.contributions[0]}
+    np.savez(file, **maps)
     return file.getvalue()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..explain import Explainer
 from ..explain.maps import place
+from ..explain.question import Question
 from ..gradient import GradCAM, Similarity
 from ..nets import layers
 from ..nets.geometry import Geometry
@@ -18,7 +19,7 @@ from .grid import Ask
 
 
 def of_explainer(explainer: Explainer) -> Ask:
-    """Ask an explainer as though the image's embedding were a cluster's centroid, or a partner's embedding.
+    """Ask an explainer for clusters and partners, as `Explainer.asking` does, with one forward pass for all questions.
 
     Args:
         explainer: The explainer; its transfer must need no exemplars.
@@ -30,13 +31,16 @@ def of_explainer(explainer: Explainer) -> Ask:
 
     @torch.inference_mode()
     def ask(images: Tensor, questions: Tensor) -> NDArray[np.float32]:
-        towards = questions if questions.is_floating_point() else module.centroids[questions]
+        if questions.is_floating_point():
+            asked = [Question(each) for each in questions.unbind(dim=1)]
+        else:
+            asked = [Question(module.centroids[each], cluster=each) for each in questions.unbind(dim=1)]
         with layers.evaluating(explainer.net):
             seen = module.run(images)
         size = (int(images.shape[2]), int(images.shape[3]))
-        maps = [module.explain(seen._replace(embeddings=each), size).raw for each in towards.unbind(dim=1)]
-        asked: NDArray[np.float32] = torch.stack(maps, dim=1).cpu().numpy()
-        return asked
+        maps = [module.explain(seen, size, question=question).raw for question in asked]
+        stacked: NDArray[np.float32] = torch.stack(maps, dim=1).cpu().numpy()
+        return stacked
 
     return ask
 

@@ -74,6 +74,20 @@ class References:
             raise DataError(f"{type(value).__name__} is nothing to ask about; give {_ACCEPTED}") from error
         return self._array(array)
 
+    def named(self, text: str) -> Reference:
+        """Find the label or the cluster that a text names, and open no file.
+
+        Args:
+            text: As for `find`.
+
+        Returns:
+            The reference.
+
+        Raises:
+            DataError: If it names neither, or both.
+        """
+        return self._text(text, files=False)
+
     def _array(self, array: Tensor) -> Reference:
         if array.dtype == torch.uint8 and array.ndim in (3, 4):
             return self._images((array[None] if array.ndim == 3 else array).cpu().numpy())
@@ -85,7 +99,7 @@ class References:
             return self._images(array[None] if array.ndim == 3 else array)
         raise DataError(f"an array of {array.dtype} {tuple(array.shape)} is nothing to ask about; give {_ACCEPTED}")
 
-    def _text(self, text: str) -> Reference:
+    def _text(self, text: str, *, files: bool = True) -> Reference:
         names = self._database.label_names or ()
         kind, _, rest = text.partition(":")
         match kind:
@@ -93,18 +107,19 @@ class References:
                 return self._label(rest)
             case "cluster" if rest.isdecimal():
                 return Reference.of_clusters(self._database, [int(rest)])
-            case "image":
+            case "image" if files:
                 return self._file(Path(rest))
-        kinds = {"label": text in names, "cluster": text.isdecimal(), "image": Path(text).is_file()}
+        kinds = {"label": text in names, "cluster": text.isdecimal(), "image": files and Path(text).is_file()}
         found = [kind for kind, fits in kinds.items() if fits]
         if not found:
             close = difflib.get_close_matches(text, names, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            raise DataError(f"{text!r} is no label, no cluster and no file; {hint}see embedcam inspect for labels")
+            kind = "no label, no cluster and no file" if files else "no label and no cluster"
+            raise DataError(f"{text!r} is {kind}; {hint}see embedcam inspect for labels")
         if len(found) > 1:
             choices = " or ".join(f"{kind}:{text}" for kind in found)
             raise DataError(f"{text!r} may be a {' or a '.join(found)}; write {choices}")
-        return self._text(f"{found[0]}:{text}")
+        return self._text(f"{found[0]}:{text}", files=files)
 
     def _label(self, label: str) -> Reference:
         reference = Reference.of_clusters(self._database, self._database.clusters_of(label).tolist())

@@ -244,6 +244,26 @@ def test_an_onnx_file_explains_but_cannot_be_taken_apart(onnx_explainer, post, f
             assert "start the server with --net and --db" in answer.json()["error"]
 
 
+def test_questions_are_answered_and_name_no_file(explainer, client, file, image):
+    label = explainer.database.label_names[1]
+    asking = explainer.asking(towards=label, versus=0)
+    expected = asking(asking.preprocess(image)[None])
+    query = {"towards": label, "versus": "cluster:0"}
+    found = client.post("explain", files={"image": ("a.png", file)}, params=query).json()
+    assert (found["towards"], found["versus"]) == (expected.towards[0], expected.versus[0])
+    assert found["similarity"] == pytest.approx(float(expected.similarity[0]), abs=1e-5)
+    assert found["for"] + found["against"] + found["rest"] == pytest.approx(found["similarity"], abs=1e-5)
+    evidence = client.post("explain", files={"image": ("a.png", file)}, params=query | {"format": "evidence"})
+    drawn = np.asarray(Image.open(io.BytesIO(evidence.content)))
+    np.testing.assert_array_equal(drawn, expected.signed_overlay([np.asarray(image)])[0])
+    unasked = client.post("explain", files={"image": ("a.png", file)}, params={"format": "evidence"})
+    assert (unasked.status_code, "ask towards or versus" in unasked.json()["error"]) == (422, True)
+    for towards in (__file__, f"image:{__file__}", "class9"):
+        refused = client.post("explain", files={"image": ("a.png", file)}, params={"towards": towards})
+        assert refused.status_code == 422
+        assert "is no label and no cluster" in refused.json()["error"]
+
+
 def test_a_network_that_cannot_compare_says_why(explainer, monkeypatch, file):
     monkeypatch.setattr("embedcam.nets.network.Network._measured_head", lambda _: "it is a test")
     with TestClient(create_app(explainer)) as client:
