@@ -18,6 +18,7 @@ from ..errors import DatabaseError, DataError
 from ..explain.weighting import WEIGHTINGS
 from ..nets.inference import Embedded
 from ..nets.network import Network
+from ..nets.reach import require_gradient
 from ..utils import shards as sharding
 from ..utils.distributed import Group
 from ..utils.files import require_writable
@@ -89,6 +90,7 @@ def build_database(
         The database; it does not depend on the number of processes, nor on whether the run was resumed.
 
     Raises:
+        NetworkError: If no gradient reaches the cells of the feature layer.
         DataError: If the images do not allow triplets, `pairs` is below 1, or `embedded` is not of this network and
             these images.
         DatabaseError: If `top_k` is out of range, or several processes have no `work`.
@@ -116,6 +118,7 @@ def build_database(
         alone = int((members == 1).sum())
         if alone and group.main:
             logger.warning("%d of %d classes have a single image, which has no positive", alone, len(samples.names))
+    require_gradient(net)
     if work is None and group.size > 1:
         raise DatabaseError("several processes share their work in files; name a folder that all of them see (work)")
     reading: dict[str, Any] = {"strict": strict, "workers": workers}

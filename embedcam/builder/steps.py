@@ -19,7 +19,7 @@ from ..data.samples import Samples
 from ..database.neighbors import Neighbors, partition
 from ..database.record import Exemplars, NetworkRecord, top_channels
 from ..database.weight_database import WeightDatabase
-from ..errors import DataError
+from ..errors import DataError, NetworkError
 from ..explain.grad_weights import direction, grad_weights, weigh
 from ..explain.weighting import WEIGHTINGS
 from ..nets import layers, receptive_field
@@ -214,6 +214,11 @@ class Build:
         for number in range(len(self.embedded)):  # always in this order: sums of floats depend on it
             moments.merge(**self.weighed.read(number, "sums", "squares"))
         mean, std = moments.result(counts)
+        if not mean.any():
+            raise NetworkError(
+                f"all channel weights of layer {net.layer!r} are zero: the embeddings of these images do not depend on "
+                "its cells, or are all the same; choose another layer or other images"
+            )
         channels, weights = top_channels(mean, options.top_k)
         refinement = None
         if options.refinement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ class WrappedNet(Network):
     ) -> None:
         super().__init__(type(module).__name__, metric, preprocess)
         layers.require_gradients(module)
+        _require_images_alone(module)
         self.module = module
         self._output = output
         if isinstance(layer, nn.Module):
@@ -75,6 +77,23 @@ class WrappedNet(Network):
             return output if self._output is None else output[self._output]
         except (KeyError, IndexError, TypeError) as error:
             raise NetworkError(f"{self.architecture} has no output {self._output!r}; choose another output=") from error
+
+
+def _require_images_alone(module: nn.Module) -> None:
+    """Refuse models that need a text too: their image tower is a network of its own."""
+    parameters = list(inspect.signature(layers.original(module).forward).parameters.values())
+    required = [
+        each.name
+        for each in parameters
+        if each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(required) > 1 or (parameters and parameters[0].name == "input_ids"):
+        needed = required if len(required) > 1 else [parameters[0].name]
+        children = ", ".join(name for name, _ in module.named_children())
+        raise NetworkError(
+            f"{type(module).__name__} takes {', '.join(needed)}, not images alone; wrap the part that embeds images "
+            f"(one of {children}), or a module whose forward takes images and calls it"
+        )
 
 
 def wrap(

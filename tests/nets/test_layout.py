@@ -2,69 +2,13 @@
 
 import pytest
 import torch
+from small_networks import Does, Transformer
 from torch import nn
-from torch.nn import functional
 from torchvision import models
 
 from embedcam.errors import LayerError
 from embedcam.nets.layout import GivenLayout, Layout
 from embedcam.nets.survey import Survey, measure
-
-
-class Does(nn.Module):
-    """A function as a layer."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
-class Attention(nn.Module):
-    def __init__(self, dim, heads=2):
-        super().__init__()
-        self.heads = heads
-        self.qkv, self.proj, self.q_norm = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim), nn.Identity()
-
-    def forward(self, x):
-        b, n, c = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        x = functional.scaled_dot_product_attention(self.q_norm(q), k, v)
-        return self.proj(x.transpose(1, 2).reshape(b, n, c))
-
-
-class Block(nn.Module):
-    def __init__(self, dim):
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attn, self.mlp = Attention(dim), nn.Linear(dim, dim)
-
-    def forward(self, x):
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
-class Transformer(nn.Module):
-    """Tokens with any number of further ones before and after them; of any input size, or of one only."""
-
-    def __init__(self, before=1, after=0, patch=8, dim=12, size=None, sequence_first=False, stem=None):
-        super().__init__()
-        self.stem = stem or nn.Conv2d(3, dim, patch, patch)
-        self.before, self.after = nn.Parameter(torch.randn(1, before, dim)), nn.Parameter(torch.randn(1, after, dim))
-        self.blocks = nn.ModuleList(Block(dim) for _ in range(2))
-        self.last = Does(lambda x: x.transpose(0, 1) if sequence_first else x)
-        self.size = size
-
-    def forward(self, x):
-        assert self.size in (None, tuple(x.shape[2:]))
-        x = self.stem(x)
-        x = x if x.ndim == 3 else x.flatten(2).transpose(1, 2)
-        x = torch.cat([self.before.expand(len(x), -1, -1), x, self.after.expand(len(x), -1, -1)], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.last(x)[:, 0]
 
 
 @pytest.fixture(autouse=True)
