@@ -23,7 +23,6 @@ from ..errors import DataError, NetworkError
 from ..explain.grad_weights import direction, grad_weights, weigh
 from ..explain.weighting import WEIGHTINGS
 from ..nets import layers, receptive_field
-from ..nets.embedding import EmbeddingNet
 from ..nets.inference import Embedded, tensor_batches
 from ..nets.network import Network
 from ..utils.clock import now
@@ -183,15 +182,14 @@ class Build:
         """Compute the channel weights (n, K) of a shard's images."""
         weights = np.empty((len(indices), self.net.channels), dtype=np.float32)
         method = self.options.method
-        pooled_form = WEIGHTINGS[method].pooled is not None and isinstance(self.net, EmbeddingNet)
+        head = None if WEIGHTINGS[method].pooled is None else self.net.head_of_means()
         with layers.evaluating(self.net):
-            if pooled_form and "pooled" in (seen := self.embedded.read(number)):
-                assert isinstance(self.net, EmbeddingNet)
+            if head is not None and "pooled" in (seen := self.embedded.read(number)):
                 cells = self.net.map_size[0] * self.net.map_size[1]
                 for start in range(0, len(indices), self.options.batch_size):
                     part = slice(start, start + self.options.batch_size)
                     vectors = torch.from_numpy(seen["pooled"][part]).to(self.net.device)
-                    weights[part] = _of_pooled(self.net, vectors, self.directions(indices[part]), method, cells)
+                    weights[part] = _of_means(head, vectors, self.directions(indices[part]), method, cells)
                     count(len(vectors))
             elif len(indices):
                 # The head needs whole feature maps: a second pass computes them again instead of storing them.
@@ -326,6 +324,8 @@ class Build:
         return Partners(self.labels, names, self.options.pairs, self.options.seed)
 
 
-def _of_pooled(net: EmbeddingNet, pooled: Tensor, directions: Tensor, method: str, cells: int) -> NDArray[np.float32]:
-    embed: Callable[[Tensor], Tensor] = lambda maps: net.head_embed(maps[:, :, 0, 0])  # noqa: E731
-    return np.asarray(grad_weights(embed, pooled[:, :, None, None], directions, method, cells=cells).cpu())
+def _of_means(
+    head: Callable[[Tensor], Tensor], means: Tensor, directions: Tensor, method: str, cells: int
+) -> NDArray[np.float32]:
+    embed: Callable[[Tensor], Tensor] = lambda maps: head(maps[:, :, 0, 0])  # noqa: E731
+    return np.asarray(grad_weights(embed, means[:, :, None, None], directions, method, cells=cells).cpu())

@@ -25,7 +25,6 @@ from ..explain.maps import combine, fuse, place
 from ..explain.transfer import TRANSFERS
 from ..gradient import WEIGHTINGS, GradCAM, TripletMargin
 from ..nets import layers
-from ..nets.embedding import EmbeddingNet
 from ..nets.inference import Embedded
 from ..nets.network import Network
 from .asking import of_explainer as ask_explainer
@@ -191,9 +190,9 @@ def of_gallery(net: Network, db: WeightDatabase, gallery: Gallery) -> list[Metho
     for count in (c for c in _CLUSTERS if c != db.clusters and 3 * c <= len(gallery.embedded.kept)):
         other = rebuilt(net, db, gallery.samples, clusters=count, refinement=False, embedded=gallery.embedded)
         methods.append(of_explainer(f"cluster, {count} clusters", Explainer(net, other, transfer="cluster")))
+    if net.decomposable:
+        methods.append(Method("nearest class's proxy, closed form", _closed_form(net, db, gallery)))
     if gallery.embedded.pooled is not None:
-        if isinstance(net, EmbeddingNet):
-            methods.append(Method("nearest class's proxy, closed form", _closed_form(net, db, gallery)))
         methods.append(Method("channel-wise similarity (after SFAM)", _channelwise(net, db, gallery)))
     return methods
 
@@ -243,21 +242,19 @@ def _proxy(net: Network, db: WeightDatabase, gallery: Gallery) -> Explain:
     return explain
 
 
-def _closed_form(net: EmbeddingNet, db: WeightDatabase, gallery: Gallery) -> Explain:
-    """Compute what EmbeddingCAM computes without its backward pass, from the linear head."""
+def _closed_form(net: Network, db: WeightDatabase, gallery: Gallery) -> Explain:
+    """Compute what EmbeddingCAM computes without its backward pass, from the cells' embeddings."""
     proxies = gallery.proxies().to(net.device)
 
     @torch.inference_mode()
     def explain(images: Tensor, _: NDArray[np.int64]) -> Explanation:
         with layers.evaluating(net):
-            activations = net.activations(images)
-        assert activations.vector is not None
-        embeddings = activations.embeddings
+            seen = net.activations(images)
+            cells, embeddings = net.cells(seen), seen.embeddings
         gradient = proxies[(embeddings @ proxies.to(embeddings).T).argmax(dim=1)].to(embeddings)
         if net.metric == "cosine":  # the gradient through the normalisation is orthogonal to the embedding
             gradient = gradient - embeddings * (embeddings * gradient).sum(dim=1, keepdim=True)
-        weights, _constants = net.head_along(activations.vector, gradient)
-        return _placed(combine(activations.maps, weights), db, images)
+        return _placed(combine(cells.embeddings, gradient), db, images)
 
     return explain
 

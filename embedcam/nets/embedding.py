@@ -81,10 +81,9 @@ class EmbeddingNet(Network):
         """The backbone, whose layers have torchvision's names."""
         return self.backbone
 
-    def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Embed images; the input of the head is the backbone's output (B, F)."""
-        vector = self.backbone(images)
-        return self.head_embed(vector), vector
+    def embed(self, images: Tensor) -> Tensor:
+        """Embed images."""
+        return self.head_embed(self.backbone(images))
 
     def head_embed(self, vector: Tensor) -> Tensor:
         """Compute embeddings from the backbone's output.
@@ -97,38 +96,6 @@ class EmbeddingNet(Network):
         """
         embeddings: Tensor = self.head(layers.as_input(self.head, vector)).float()
         return functional.normalize(embeddings) if self.metric == "cosine" else embeddings
-
-    def head_along(self, vectors: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Linearise the head at given vectors, along directions of the embedding space.
-
-        Before normalising, direction . head(u) = weights . u + constant: everywhere for a linear head, and for a head
-        with a hidden layer wherever the same units are active. No gradient is computed.
-
-        Args:
-            vectors: Inputs of the head, float32 (B, F) or (1, F).
-            directions: float32 (B, D).
-
-        Returns:
-            Weights, float32 (B, F), and constants, float32 (B,).
-
-        Raises:
-            NetworkError: If the head was replaced by one with other layers.
-        """
-        match list(self.head) if isinstance(self.head, nn.Sequential) else [self.head]:
-            case [nn.Linear() as last]:
-                weights, constants = _along(last, directions)
-            case [nn.Linear() as first, nn.ReLU(), nn.Linear() as last]:
-                active = first(layers.as_input(first, vectors)) > 0
-                hidden, constants = _along(last, directions)
-                weights, inner = _along(first, hidden * active)
-                constants = constants + inner
-            case parts:
-                kinds = ", ".join(type(part).__name__ for part in parts)
-                raise NetworkError(
-                    f"the head of {self.architecture} is {kinds}; it must be one linear layer, or two with a ReLU "
-                    "between them"
-                )
-        return weights, constants
 
     def config(self) -> dict[str, Any]:
         """Return the configuration from which `load` builds this network.
@@ -219,12 +186,6 @@ class EmbeddingNet(Network):
                 f"{path} does not match its own configuration: {' '.join(str(error).split())}; "
                 "train or export the network again"
             ) from error
-
-
-def _along(layer: nn.Linear, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weights (B, F) and constants (B,) with direction . layer(u) = weights . u + constant."""
-    bias = torch.zeros_like(directions) if layer.bias is None else layer.bias.float()
-    return directions @ layer.weight.float(), (directions * bias).sum(dim=1)
 
 
 def _require_plausible(path: Path, config: dict[str, Any]) -> None:

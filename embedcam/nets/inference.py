@@ -155,39 +155,20 @@ def embed(
         DataError: If no image can be read, or one cannot and `strict` is set.
     """
     kept, embeddings, vectors = (Gathered(len(samples)) for _ in range(3))
-    # Stays on the device until the end: reading it per batch would make the host wait once more for each.
-    all_pooled = torch.tensor(pooled, device=net.device)
+    pooled = pooled and net.head_of_means() is not None
     with layers.evaluating(net), torch.inference_mode():
         loaded = tensor_batches(net, samples, batch_size, what, strict=strict, workers=workers, count=count)
         for indices, images in loaded:
             seen = net.activations(images)
             columns = [seen.embeddings]
-            if pooled and seen.vector is not None and seen.vector.shape == seen.maps.shape[:2]:
-                all_pooled &= is_pooled(seen.vector, seen.maps.mean(dim=(2, 3)))
-                columns.append(seen.vector.float())
+            if pooled:
+                columns.append(seen.maps.mean(dim=(2, 3)))
             dim = seen.embeddings.shape[1]
             on_host = torch.cat(columns, dim=1).cpu().numpy()  # one copy per batch
             kept.add(indices)
             embeddings.add(on_host[:, :dim])
-            if len(columns) > 1:
+            if pooled:
                 vectors.add(on_host[:, dim:])
     if not len(kept):
         raise DataError(f"none of the {len(samples)} images can be read; see the warnings above")
-    has_vectors = len(vectors) == len(kept) and bool(all_pooled)
-    return Embedded(kept.result(), embeddings.result(), vectors.result() if has_vectors else None)
-
-
-def is_pooled(vector: Tensor, means: Tensor) -> Tensor:
-    """Test whether the input of the head is the mean of each channel, so that one vector represents a whole map.
-
-    Args:
-        vector: Input of the head (B, F), in the number type in which it was computed.
-        means: Mean of each feature map, float32 (B, K).
-
-    Returns:
-        bool (), True if they are equal up to rounding; on their device, without waiting for it.
-    """
-    if vector.shape != means.shape:
-        return torch.tensor(False)
-    tolerance = max(1e-4, 4 * torch.finfo(vector.dtype).eps)
-    return torch.isclose(vector.float(), means, rtol=tolerance, atol=1e-6).all()
+    return Embedded(kept.result(), embeddings.result(), vectors.result() if pooled else None)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from ..errors import LayerError, NetworkError
 from . import layers
 from .cells import Cells
 from .heads.head import Head
+from .heads.means import of_means
 from .heads.tape import Tape
 from .layout import Reading
 from .passes import in_channels, noise
@@ -34,8 +36,6 @@ class Activations(NamedTuple):
     Attributes:
         maps: Feature maps, float32 (B, K, h, w), a copy.
         embeddings: float32 (B, D), of length 1 if the metric is cosine.
-        vector: The input of the head (B, F), in the number type in which it was computed; None if the network has no
-            separate head.
         fine: Feature maps of a second layer, float32 (B, K', h', w'), a copy; None if no second layer was asked for.
         tape: What was computed after the feature layer, for `Network.cells`; None if the network is known to have no
             cell embeddings.
@@ -43,7 +43,6 @@ class Activations(NamedTuple):
 
     maps: Tensor
     embeddings: Tensor
-    vector: Tensor | None
     fine: Tensor | None = None
     tape: Tape | None = None
 
@@ -81,14 +80,14 @@ class Network(nn.Module, ABC):
         """The module in which layer names are looked up."""
 
     @abstractmethod
-    def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def embed(self, images: Tensor) -> Tensor:
         """Embed images.
 
         Args:
             images: (B, 3, H, W), normalised, of the network's device and number type.
 
         Returns:
-            Embeddings, float32 (B, D), and the input of the head (B, F) or None.
+            float32 (B, D), whatever the number type of the network; of length 1 if the metric is cosine.
 
         Raises:
             NetworkError: If a module does not return embeddings.
@@ -103,7 +102,7 @@ class Network(nn.Module, ABC):
         Returns:
             float32 (B, D), whatever the number type of the network; of length 1 if the metric is cosine.
         """
-        return self.embed(layers.as_input(self, images))[0]
+        return self.embed(layers.as_input(self, images))
 
     @property
     def layer(self) -> str:
@@ -135,12 +134,12 @@ class Network(nn.Module, ABC):
         captured = {name: layers.resolve(self.body, name) for name in (self._layer, fine) if name is not None}
         tape = None if isinstance(self._head, str) else Tape(captured[self._layer])
         with layers.capture(captured) as grabbed, tape or contextlib.nullcontext():
-            embeddings, vector = self.embed(layers.as_input(self, images))
+            embeddings = self.embed(layers.as_input(self, images))
         for name in captured:
             if name not in grabbed:
                 raise LayerError(f"layer {name!r} did not run; choose one on the way to the embedding")
         maps = {name: self.as_maps(output, images, name).float() for name, output in grabbed.items()}
-        return Activations(maps[self._layer], embeddings, vector, maps[fine] if fine is not None else None, tape)
+        return Activations(maps[self._layer], embeddings, maps[fine] if fine is not None else None, tape)
 
     def cells(self, seen: Activations) -> Cells:
         """Decompose embeddings over the cells of the feature layer, without a backward pass.
@@ -179,6 +178,20 @@ class Network(nn.Module, ABC):
     def decomposable(self) -> bool:
         """Whether `cells` gives cell embeddings of the feature layer that add up to the embedding; measured once."""
         return isinstance(self._measured_head(), Head)
+
+    def head_of_means(self) -> Callable[[Tensor], Tensor] | None:
+        """Measure whether the network sees only the mean of each feature map; its parameters may have changed since.
+
+        Returns:
+            From means (B, K) to embeddings (B, D), differentiable; None if the network sees more.
+        """
+        with layers.evaluating(self), torch.no_grad():
+            images = noise(self.body, self.preprocess.input_size, 1)
+            seen, other = self.activations(images), self.activations(-images)
+            head = None if seen.tape is None else of_means(seen.tape, seen.maps, seen.embeddings)
+            if head is None or not torch.allclose(head(other.maps.mean(dim=(2, 3))), other.embeddings, atol=1e-3):
+                return None
+        return head
 
     def _measured_head(self) -> Head | str:
         """Measure the head on noise; return the reason if it gives no cell embeddings."""

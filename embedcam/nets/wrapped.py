@@ -52,8 +52,8 @@ class WrappedNet(Network):
         """The user's module."""
         return self.module
 
-    def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Embed images; the input of the module's head is unknown, so it is None."""
+    def embed(self, images: Tensor) -> Tensor:
+        """Embed images."""
         embeddings = self._select(self.module(images))
         if not isinstance(embeddings, Tensor) or embeddings.ndim != 2 or embeddings.shape[0] != images.shape[0]:
             got = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
@@ -62,7 +62,7 @@ class WrappedNet(Network):
                 "choose the right part of its output with wrap(..., output=...)"
             )
         embeddings = embeddings.float()  # before normalising: in half precision, lengths are off by 0.1 %
-        return (functional.normalize(embeddings) if self.metric == "cosine" else embeddings), None
+        return functional.normalize(embeddings) if self.metric == "cosine" else embeddings
 
     def _select(self, output: Any) -> Any:
         if callable(self._output):

@@ -106,11 +106,14 @@ def test_triplets_of_weightings_that_are_not_linear_are_drawn(net, folder):
 @pytest.mark.parametrize("method", ["gradcam", "gradcam++", "gradcam++-exact", "gradcam++-elementwise"])
 def test_the_short_way_of_pooled_heads_gives_what_whole_feature_maps_give(net, folder, method):
     short = built(net, folder, method=method)
-    module = embedcam.wrap(net, "backbone.features", preprocess=net.preprocess)  # its head is not known
+    module = embedcam.wrap(net, "backbone.features", preprocess=net.preprocess)
+    wrapped = built(module, folder, method=method)
+    module.head_of_means = lambda: None
     long = built(module, folder, method=method)
 
     assert embed(module, load(f"folder:{folder}", "train")).pooled is None
     assert embed(net, load(f"folder:{folder}", "train")).pooled is not None
+    np.testing.assert_allclose(wrapped.weights_mean, short.weights_mean, atol=1e-6)
     scale = np.abs(short.weights_mean).max()
     np.testing.assert_allclose(short.weights_mean, long.weights_mean, atol=1e-5 * scale)
 

@@ -129,6 +129,11 @@ def test_embeddingcam_explains_the_similarity_to_the_most_similar_proxy(setting,
     np.testing.assert_allclose(found.heatmaps, expected.heatmaps, atol=1e-5)
     closed = {method.name: method for method in of_gallery(net, db, gallery)}
     found = closed["nearest class's proxy, closed form"].explain(images, INDICES)
+    with torch.no_grad():  # along the gradient of the similarity, which is orthogonal to the embedding
+        seen, proxy = net.activations(images), torch.from_numpy(proxies[nearest]).float()
+        gradient = proxy - seen.embeddings * (seen.embeddings * proxy).sum(dim=1, keepdim=True)
+        raw = torch.einsum("bd,bdhw->bhw", gradient, net.cells(seen).embeddings).clamp(min=0)
+    expected = Explanation.of(place(raw, db.geometry, (SIZE, SIZE)).numpy())
     np.testing.assert_allclose(found.heatmaps, expected.heatmaps, atol=1e-4)
 
 

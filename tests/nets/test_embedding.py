@@ -177,27 +177,3 @@ def test_the_maps_are_a_copy():
     with torch.inference_mode():
         maps = net.activations(IMAGES).maps
     assert np.asarray(maps).min() < 0
-
-
-@pytest.mark.parametrize("hidden", [None, 9])
-def test_the_head_along_a_direction_is_what_autograd_says(hidden):
-    torch.manual_seed(2)
-    net = EmbeddingNet("tiny", 5, hidden=hidden, image_size=32).eval()
-    vectors, directions = torch.randn(4, net.channels, requires_grad=True), torch.randn(4, 5)
-    along = (net.head(vectors) * directions).sum(dim=1)
-    (gradient,) = torch.autograd.grad(along.sum(), vectors)
-    with torch.no_grad():
-        weights, constants = net.head_along(vectors, directions)
-        one, _ = net.head_along(vectors[:1], directions)
-        first, _ = net.head_along(vectors[:1].expand(4, -1), directions)
-
-    torch.testing.assert_close(weights, gradient)
-    torch.testing.assert_close((weights * vectors).sum(dim=1) + constants, along)
-    torch.testing.assert_close(one, first)
-
-
-def test_a_head_of_another_kind_is_not_a_linear_map():
-    net = EmbeddingNet("tiny", 5, image_size=32)
-    net.head = torch.nn.Sequential(torch.nn.Linear(net.channels, 5), torch.nn.Tanh())
-    with pytest.raises(NetworkError, match="the head of tiny is Linear, Tanh; it must be one linear layer"):
-        net.head_along(torch.zeros(1, net.channels), torch.zeros(1, 5))
