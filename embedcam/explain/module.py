@@ -163,7 +163,8 @@ class ExplainerModule(nn.Module):
         finite = embeddings.square().sum(dim=1) < torch.finfo(torch.float32).max / 16
         lookup = self.look_up(torch.where(finite[:, None], embeddings, 0.0), size, exemplars)
         asked = lookup if question is None else self.look_up(question.target, size, exemplars)
-        maps, geometry = self._map(seen.maps, asked, 0), self._geometry(self.database.geometry, seen.maps, size)
+        cells = self.database.geometry.denser(self.net.density)
+        maps, geometry = self._map(seen.maps, asked, 0), self._geometry(cells, seen.maps, size)
         if self.fusion is not None:
             assert seen.fine is not None
             self._require_channels(seen.fine)

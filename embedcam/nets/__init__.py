@@ -6,6 +6,7 @@ from ..utils import lazy
 
 if TYPE_CHECKING:
     from .catalog import NETWORKS, NetworkFamily, NetworkOptions, load_network
+    from .dense import DenseNet
     from .embedding import EmbeddingNet
     from .network import Activations, Network
     from .wrapped import WrappedNet, wrap
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NETWORKS",
     "Activations",
+    "DenseNet",
     "EmbeddingNet",
     "Network",
     "NetworkFamily",
@@ -28,6 +30,7 @@ __getattr__, __dir__ = lazy.attach(
     {
         "NETWORKS": ".catalog",
         "Activations": ".network",
+        "DenseNet": ".dense",
         "EmbeddingNet": ".embedding",
         "Network": ".network",
         "NetworkFamily": ".catalog",

@@ -20,6 +20,18 @@ class Geometry:
     cell_stride: tuple[float, float]
     first_cell_center: tuple[float, float]
 
+    def denser(self, density: tuple[int, int]) -> Geometry:
+        """Return the geometry with more cells between these.
+
+        Args:
+            density: (y, x) cells for one of these.
+
+        Returns:
+            The geometry with the same first cell.
+        """
+        (y, x), (rows, columns) = self.cell_stride, density
+        return Geometry((y / rows, x / columns), self.first_cell_center)
+
     @classmethod
     def stretch(cls, map_size: tuple[int, int], input_size: tuple[int, int]) -> Geometry:
         """Return the geometry of cells that tile the image evenly, as in a plain bilinear resize.

@@ -39,12 +39,15 @@ class Activations(NamedTuple):
         fine: Feature maps of a second layer, float32 (B, K', h', w'), a copy; None if no second layer was asked for.
         tape: What was computed after the feature layer, for `Network.cells`; None if the network is known to have no
             cell embeddings.
+        phases: What the feature layer returned for each offset of strides that are undone, see `DenseNet`; None for
+            other networks.
     """
 
     maps: Tensor
     embeddings: Tensor
     fine: Tensor | None = None
     tape: Tape | None = None
+    phases: tuple[Tensor, ...] | None = None
 
 
 class Network(nn.Module, ABC):
@@ -141,11 +144,13 @@ class Network(nn.Module, ABC):
         maps = {name: self.as_maps(output, images, name).float() for name, output in grabbed.items()}
         return Activations(maps[self._layer], embeddings, maps[fine] if fine is not None else None, tape)
 
-    def cells(self, seen: Activations) -> Cells:
+    def cells(self, seen: Activations, output: Tensor | None = None) -> Cells:
         """Decompose embeddings over the cells of the feature layer, without a backward pass.
 
         Args:
             seen: Of `activations`.
+            output: What else the feature layer might have returned: its cells are taken in place of those that were
+                seen, and everything that is held is held at its value in `seen`.
 
         Returns:
             What each cell adds, and what none of them adds.
@@ -155,7 +160,7 @@ class Network(nn.Module, ABC):
         """
         head = self.require_decomposable()
         assert seen.tape is not None
-        return head.cells(seen.tape, seen.embeddings, (seen.maps.shape[2], seen.maps.shape[3]))
+        return head.cells(seen.tape, seen.embeddings, (seen.maps.shape[2], seen.maps.shape[3]), output)
 
     def require_decomposable(self) -> Head:
         """Measure what follows the feature layer, once.
@@ -319,6 +324,11 @@ class Network(nn.Module, ABC):
     def dim(self) -> int:
         """Number D of dimensions of the embedding."""
         return self._measure()[3]
+
+    @property
+    def density(self) -> tuple[int, int]:
+        """How many cells (y, x) there are for one of those that the head sees; (1, 1) unless strides are undone."""
+        return 1, 1
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ import torch
 
 import embedcam
 from embedcam.explain.explanation import Outputs
+from embedcam.nets import DenseNet
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)).numpy()
 
@@ -66,3 +67,14 @@ def test_a_cluster_of_one_image_holds_that_image_typical(spread):
     assert explain(IMAGES).cluster[0] == 2
     assert explain(IMAGES).typicality[0] == 1
     assert_same(explainer(IMAGES), explain(IMAGES))
+
+
+@torch.inference_mode()
+def test_denser_cells_lie_between_the_old_ones(spread):
+    net, database = spread
+    plain, dense = (
+        embedcam.Explainer(each, database, fused=False).module.fixed(None, at_image_size=False)(torch.as_tensor(IMAGES))
+        for each in (net, DenseNet(net))
+    )
+    assert torch.allclose(dense.raw[:, ::2, ::2], plain.raw, atol=1e-5)
+    assert torch.equal(dense.embedding, plain.embedding)

@@ -16,6 +16,7 @@ from embedcam.data.preprocess import Preprocess
 from embedcam.errors import DatabaseError, DataError, NetworkError
 from embedcam.explain.explanation import Outputs
 from embedcam.explain.module import ExplainerModule
+from embedcam.nets import DenseNet
 from embedcam.nets.network import Network
 from embedcam.onnx import export as export_module
 from embedcam.onnx.export import export
@@ -183,3 +184,12 @@ class _Counting(Network):
         maps = self.conv(images).relu()
         vector = maps.mean(dim=(2, 3)) if float(maps.detach().sum()) > 1e-3 else maps.amax(dim=(2, 3))
         return torch.nn.functional.normalize(vector), vector
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_denser_cells_are_exported(spread, tmp_path, dynamic):
+    net, database = spread
+    explainer = embedcam.Explainer(DenseNet(net), database, fused=False)
+    report = export(explainer, tmp_path / "dense.onnx", heatmap="map", dynamic=dynamic)
+    assert report.map_difference <= 1e-4
+    assert embedcam.OnnxExplainer(report.path).record.geometry == database.geometry.denser((2, 2))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch import Tensor
 from ...errors import NetworkError
 from ..cells import Cells
 from .states import State, measure
-from .tape import Tape
+from .tape import Node, Tape, mapped
 from .terms import Terms
 
 # Largest difference between the embedding and the sum over its cells, relative to the embedding's largest number.
@@ -77,13 +79,14 @@ class Head:
         same = self._names == other._names and self._states == other._states
         return Head(self._names, self._states, None) if same else self
 
-    def cells(self, tape: Tape, embeddings: Tensor, size: tuple[int, int]) -> Cells:
+    def cells(self, tape: Tape, embeddings: Tensor, size: tuple[int, int], output: Tensor | None = None) -> Cells:
         """Decompose the embeddings of a forward pass.
 
         Args:
             tape: Of the forward pass.
             embeddings: (B, D) as returned by the network.
             size: (h, w) of the feature maps.
+            output: As for `Network.cells`.
 
         Returns:
             Cell embeddings.
@@ -99,6 +102,8 @@ class Head:
         nodes = tape.path(embeddings)
         if nodes is None or [node.name for node in nodes] != self._names:
             raise NetworkError("for these images, the network runs other functions than for noise")
+        if output is not None:
+            nodes = self._replayed(nodes, output)
         count = size[0] * size[1]
         device = embeddings.device.type
         # Only where it is needed, since it becomes an operator of its own in exported graphs.
@@ -108,6 +113,24 @@ class Head:
         if self._pooled:  # every cell has an equal part of the head's biases
             cells, rest = cells + rest, torch.zeros_like(rest)
         return Cells(cells.movedim(0, 2).unflatten(2, size), rest)
+
+    def _replayed(self, nodes: list[Node], output: Tensor) -> list[Node]:
+        """Compute local values again from another output of the feature layer; all others stay."""
+        if any(state.kind == "rows" for state in self._states):
+            raise NetworkError("attention, which follows it, weighs only the cells that it saw")
+        replayed: dict[Node, Node] = {}
+
+        def swapped(leaf: Any) -> Any:
+            return replayed[leaf] if isinstance(leaf, Node) else leaf
+
+        for node, state in zip(nodes, self._states, strict=True):
+            own = replace(node, args=mapped(node.args, swapped), kwargs=mapped(node.kwargs, swapped))
+            if node.function is None:
+                own.value = output
+            elif state.kind == "local":
+                own.value = own.call(lambda leaf: leaf.value.clone() if isinstance(leaf, Node) else leaf)
+            replayed[node] = own
+        return list(replayed.values())
 
     @property
     def _pooled(self) -> bool:
