@@ -93,7 +93,7 @@ class Answer(Explanation):
         return scaled
 
     def signed_overlay(self, images: Any, *, alpha: float = 0.7) -> list[NDArray[np.uint8]]:
-        """Draw the evidence over the images: orange for, blue against.
+        """Draw the evidence over the images in grey: orange for, blue against.
 
         Args:
             images: As for `overlay`.

@@ -64,7 +64,7 @@ def overlay(
 
 
 def overlay_signed(image: NDArray[np.uint8], signed: ArrayLike, alpha: float = 0.7) -> NDArray[np.uint8]:
-    """Draw evidence over a picture: orange for, blue against, and the picture where there is none.
+    """Draw evidence over the grey picture: orange for, blue against, and nothing where there is none.
 
     Args:
         image: uint8 (H, W, 3) RGB.
@@ -83,8 +83,8 @@ def overlay_signed(image: NDArray[np.uint8], signed: ArrayLike, alpha: float = 0
     values = np.asarray(signed, dtype=np.float32)
     check_heatmap(np.abs(values))
     values = _resized(values, image)[..., None]
-    pixels = image.astype(np.float32)
-    pixels += np.float32(alpha) * np.abs(values) * (np.where(values > 0, _FOR, _AGAINST) - pixels)
+    pixels = np.asarray(Image.fromarray(image).convert("L").convert("RGB"), dtype=np.float32)
+    pixels = pixels + np.float32(alpha) * np.abs(values) * (np.where(values > 0, _FOR, _AGAINST) - pixels)
     return np.rint(pixels).clip(0, 255).astype(np.uint8)
 
 

@@ -61,7 +61,7 @@ def test_a_normalised_network_input_is_refused():
         overlay(np.zeros((3, 8, 8), np.float32), np.zeros((8, 8)))
 
 
-def test_evidence_for_is_orange_against_is_blue_and_none_leaves_the_picture():
+def test_evidence_for_is_orange_against_is_blue_on_the_grey_picture():
     grey = np.full((2, 3, 3), 100, dtype=np.uint8)
     drawn = overlay_signed(grey, np.array([[1, 0, -1], [0.5, 0, -0.5]]), alpha=0.5)
     np.testing.assert_array_equal(drawn[0], [[178, 120, 50], [100, 100, 100], [60, 90, 178]])
