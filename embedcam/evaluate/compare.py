@@ -17,8 +17,9 @@ from ..builder.triplets import DRAWS, ClassSums, Partners
 from ..data.samples import Samples
 from ..database.record import top_channels
 from ..database.weight_database import WeightDatabase
-from ..errors import DatabaseError
+from ..errors import DatabaseError, NetworkError
 from ..explain import Explainer
+from ..explain.explainer import CELLS
 from ..explain.explanation import Explanation
 from ..explain.grad_weights import direction, weigh
 from ..explain.maps import combine, fuse, place
@@ -91,7 +92,7 @@ def of_explainer(name: str, explainer: Explainer, *, default: bool = False) -> M
         The row.
     """
     # Nothing stands for an embedding's nearest exemplars where it is asked for another one.
-    asks = {} if explainer.module.transfer.exemplars else dict.fromkeys(BY, ask_explainer(explainer))
+    asks = {} if explainer.module.exemplars else dict.fromkeys(BY, ask_explainer(explainer))
     return Method(name, lambda images, _: explainer(images), default=default, asks=asks)
 
 
@@ -107,14 +108,14 @@ def transfers(net: Network, db: WeightDatabase) -> list[Method]:
         with a plain resize, and with fewer and more channels. A transfer for which the database lacks something, such
         as exemplars, is left out.
     """
-    options: dict[str, dict[str, Any]] = {name: {"transfer": name} for name in TRANSFERS}
+    options: dict[str, dict[str, Any]] = {name: {"transfer": name} for name in (CELLS, *TRANSFERS)}
     options["cluster, plain resize"] = {"transfer": "cluster", "placement": "stretch"}
     methods = []
     for layers_used in ("", ", two layers") if db.fusion is not None else ("",):
         for name, chosen in options.items():
             try:
                 explainer = Explainer(net, db, fused=bool(layers_used), **chosen)
-            except DatabaseError as error:
+            except (DatabaseError, NetworkError) as error:
                 logger.info("transfer %r is left out of the comparison: %s", name, error)
             else:
                 methods.append(of_explainer(f"{name}{layers_used}", explainer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..database.neighbors import Neighbors, searchable
 from ..database.record import NetworkRecord
 from ..database.weight_database import WeightDatabase
-from ..errors import DatabaseError, LayerError
+from ..errors import DatabaseError, LayerError, NetworkError
 from ..nets import layers
 from ..nets.network import Activations, Network
 from .answer import Answer
@@ -28,22 +29,28 @@ from .question import Question, Reference
 from .references import References
 from .transfer import TRANSFERS
 
+logger = logging.getLogger("embedcam")
+
 PRESETS = ("default", "paper")
+# The method that asks the cells; all others are in the registry `TRANSFERS`.
+CELLS = "cells"
 
 
 class Explainer:
-    """Weight transfer: stored channel weights of the training images near an image make its heat map.
+    """Heat maps from one forward pass: which cells say that an image belongs to its cluster.
 
-    By default, the weights of the nearest clusters are mixed by distance and contrasted with the mean over all
-    clusters, and the maps of two layers are multiplied. The preset "paper" is the published method: the nearest
-    cluster's weights, one layer, a plain resize. Other arguments override the preset; with `transfer`, one layer is
-    used unless `fused` is set.
+    By default, each cell of the feature layer is asked by its own embedding whether it belongs to the image's cluster
+    rather than to another, see `Belonging`, and the heat is spread to the cells of a finer layer. Where the embedding
+    is no sum over cells, stored channel weights are transferred: those of the nearest clusters are mixed by distance
+    and contrasted with the mean over all clusters. The preset "paper" is the published method: the nearest cluster's
+    weights, one layer, a plain resize. Other arguments override the preset; with `transfer`, one layer is used unless
+    `fused` is set.
 
     Args:
         net: The network; its parameters are shared, its mode and feature layer are left as they are.
         database: Built for this network, or the path of its file.
         preset: "default" or "paper".
-        transfer: One of the registry `TRANSFERS`.
+        transfer: "cells", or one of the registry `TRANSFERS`.
         fused: Multiply the maps of the feature layer with those of the database's finer layer.
         explain_size: Side in pixels of `preprocess`; if None, the one that the database records as best.
         placement: "receptive-field" puts each cell at the centre of its receptive field; "stretch" is a bilinear
@@ -56,6 +63,7 @@ class Explainer:
 
     Raises:
         DatabaseError: If the database was built for another network, or lacks what the transfer needs.
+        NetworkError: If the cells are to be asked, and the embedding is no sum over them.
 
     Source:
         Chen et al. 2020, Adapting Grad-CAM for Embedding Networks (arXiv 2001.06538), section 4.
@@ -84,17 +92,22 @@ class Explainer:
         placement = placement or ("stretch" if paper else "receptive-field")
         if placement not in PLACEMENTS:
             raise DatabaseError(f"unknown placement {placement!r}; use one of {', '.join(PLACEMENTS)}")
-        self.transfer = transfer or ("cluster" if paper else "soft-contrast")
+        # The published method explains images at the size that the network was trained at.
+        refinement = db.refinement if preset == "default" and transfer is None else None
+        net = _at_layer(net, db)
+        if transfer is None:
+            transfer = "cluster" if paper else _default_transfer(net)
+        elif transfer == CELLS:
+            require_decomposable(net)
+        self.transfer = transfer
         self.module = ExplainerModule(
-            _at_layer(net, db),
+            net,
             db,
-            TRANSFERS[self.transfer](db),
+            None if transfer == CELLS else TRANSFERS[transfer](db),
             fused=fused,
             placement=placement,
             autocast=autocast,
         )
-        # The published method explains images at the size that the network was trained at.
-        refinement = db.refinement if preset == "default" and transfer is None else None
         best = self.net.preprocess.input_size if refinement is None else refinement.input_size
         size = best if explain_size is None else (explain_size, explain_size)
         self.preprocess = self.net.preprocess.resized_to(size)
@@ -186,7 +199,7 @@ class Explainer:
             target = towards.choose(embeddings, self.net.metric)
             other = None if versus is None else versus.choose(embeddings, self.net.metric)
             question = Question(target.embeddings, None if other is None else other.embeddings, target.clusters)
-            count = self.module.transfer.exemplars
+            count = self.module.exemplars
             exemplars = self._search(target.embeddings.cpu().numpy(), count) if count else None
             outputs = self.module.explain(seen, _size(images), _tensor(exemplars, images), question)
             similarity, *parts = _on_host(self.module.answer(seen, _size(images), question))
@@ -200,7 +213,7 @@ class Explainer:
 
     @torch.inference_mode()
     def channel_weights(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Look up the channel weights that explain images.
+        """Look up the channel weights that are stored for images like these.
 
         Args:
             images: (B, 3, H, W), normalised, on the network's device.
@@ -211,13 +224,14 @@ class Explainer:
         seen, exemplars = self._run(images)
         with _full_precision(images):
             lookup = self.module.look_up(seen.embeddings.float(), _size(images), _tensor(exemplars, images))
-            return seen.maps.float(), self.module.transfer(lookup, 0)
+            transfer = self.module.transfer or TRANSFERS["soft-contrast"](self.database).to(images.device)
+            return seen.maps.float(), transfer(lookup, 0)
 
     def _run(self, images: Tensor) -> tuple[Activations, NDArray[np.int64] | None]:
         """Run the network, and search exemplars where the transfer needs them."""
         with layers.evaluating(self.net, self._modules):
             seen = self.module.run(images)
-        count = self.module.transfer.exemplars
+        count = self.module.exemplars
         return seen, self._search(seen.embeddings.float().cpu().numpy(), count) if count else None
 
     def to(self, device: torch.device | str) -> Explainer:
@@ -263,6 +277,15 @@ class Explainer:
         assert exemplars is not None
         label = int(exemplars.label[index])
         return exemplars.path[index], names[label] if names is not None and label >= 0 else None
+
+
+def _default_transfer(net: Network) -> str:
+    try:
+        net.require_decomposable()
+    except NetworkError as error:
+        logger.info("stored channel weights are transferred, since %s", error)
+        return "soft-contrast"
+    return CELLS
 
 
 def _on_host(outputs: Iterable[Tensor]) -> list[Tensor]:

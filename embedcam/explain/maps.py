@@ -16,6 +16,7 @@ from ..nets.geometry import PIXELS, Geometry
 PLACEMENTS = ("receptive-field", "stretch")
 # Percent of a fused map's cells that are clipped to one level; chosen on training images, see docs/heat-maps.md.
 CLIPPED = 3
+TINY = float(np.finfo(np.float32).tiny)
 
 
 def combine(maps: Any, weights: Any) -> Any:
@@ -125,6 +126,32 @@ def fuse(coarse: Any, fine: Any) -> Any:
     return product.where((level == 0) | (product < level), level)
 
 
+def spread(heat: Any, features: Any) -> Any:
+    """Spread heat to the cells of a finer layer whose features go together with it.
+
+    The covariance w of the finer features with the heat is the direction in which hot cells differ from the others;
+    cells are mapped by the positive part of their features along w. A second round starts from the product of both
+    maps. More rounds would approach the first principal component, which does not depend on the heat.
+
+    Args:
+        heat: (B, h, w) tensor, not negative: the map of the later layer, placed onto the finer cells.
+        features: (B, K, h, w) tensor, the finer layer's maps.
+
+    Returns:
+        (B, h, w) in [0, 1].
+    """
+    flat = features.flatten(2)
+    mean = flat.mean(dim=2, keepdim=True)
+    spread = hot = heat.flatten(1)
+    for _ in range(2):
+        shares = spread / spread.sum(dim=1, keepdim=True).clip(min=TINY)
+        along = flat @ shares[:, :, None] - mean
+        fine = (along.transpose(1, 2) @ (flat - mean)).squeeze(dim=1).clip(min=0)
+        fine = fine / fine.amax(dim=1, keepdim=True).clip(min=TINY)
+        spread = hot * fine
+    return fine.reshape(heat.shape)
+
+
 def normalize(maps: Any) -> Any:
     """Scale each map to [0, 1] by its minimum and maximum; a flat map becomes zero, never NaN.
 
@@ -139,5 +166,5 @@ def normalize(maps: Any) -> Any:
     else:
         low, high = maps.amin((1, 2), True), maps.amax((1, 2), True)
     span = high - low
-    flat = span <= np.finfo(np.float32).tiny  # or so small that the quotient would overflow
+    flat = span <= TINY  # or so small that the quotient would overflow
     return (maps - low) * ~flat / (span + flat)

@@ -16,9 +16,10 @@ from ..errors import DatabaseError
 from ..nets import layers
 from ..nets.geometry import PIXELS, Geometry
 from ..nets.network import Activations, Network
+from .belonging import Belonging
 from .contributions import common_embedding, contributions
 from .explanation import Outputs
-from .maps import combine, fuse, interpolation, normalize, place
+from .maps import combine, fuse, interpolation, normalize, place, spread
 from .question import Question
 from .transfer import Lookup, Transfer
 
@@ -45,7 +46,7 @@ class ExplainerModule(nn.Module):
     Args:
         net: The network, at the database's feature layer.
         database: Its arrays become buffers.
-        transfer: Chooses channel weights.
+        transfer: Chooses channel weights; None to ask each cell for the cluster instead, see `Belonging`.
         fused: Multiply the maps with those of `database.fusion`.
         placement: One of `maps.PLACEMENTS`.
         autocast: Number type in which the network runs; None for its own.
@@ -63,7 +64,7 @@ class ExplainerModule(nn.Module):
         self,
         net: Network,
         database: WeightDatabase,
-        transfer: Transfer,
+        transfer: Transfer | None,
         *,
         fused: bool,
         placement: str,
@@ -72,7 +73,9 @@ class ExplainerModule(nn.Module):
         at_image_size: bool = True,
     ) -> None:
         super().__init__()
-        self.net, self.database, self.transfer = net, database, transfer.to(net.device)
+        self.net, self.database = net, database
+        self.transfer = None if transfer is None else transfer.to(net.device)
+        self.belonging = Belonging(database).to(net.device) if transfer is None else None
         self.fusion = database.fusion if fused else None
         self.placement, self.autocast, self.size, self.at_image_size = placement, autocast, size, at_image_size
         self._cosine = database.network.metric == "cosine"
@@ -83,6 +86,11 @@ class ExplainerModule(nn.Module):
             self._keep(name, torch.from_numpy(values).float())
         if size is not None:
             self._keep_matrices(size)
+
+    @property
+    def exemplars(self) -> int:
+        """How many of the nearest exemplars `explain` needs; 0 for none."""
+        return 0 if self.transfer is None else self.transfer.exemplars
 
     def _keep(self, name: str, values: Tensor) -> None:
         self.register_buffer(name, values.to(self.net.device), persistent=False)
@@ -100,7 +108,7 @@ class ExplainerModule(nn.Module):
         Raises:
             DatabaseError: If the transfer needs exemplars, which are searched outside the module.
         """
-        if self.transfer.exemplars:
+        if self.exemplars:
             raise DatabaseError(
                 "this transfer searches all training images, which no graph holds; choose --transfer cluster, "
                 "contrast, soft or soft-contrast"
@@ -163,14 +171,16 @@ class ExplainerModule(nn.Module):
         finite = embeddings.square().sum(dim=1) < torch.finfo(torch.float32).max / 16
         lookup = self.look_up(torch.where(finite[:, None], embeddings, 0.0), size, exemplars)
         asked = lookup if question is None else self.look_up(question.target, size, exemplars)
-        cells = self.database.geometry.denser(self.net.density)
-        maps, geometry = self._map(seen.maps, asked, 0), self._geometry(cells, seen.maps, size)
+        denser = self.database.geometry.denser(self.net.density)
+        maps, geometry = self._map(seen, asked, question), self._geometry(denser, seen.maps, size)
         if self.fusion is not None:
             assert seen.fine is not None
             self._require_channels(seen.fine)
-            fine, fine_geometry = self._map(seen.fine, asked, 1), self._geometry(self.fusion.geometry, seen.fine, size)
-            rows, columns = self._matrices("fine", maps, geometry, (fine.shape[1], fine.shape[2]), fine_geometry)
-            maps, geometry = fuse(rows @ maps @ columns, fine), fine_geometry
+            fine_geometry = self._geometry(self.fusion.geometry, seen.fine, size)
+            fine_size = (seen.fine.shape[2], seen.fine.shape[3])
+            rows, columns = self._matrices("fine", maps, geometry, fine_size, fine_geometry)
+            maps, geometry = rows @ maps @ columns, fine_geometry
+            maps = fuse(maps, self._fine_map(seen.fine.float(), maps, asked))
         finite = finite & (maps.sum(dim=(1, 2)) < math.inf)
         maps = torch.where(finite[:, None, None], maps, 0.0)
         if self.at_image_size:
@@ -224,9 +234,18 @@ class ExplainerModule(nn.Module):
         nearest = lookup.similarities.amax(dim=1)
         return 1 - nearest if self._cosine else (nearest * -2).sqrt()
 
-    def _map(self, features: Tensor, lookup: Lookup, layer: int) -> Tensor:
-        combined: Tensor = combine(features.float(), self.transfer(lookup, layer))
-        return combined
+    def _map(self, seen: Activations, asked: Lookup, question: Question | None) -> Tensor:
+        if self.transfer is not None:
+            combined: Tensor = combine(seen.maps.float(), self.transfer(asked, 0))
+            return combined
+        assert self.belonging is not None
+        question = question or Question(self.centroids[asked.clusters])
+        heat: Tensor = self.belonging(self.net.cells(seen), question)
+        return heat
+
+    def _fine_map(self, features: Tensor, heat: Tensor, asked: Lookup) -> Tensor:
+        fine: Tensor = spread(heat, features) if self.transfer is None else combine(features, self.transfer(asked, 1))
+        return fine
 
     def _geometry(self, stored: Geometry, maps: Tensor, size: tuple[int, int]) -> Geometry:
         return Geometry.stretch((maps.shape[2], maps.shape[3]), size) if self.placement == "stretch" else stored
