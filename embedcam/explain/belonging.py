@@ -66,8 +66,8 @@ class Belonging(nn.Module):
         else:
             others = (_along(centred, functional.normalize(question.versus - self.common)) / scale).exp()
             along = _along(centred, functional.normalize(question.direction(self.common)))
-        heat = (own / (own + others) * along.clamp(min=0)).sqrt()
-        return heat.unflatten(1, cells.embeddings.shape[2:])
+        heat: Tensor = (own / (own + others) * along.clamp(min=0)).sqrt()
+        return heat.reshape(-1, *cells.embeddings.shape[2:])
 
 
 def _along(cells: Tensor, directions: Tensor) -> Tensor:

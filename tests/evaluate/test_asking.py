@@ -19,17 +19,18 @@ def images(spread, folder):
 
 
 @pytest.mark.parametrize("transfer", [None, "cluster", "soft"])
-def test_an_explainer_asked_for_where_an_image_lies_gives_its_ordinary_map(spread, images, transfer):
+def test_an_explainer_asked_for_an_images_own_cluster_gives_its_ordinary_map(spread, images, transfer):
     net, db = spread
     explainer = Explainer(net, db, transfer=transfer)
     explanation = explainer(images)
     ask = asking.of_explainer(explainer)
-    found = ask(images, torch.from_numpy(explanation.embeddings)[:, None])
-    np.testing.assert_allclose(found[:, 0], explanation.raw, atol=1e-6)
-    if transfer == "cluster":
+    if transfer == "soft":  # it mixes the clusters near an embedding
+        found = ask(images, torch.from_numpy(explanation.embeddings)[:, None])
+        np.testing.assert_allclose(found[:, 0], explanation.raw, atol=1e-5)
+    else:
         other = (explanation.clusters + 1) % db.clusters
         found = ask(images, torch.from_numpy(np.stack([explanation.clusters, other], axis=1)))
-        np.testing.assert_allclose(found[:, 0], explanation.raw, atol=1e-6)
+        np.testing.assert_allclose(found[:, 0], explanation.raw, atol=1e-5)
         assert not np.allclose(found[:, 1], explanation.raw, atol=1e-3)
 
 

@@ -108,7 +108,7 @@ def test_the_heat_map_is_the_one_asked_for_and_the_rest_is_the_images_own(settin
     net, db = setting
     explainer = Explainer(net, db)
     plain = explainer(IMAGES)
-    asked, own = explainer(IMAGES, towards=(plain.clusters + 1) % 4), explainer(IMAGES, towards=plain.embeddings)
+    asked, own = explainer(IMAGES, towards=(plain.clusters + 1) % 4), explainer(IMAGES, towards=plain.clusters)
     np.testing.assert_array_equal(asked.clusters, plain.clusters)
     np.testing.assert_array_equal(asked.distances, plain.distances)
     np.testing.assert_allclose(own.heatmaps, plain.heatmaps, atol=1e-3)
@@ -140,7 +140,7 @@ def test_a_fixed_question_is_asked_of_every_batch_and_the_explainer_stays_as_it_
 def test_notes_say_where_nothing_is_told_apart_and_where_the_rest_dominates(spread):
     explainer = Explainer(*spread)
     assert explainer(IMAGES[:1], towards=2, versus=2).notes == [
-        [f"nothing to tell apart: {spread[1].describe(2)} was compared with itself"]
+        [FLAT, f"nothing to tell apart: {spread[1].describe(2)} was compared with itself"]
     ]
     explanation = explainer(IMAGES[:2])
     parts = np.array([[[0.1, 0.1]], [[0.5, 0.1]]]), np.array([0.3, 0.3]), np.zeros((2, 32, 32))

@@ -74,7 +74,7 @@ def test_the_file_is_valid_and_says_where_it_comes_from(written, fused):
     assert record["fused"] == db.fusion.layer
     assert record["database"]["created"] == db.created
     assert record["database"]["clusters"] == 4
-    assert record["transfer"] == "soft-contrast"
+    assert record["transfer"] == "cells"
     assert record["preprocess"]["input_size"] == [64, 64]
     assert b"/site-packages/" not in path.read_bytes()
 
