@@ -196,7 +196,7 @@ def explain_files(
             for image in written:
                 lines.append(image.line)
                 if len(sheet) < SHEET_IMAGES:
-                    sheet.append(SheetEntry.of(image.picture, image.heatmap, image.line, draw))
+                    sheet.append(SheetEntry.of(image.picture, image.maps["heatmap"], image.line, draw))
                 if image.last:
                     journal.add(image.number + 1, lines)
                     lines = []
@@ -237,8 +237,7 @@ class _Explained(NamedTuple):
     number: int
     name: str
     picture: NDArray[np.uint8]
-    heatmap: NDArray[np.float32]
-    maps: dict[str, NDArray[np.float32]]  # that are stored
+    maps: dict[str, NDArray[np.float32]]  # as stored
     scaled: NDArray[np.float32] | None  # evidence, see `Answer.scaled`
     line: dict[str, Any]
     last: bool  # in its batch
@@ -259,7 +258,6 @@ def _explain(explainer: AnyExplainer, samples: FileSamples, batch: list[tuple[in
                 number,
                 samples.ids[number],
                 prepared.picture,
-                explanation.heatmaps[row],
                 maps,
                 None if scaled is None else scaled[row],
                 line,
@@ -270,7 +268,7 @@ def _explain(explainer: AnyExplainer, samples: FileSamples, batch: list[tuple[in
 
 
 def _write(out: Path, draw: DrawOptions, image: _Explained) -> _Explained:
-    drawn, boxes = draw_overlay(image.picture, image.heatmap, draw)
+    drawn, boxes = draw_overlay(image.picture, image.maps["heatmap"], draw)
     if image.scaled is not None:
         drawn = np.hstack([drawn, overlay_signed(image.picture, image.scaled)])
     # Names keep their suffix: a.jpg and a.png may be in the same folder.

@@ -7,12 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..database.weight_database import WeightDatabase
 from ..explain import Explainer
+from ..explain.contributions import contributions, origin
 from ..explain.maps import place
 from ..explain.question import Question
 from ..gradient import GradCAM, Similarity
 from ..nets import layers
-from ..nets.geometry import Geometry
 from ..nets.network import Network
 from .faithfulness import Explain
 from .grid import Ask
@@ -45,25 +46,27 @@ def of_explainer(explainer: Explainer) -> Ask:
     return ask
 
 
-def of_contributions(net: Network, geometry: Geometry) -> Ask:
+def of_contributions(net: Network, database: WeightDatabase) -> Ask:
     """Ask for the positive contributions of the cells to the similarity with a partner, as `Against` maps them.
 
     Args:
         net: A decomposable network.
-        geometry: Positions of the cells of its feature layer.
+        database: Its database, for the positions of the cells and the origin.
 
     Returns:
         What can be asked for partners.
     """
+    common = torch.from_numpy(origin(database)).to(net.device)
 
     @torch.inference_mode()
     def ask(images: Tensor, partners: Tensor) -> NDArray[np.float32]:
         with layers.evaluating(net):
-            cells = net.cells(net.activations(images)).embeddings
-        contributions = torch.einsum("btd,bdhw->bthw", partners.to(cells), cells)
+            cells = net.cells(net.activations(images))
         size = (int(images.shape[2]), int(images.shape[3]))
-        placed: NDArray[np.float32] = place(contributions.flatten(0, 1), geometry, size).clip(min=0).cpu().numpy()
-        return placed.reshape(*partners.shape[:2], *size)
+        asked = (contributions(cells, each - common, common).densities for each in partners.to(common).unbind(dim=1))
+        maps = [place(densities, database.geometry, size) for densities in asked]
+        placed: NDArray[np.float32] = torch.stack(maps, dim=1).clip(min=0).cpu().numpy()
+        return placed
 
     return ask
 

@@ -192,7 +192,7 @@ def with_partner(net: Network, db: WeightDatabase, gallery: Gallery, labels: NDA
 
     rows = [row("gradcam, similarity to a partner", of_similarity(net, db.network.layer), backprop=True)]
     if net.decomposable:
-        ask = of_contributions(net, db.geometry)
+        ask = of_contributions(net, db)
         rows.append(row("contributions to the similarity to a partner", ask, backprop=False))
     return rows
 

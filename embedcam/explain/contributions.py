@@ -64,6 +64,19 @@ def common_embedding(database: WeightDatabase) -> NDArray[np.float32]:
     return mean
 
 
+def origin(database: WeightDatabase) -> NDArray[np.float32]:
+    """Choose the embedding that counts as no evidence.
+
+    Args:
+        database: Of the network.
+
+    Returns:
+        (D,) float32: zero for cosine networks, the common embedding for Euclidean ones, which have no origin.
+    """
+    common = common_embedding(database)
+    return np.zeros_like(common) if database.network.metric == "cosine" else common
+
+
 def require_decomposable(net: Network) -> None:
     """Refuse a network without cell embeddings.
 

@@ -6,7 +6,6 @@ import math
 from contextlib import nullcontext
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from ..nets import layers
 from ..nets.geometry import PIXELS, Geometry
 from ..nets.network import Activations, Network
 from .belonging import Belonging
-from .contributions import common_embedding, contributions
+from .contributions import contributions, origin
 from .explanation import Outputs
 from .maps import combine, fuse, interpolation, normalize, place, spread
 from .question import Question
@@ -80,8 +79,7 @@ class ExplainerModule(nn.Module):
         self.placement, self.autocast, self.size, self.at_image_size = placement, autocast, size, at_image_size
         self._cosine = database.network.metric == "cosine"
         self._keep("centroids", torch.from_numpy(database.centroids))
-        common = common_embedding(database)
-        self._keep("common", torch.from_numpy(np.zeros_like(common) if self._cosine else common))
+        self._keep("common", torch.from_numpy(origin(database)))
         for name, values in Slopes.of(database.distance_quantiles)._asdict().items():
             self._keep(name, torch.from_numpy(values).float())
         if size is not None:

@@ -83,9 +83,9 @@ def overlay_signed(image: NDArray[np.uint8], signed: ArrayLike, alpha: float = 0
     values = np.asarray(signed, dtype=np.float32)
     check_heatmap(np.abs(values))
     values = _resized(values, image)[..., None]
-    pixels = np.asarray(Image.fromarray(image).convert("L").convert("RGB"), dtype=np.float32)
-    pixels = pixels + np.float32(alpha) * np.abs(values) * (np.where(values > 0, _FOR, _AGAINST) - pixels)
-    return np.rint(pixels).clip(0, 255).astype(np.uint8)
+    grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)[..., None]
+    drawn = grey + np.float32(alpha) * np.abs(values) * (np.where(values > 0, _FOR, _AGAINST) - grey)
+    return np.rint(drawn).clip(0, 255).astype(np.uint8)
 
 
 def _resized(values: NDArray[np.floating], image: NDArray[np.uint8]) -> NDArray[np.floating]:

@@ -39,7 +39,7 @@ def test_contributions_and_similarity_are_asked_for_partners(spread, images):
     with torch.no_grad():
         partners = net(images).roll(1, dims=0)
     compare, cam = Against(net), GradCAM(net, net.layer)
-    contributions = asking.of_contributions(net, db.geometry)(images, torch.stack([partners, -partners], dim=1))
+    contributions = asking.of_contributions(net, db)(images, torch.stack([partners, -partners], dim=1))
     similarity = asking.of_similarity(net, net.layer)(images, partners[:, None])
     for index, partner in enumerate(images.roll(1, dims=0)):
         pair = compare(images[index : index + 1], partner[None])

@@ -10,7 +10,8 @@ from embedcam.data import load
 from embedcam.errors import DataError, NetworkError
 from embedcam.explain import CompiledExplainer, Explainer
 from embedcam.explain.answer import Answer
-from embedcam.explain.comparison import Against, common_embedding
+from embedcam.explain.comparison import Against
+from embedcam.explain.contributions import common_embedding
 from embedcam.explain.explanation import FLAT, NOT_FINITE
 from embedcam.nets import EmbeddingNet, wrap
 from embedcam.nets.inference import embed

@@ -16,7 +16,8 @@ from embedcam.data.images import read_image
 from embedcam.database import WeightDatabase
 from embedcam.errors import DataError, NetworkError, OutputError
 from embedcam.explain import Explainer
-from embedcam.explain.comparison import Against, common_embedding
+from embedcam.explain.comparison import Against
+from embedcam.explain.contributions import common_embedding
 from embedcam.explain.explanation import FLAT, NOT_FINITE
 from embedcam.nets import EmbeddingNet, wrap
 
