@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -151,6 +151,15 @@ class Explainer:
         asking._towards = own if towards is None else references.find(towards)
         asking._versus = None if versus is None else references.find(versus)
         return asking
+
+    @overload
+    def __call__(self, images: Any) -> Explanation: ...
+
+    @overload
+    def __call__(self, images: Any, *, towards: Any, versus: Any = None) -> Answer: ...
+
+    @overload
+    def __call__(self, images: Any, *, versus: Any) -> Answer: ...
 
     @torch.inference_mode()
     def __call__(self, images: Any, *, towards: Any = None, versus: Any = None) -> Explanation:

@@ -13,6 +13,7 @@ from embedcam import Explainer, Explanation, OnnxExplainer, WeightDatabase
 from embedcam.compat.gradcam import GradCAM as OldGradCAM
 from embedcam.compat.pytorch_grad_cam import ClassifierOutputTarget, show_cam_on_image
 from embedcam.compat.pytorch_grad_cam import GradCAM as PytorchGradCAM
+from embedcam.explain import Answer
 from embedcam.gradient import ClassScore, GradCAM, SegmentationScore, Similarity, Target, TripletMargin
 from embedcam.nets import EmbeddingNet, WrappedNet
 from embedcam.nets.receptive_field import Geometry
@@ -46,6 +47,8 @@ def explain(images: Tensor, pictures: NDArray[np.uint8]) -> Explanation:
     explainer = Explainer(net, "weights.h5", preset="paper", autocast=torch.bfloat16)
     explanation = explainer(images)
     assert_type(explanation, Explanation)
+    assert_type(explainer(images, towards="monarch", versus=3), Answer)
+    assert_type(explainer(images, versus=pictures[0]).contributions, NDArray[np.float32])
     assert_type(explanation.heatmaps, NDArray[np.float32])
     assert_type(explanation.raw, NDArray[np.float32])
     assert_type(explanation.notes, list[list[str]])
