@@ -100,7 +100,7 @@ def build_database(
     Source:
         Chen et al. 2020, Adapting Grad-CAM for Embedding Networks (arXiv 2001.06538).
     """
-    samples, group = as_samples(dataset, size=net.preprocess.input_size), group or Group()
+    samples, group = as_samples(dataset, size=net.preprocess.input_size, channels=net.in_channels), group or Group()
     if not 1 <= top_k <= net.channels:
         raise DatabaseError(
             f"top_k {top_k} is outside 1..{net.channels}, the channels of layer {net.layer!r}; choose --top-k within"
@@ -162,7 +162,7 @@ def build_file(
         EmbedcamError: As `build_database`.
     """
     out, group = Path(out), group or Group()
-    samples = as_samples(dataset, size=net.preprocess.input_size)
+    samples = as_samples(dataset, size=net.preprocess.input_size, channels=net.in_channels)
     require_writable(out, input_files(samples))
     with work_folder(out, group) as work:
         database = build_database(net, samples, work=work, resume=resume, group=group, **options)

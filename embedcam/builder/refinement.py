@@ -138,7 +138,7 @@ def _sizes(net: Network, samples: Samples) -> Iterator[Preprocess]:
             break
         try:
             with layers.evaluating(net), torch.inference_mode():
-                net.activations(torch.zeros(1, 3, height, width, device=net.device))
+                net.activations(torch.zeros(1, net.in_channels, height, width, device=net.device))
         except Exception as error:  # vision transformers assert, others fail in a matrix product
             logger.info("images are explained at %s, the network accepts no other size: %s", own.input_size, error)
             break

@@ -34,6 +34,7 @@ class ArraySamples:
         names: Names of the labels.
         problems: Messages about items that cannot be read, over which `strict` stops.
         size: (height, width) to which normalised images of another size are resized; None if there are none.
+        channels: Number of channels of normalised images.
         has_masks: Always False.
     """
 
@@ -43,6 +44,7 @@ class ArraySamples:
     names: tuple[str, ...]
     problems: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
+    channels: int = 3
     has_masks: bool = False
     _warn: Callable[[str], None] = field(default_factory=FirstWarning, repr=False)
 
@@ -55,9 +57,9 @@ class ArraySamples:
         return len(self.rows)
 
     def image(self, index: int) -> NDArray[np.float32] | Image.Image:
-        """Return image `index`: float32 (3, H, W) if it is preprocessed, otherwise an RGB picture."""
+        """Return image `index`: float32 (channels, H, W) if it is preprocessed, otherwise an RGB picture."""
         row = int(self.rows[index])
-        image = as_image(item_parts(_item(self.items, row), _name(row))[0], _name(row))
+        image = as_image(item_parts(_item(self.items, row), _name(row))[0], _name(row), self.channels)
         if isinstance(image, Image.Image) or self.size in (None, image.shape[1:]):
             return image
         assert self.size is not None
@@ -80,7 +82,7 @@ class ArraySamples:
         return replace(self, rows=self.rows[rows], labels=labels)
 
 
-def as_samples(dataset: Any, split: str = "train", size: tuple[int, int] | None = None) -> Samples:
+def as_samples(dataset: Any, split: str = "train", size: tuple[int, int] | None = None, channels: int = 3) -> Samples:
     """Convert a data set of any supported kind to `Samples`.
 
     Args:
@@ -89,6 +91,7 @@ def as_samples(dataset: Any, split: str = "train", size: tuple[int, int] | None 
         split: Split of a SPEC that names none.
         size: (height, width) to which normalised images are resized if they differ in size; their most common size if
             None.
+        channels: Number of channels of normalised images.
 
     Returns:
         The data set. Items that cannot be read are left out with a warning.
@@ -139,7 +142,7 @@ def as_samples(dataset: Any, split: str = "train", size: tuple[int, int] | None 
             names = tuple(classes[int(label)] for label in unique)
     common = (size if len(sizes) > 1 and size else sizes.most_common(1)[0][0]) if sizes else None
     # Preprocessed images are arrays, not pictures as in `Samples`; `Preprocess` returns arrays unchanged.
-    return cast(Samples, ArraySamples(dataset, np.array(rows), labels, names, tuple(problems), common))
+    return cast(Samples, ArraySamples(dataset, np.array(rows), labels, names, tuple(problems), common, channels))
 
 
 class _UnreadableItemError(DataError):

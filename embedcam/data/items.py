@@ -48,16 +48,18 @@ def item_parts(item: Any, name: str) -> tuple[Any, Any]:
     return item, None
 
 
-def as_image(image: Any, name: str) -> NDArray[np.float32] | Image.Image:
+def as_image(image: Any, name: str, channels: int = 3) -> NDArray[np.float32] | Image.Image:
     """Read an image of any form.
 
     Args:
         image: A path; the content of a file, alone or in a dictionary with "bytes" or "path"; a Pillow image; uint8
-            pixels (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4; or floats (3, H, W) or (1, H, W), normalised.
+            pixels (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4; or floats (channels, H, W), normalised. Floats
+            (1, H, W) are repeated.
         name: Of the item, for messages.
+        channels: Number of channels that the network takes.
 
     Returns:
-        An RGB picture, or normalised floats (3, H, W).
+        An RGB picture, or normalised floats (channels, H, W).
 
     Raises:
         DataError: If there is no image, it cannot be decoded, or it is of another kind.
@@ -83,10 +85,10 @@ def as_image(image: Any, name: str) -> NDArray[np.float32] | Image.Image:
     array = np.asarray(image)
     if array.dtype == np.uint8 and (pixels := _pixels(array, channels_first=is_tensor)) is not None:
         return to_rgb(Image.fromarray(pixels))
-    if np.issubdtype(array.dtype, np.floating) and array.ndim == 3 and array.shape[0] in (1, 3) and array.size:
-        return np.broadcast_to(array, (3, *array.shape[1:])).astype(np.float32, copy=False)
+    if np.issubdtype(array.dtype, np.floating) and array.ndim == 3 and array.shape[0] in (1, channels) and array.size:
+        return np.broadcast_to(array, (channels, *array.shape[1:])).astype(np.float32, copy=False)
     raise DataError(
-        f"{name} has shape {array.shape} of {array.dtype}, expected an image (3, H, W) of normalised floats, "
+        f"{name} has shape {array.shape} of {array.dtype}, expected an image ({channels}, H, W) of normalised floats, "
         "uint8 pixels, a Pillow image, a path or the content of a file; convert it"
     )
 

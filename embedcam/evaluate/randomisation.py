@@ -166,7 +166,7 @@ def _in_order(net: Network) -> list[tuple[str, nn.Module]]:
     handles = [m.register_forward_pre_hook(lambda module, _: called.append(module)) for m in net.modules()]
     try:
         with layers.evaluating(net), torch.inference_mode(), layers.uncompiled():
-            net(torch.zeros(1, 3, *net.preprocess.input_size, device=net.device))
+            net(torch.zeros(1, net.in_channels, *net.preprocess.input_size, device=net.device))
     finally:
         for handle in handles:
             handle.remove()

@@ -262,7 +262,7 @@ class ExplainerModule(nn.Module):
 
     def _keep_matrices(self, size: tuple[int, int]) -> None:
         with torch.no_grad():
-            self(layers.as_input(self.net, torch.zeros(1, 3, *size)))
+            self(layers.as_input(self.net, torch.zeros(1, self.net.in_channels, *size)))
 
     def _require_channels(self, fine: Tensor) -> None:
         assert self.fusion is not None

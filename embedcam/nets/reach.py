@@ -27,18 +27,18 @@ def require_gradient(net: Network) -> None:
     with torch.no_grad(), layers.evaluating(net), layers.capture(captured_layer, differentiable=True) as captured:
         embeddings = net(images)
         output = captured[net.layer]
-        if not embeddings.requires_grad:
-            raise NetworkError(
-                f"the embedding of {net.architecture} has no gradient with respect to layer {net.layer!r}: the "
-                "forward pass cuts the graph after it, for example by detach() or inference_mode(); remove that, "
-                "or choose a later layer"
-            )
         directions = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0))
         total = (embeddings * directions.to(embeddings.device)).sum()
-        (gradient,) = torch.autograd.grad(total, output, allow_unused=True)
-    if gradient is not None and bool(reading.maps(gradient, size).any()):
+        gradient = torch.autograd.grad(total, output, allow_unused=True)[0] if total.requires_grad else None
+    if gradient is None:
+        raise NetworkError(
+            f"the embedding of {net.architecture} has no gradient with respect to layer {net.layer!r}: the forward "
+            "pass cuts the graph between them, as detach() and inference_mode() do, or the embedding is not computed "
+            "from it; change that, or choose another layer"
+        )
+    if bool(reading.maps(gradient, size).any()):
         return
-    if gradient is not None and bool(gradient.any()):
+    if bool(gradient.any()):
         raise LayerError(
             f"the embedding of {net.architecture} does not depend on the cells of layer {net.layer!r}, only on its "
             "other tokens: no attention follows; choose the norm before the last attention (wrap finds it if no layer "
@@ -46,6 +46,5 @@ def require_gradient(net: Network) -> None:
         )
     raise NetworkError(
         f"the gradient of the embedding of {net.architecture} at layer {net.layer!r} is zero everywhere, as after a "
-        "sign, rounding or an arg max, or where the layer is not on the way to it; choose the values before that with "
-        "output=, or another layer"
+        "sign, rounding or an arg max; choose the values before that with output="
     )

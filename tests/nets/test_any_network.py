@@ -243,7 +243,7 @@ def test_models_that_need_a_text_too_are_refused_with_what_to_wrap():
         def forward(self, image, text):
             return self.visual(image), self.text(text)
 
-    with pytest.raises(NetworkError, match=r"takes image, text, not images alone; wrap .* one of visual, text"):
+    with pytest.raises(NetworkError, match=r"takes image, text, not images alone; wrap .*one of visual, text"):
         wrap(Both())
 
 
