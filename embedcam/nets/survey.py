@@ -22,9 +22,9 @@ from .tracking import Tracker
 BATCHES = (2, 3)
 # Most tokens beside the cells, where a network takes one input size only and the number cannot be measured.
 _MOST_EXTRA = 16
-# To find the order of tokens: how many are probed, the share of the gradient in its peak that counts as localised, and
-# how far from its own cell a peak may lie.
-_PROBED, _SHARP, _NEAR = 6, 0.2, 2.0
+# To find the order of tokens: how many are probed; what makes a peak, its share of the gradient that tokens do not have
+# in common, and how many times the mean of all cells it is; and how far from its own cell it may lie.
+_PROBED, _SHARP, _HIGH, _NEAR = 6, 0.2, 4, 2.0
 
 _SMALL = 64  # pixels; half of that may be a single cell
 
@@ -148,8 +148,8 @@ class Survey:
             raise self._no_grid(name, "both axes move with the size of the image")
         for axis in moving or others:
             found = self._moved_grid(name, axis) if moving else self._known_grid(shape[axis])
-            if found is not None:
-                channels = next(other for other in others if other != axis)
+            channels = next(other for other in others if other != axis)
+            if found is not None and shape[channels] > 1:
                 grid, extra = found
                 fixed = not moving
                 return Layout(batch, channels, (axis,), extra, 0, grid, self.input_size, fixed)
@@ -187,7 +187,8 @@ class Survey:
         if grids:
             extra, grid = min(grids)
             return grid, extra
-        for extra in () if self._moved else (0, 1, said or 0):
+        # Without a convolution before it, the grid is one of patches cut by views.
+        for extra in () if self._moved or self._first.grids - {self.input_size} else (0, 1, said or 0):
             even = _even_grid(count - extra, self.input_size)
             if even is not None:
                 return even, extra
@@ -304,13 +305,13 @@ def _ordered(model: nn.Module, layer: str, layout: Layout) -> Layout:
         with GradientsKept(), torch.enable_grad():
             energy = torch.nan_to_num(run(model, layer, image, energies))
     except RuntimeError:  # a network without derivatives
-        return _as_said(model, layout)
+        return _as_said(model, layer, layout)
     share = energy / energy.sum(dim=1, keepdim=True).clamp(min=1e-30)
     residual = (share - share.mean(dim=0)).clamp(min=0)
     peak, place = residual.max(dim=1)
-    sharp = peak > _SHARP * residual.sum(dim=1)
+    sharp = (peak > _SHARP * residual.sum(dim=1)) & (peak > _HIGH / (height * width))
     if int(sharp.sum()) < _PROBED // 3:
-        return _as_said(model, layout)
+        return _as_said(model, layer, layout)
     shift = (probed - place)[sharp]
     usual = shift[(shift >= 0) & (shift <= extra)]
     prefix = int(usual.mode().values) if len(usual) else extra
@@ -329,10 +330,17 @@ def _others(side: int) -> tuple[int, int]:
     return (side * 2, side // 2) if side <= _SMALL else (side // 2, side * 2)
 
 
-def _as_said(model: nn.Module, layout: Layout) -> Layout:
+def _as_said(model: nn.Module, layer: str, layout: Layout) -> Layout:
     """Take the number of tokens before the cells from the library, or else put all of them there."""
     said, extra = _said_prefix(model), layout.prefix
-    return layout if said is None or said > extra else replace(layout, prefix=said, suffix=extra - said)
+    if said is not None and said <= extra:
+        return replace(layout, prefix=said, suffix=extra - said)
+    if layout.fixed:  # their number may be a coincidence
+        raise LayerError(
+            f"it cannot be measured whether the tokens of layer {layer!r} are a grid of cells: the network takes one "
+            "input size only, and its gradients do not show where the tokens are; use wrap(..., to_maps=...)"
+        )
+    return layout
 
 
 def _said_prefix(model: nn.Module) -> int | None:
