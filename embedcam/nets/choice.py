@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -79,7 +79,9 @@ def suggest(
         # An embedding without gradient, such as that of a head of zeros or of a sign, leaves the vectors before it.
         last = _last_reaching(target, spatial)
         if last is not None:
-            return _before_branches(model, trace, target, spatial, last).run.name
+            chosen = _before_branches(model, trace, target, spatial, last)
+            _require_late(model, trace, target, survey, chosen)
+            return chosen.run.name
     return spatial[-1].run.name
 
 
@@ -173,6 +175,20 @@ def _spatial(trace: _Trace, survey: Survey) -> Iterator[_Cells]:
 
 def _reaching(results: list[Tensor], spatial: list[_Cells]) -> list[_Cells]:
     """Select the layers on whose cells any of the results depends."""
+    gradients = _gradients(results, [layer.run.output for layer in spatial])
+    return [
+        layer
+        for layer, gradient in zip(spatial, gradients, strict=True)
+        if gradient is not None and bool(_cells_of(layer.layout, gradient).any())
+    ]
+
+
+def _depends(results: list[Tensor], output: Tensor) -> bool:
+    (gradient,) = _gradients(results, [output])
+    return gradient is not None and bool(gradient.any())
+
+
+def _gradients(results: list[Tensor], outputs: list[Tensor]) -> Sequence[Tensor | None]:
     generator = torch.Generator().manual_seed(0)
     # A random direction, since the length of an embedding may be fixed; scaled, since half precision loses small ones.
     scalars = [
@@ -180,15 +196,9 @@ def _reaching(results: list[Tensor], spatial: list[_Cells]) -> list[_Cells]:
         for each in results
         if each.requires_grad and each.is_floating_point()
     ]
-    if not scalars or not spatial:
-        return []
-    outputs = [layer.run.output for layer in spatial]
-    gradients = torch.autograd.grad(scalars, outputs, retain_graph=True, allow_unused=True)
-    return [
-        layer
-        for layer, gradient in zip(spatial, gradients, strict=True)
-        if gradient is not None and bool(_cells_of(layer.layout, gradient).any())
-    ]
+    if not scalars or not outputs:
+        return [None] * len(outputs)
+    return torch.autograd.grad(scalars, outputs, retain_graph=True, allow_unused=True)
 
 
 def _cells_of(layout: Layout, output: Tensor) -> Tensor:
@@ -229,6 +239,22 @@ def _before_branches(
         if not shared:
             raise LayerError(_branches(model, *branches))
         chosen = shared[-1]
+
+
+def _require_late(model: nn.Module, trace: _Trace, results: list[Tensor], survey: Survey, chosen: _Cells) -> None:
+    """Refuse an early layer that is the last one only because the layout of later ones is not known."""
+    position = next(n for n, run in enumerate(trace.runs) if run is chosen.run)
+    if 2 * position > len(trace.runs):
+        return
+    for run in reversed(trace.runs[position + 1 :]):
+        large = run.output.ndim > 2 and 2 * run.output.numel() >= chosen.run.output.numel()
+        unknown = run.name not in trace.origins.projections and _size(survey, run.name) is None
+        if large and unknown and run.output.requires_grad and _depends(results, run.output):
+            raise LayerError(
+                f"the layout of the last layers of {type(model).__name__} is not known, such as that of {run.name!r} "
+                f"with output {survey.shape(run.name)}; name the layer to explain (layer=), and describe it with "
+                "wrap(..., to_maps=...)"
+            )
 
 
 def _branches(model: nn.Module, one: _Cells, other: _Cells) -> str:

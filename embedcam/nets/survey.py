@@ -133,7 +133,7 @@ class Survey:
                 cells = (rows_of[0], columns_of[0])
                 return Layout(batch, next(axis for axis in others if axis not in cells), cells)
             raise self._no_grid(name, "no two of its axes move with the height and the width of the image")
-        grids = {(-(-h // 2**n), -(-w // 2**n)) for h, w in self._fixed_grids for n in range(6)} - {(1, 1)}
+        grids = self._halved
         fitting = [pair for pair in (others[:2], others[1:]) if (shape[pair[0]], shape[pair[1]]) in grids]
         if len(fitting) != 1:
             reason = "both orders of its axes are possible" if fitting else "it has the size of no grid in the network"
@@ -181,7 +181,7 @@ class Survey:
 
     def _known_grid(self, count: int) -> tuple[tuple[int, int], int] | None:
         """Find the grid of tokens whose number is the same at all sizes, among the grids of the convolutions."""
-        grids = [(count - h * w, (h, w)) for h, w in self._fixed_grids if min(h, w) > 1]
+        grids = [(count - h * w, (h, w)) for h, w in self._halved if min(h, w) > 1]
         said = _said_prefix(self.model)
         grids = [each for each in grids if each[0] == said] or [each for each in grids if 0 <= each[0] <= _MOST_EXTRA]
         if grids:
@@ -217,10 +217,14 @@ class Survey:
         wider = self._try([(height, side) for side in _others(width)])
         return [taller, wider] if taller is not None and wider is not None else []
 
-    @property
-    def _fixed_grids(self) -> _Grids:
-        """The grids that are the same at all input sizes; all of them if the network takes one size only."""
-        return self._first.grids.intersection(*(each.grids for each in self._moved))
+    @cached_property
+    def _halved(self) -> _Grids:
+        """The grids that are the same at all input sizes, and those with half as many rows and columns, and so on.
+
+        All grids are, if the network takes one size only.
+        """
+        grids = self._first.grids.intersection(*(each.grids for each in self._moved))
+        return {(-(-h // 2**n), -(-w // 2**n)) for h, w in grids for n in range(6)} - {(1, 1)}
 
     @cached_property
     def _other_batch(self) -> list[_Pass]:

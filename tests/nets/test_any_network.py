@@ -277,3 +277,20 @@ def test_pooled_stripes_are_not_the_grid():
             return self.reduce(functional.adaptive_avg_pool2d(self.trunk(x), (4, 1))).flatten(1)
 
     assert wrap(Stripes()).layer == "trunk"
+
+
+def test_an_early_layer_is_not_taken_because_later_ones_are_not_understood():
+    class Unknown(Convolutional):
+        """Cells are spread over the batch after the first convolution."""
+
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 4, 4)
+            self.later = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+
+        def forward(self, x):
+            x = self.first(x).permute(0, 2, 3, 1)
+            return self.later(x.reshape(-1, 4, 8)).reshape(len(x), -1, 8).mean(1)
+
+    with pytest.raises(LayerError, match=r"layout of the last layers of Unknown is not known, such as that of 'later'"):
+        wrap(Unknown())
