@@ -89,7 +89,7 @@ class NetworkInspector:
     def _placed(self, maps: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
         stretched = self._explainer.module.placement == "stretch"
         cells = (maps.shape[1], maps.shape[2])
-        geometry = Geometry.stretch(cells, size) if stretched else self._explainer.database.geometry
+        geometry = Geometry.stretch(cells, size) if stretched else self._explainer.module.geometry
         placed: NDArray[np.float32] = place(maps, geometry, size).cpu().numpy()
         return placed
 

@@ -126,7 +126,7 @@ class Against:
             raise DataError(f"common must be one embedding ({network.dim},), got {common.shape}; see common_embedding")
         offset = np.zeros(network.dim, dtype=np.float32) if common is None else common
         self._common = torch.as_tensor(offset, dtype=torch.float32, device=network.device)
-        self._database_geometry = explainer.database.geometry if explainer else None
+        self._database_geometry = explainer.module.geometry if explainer else None
         self._geometries: dict[tuple[int, int], Geometry] = {}
 
     @torch.inference_mode()
@@ -212,7 +212,8 @@ class Against:
         if self._database_geometry is not None:
             return self._database_geometry
         if size not in self._geometries:
-            self._geometries[size] = receptive_field.geometry(self.net.body, self.net.layer, size)
+            plain = receptive_field.geometry(self.net.body, self.net.layer, size)
+            self._geometries[size] = plain.denser(self.net.density)
         return self._geometries[size]
 
 

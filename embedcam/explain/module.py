@@ -169,8 +169,7 @@ class ExplainerModule(nn.Module):
         finite = embeddings.square().sum(dim=1) < torch.finfo(torch.float32).max / 16
         lookup = self.look_up(torch.where(finite[:, None], embeddings, 0.0), size, exemplars)
         asked = lookup if question is None else self.look_up(question.target, size, exemplars)
-        denser = self.database.geometry.denser(self.net.density)
-        maps, geometry = self._map(seen, asked, question), self._geometry(denser, seen.maps, size)
+        maps, geometry = self._map(seen, asked, question), self._geometry(self.geometry, seen.maps, size)
         if self.fusion is not None:
             assert seen.fine is not None
             self._require_channels(seen.fine)
@@ -190,6 +189,11 @@ class ExplainerModule(nn.Module):
         anomaly = scaled / self.database.far_distance
         return Outputs(normalize(maps), maps, embeddings, lookup.clusters, distances, typicality, anomaly, finite)
 
+    @property
+    def geometry(self) -> Geometry:
+        """Where the cells of the network's feature maps lie, which may be denser than in the database."""
+        return self.database.geometry.denser(self.net.density)
+
     def answer(self, seen: Activations, size: tuple[int, int], question: Question) -> Answered:
         """Decompose similarities over the cells.
 
@@ -204,7 +208,7 @@ class ExplainerModule(nn.Module):
         direction = question.direction(self.common)
         similarity = ((seen.embeddings.float() - self.common) * direction).sum(dim=1)
         densities, rest = contributions(self.net.cells(seen), direction, self.common)
-        signed = place(densities, self._geometry(self.database.geometry, seen.maps, size), size)
+        signed = place(densities, self._geometry(self.geometry, seen.maps, size), size)
         return Answered(similarity, densities / (densities.shape[1] * densities.shape[2]), rest, signed)
 
     def look_up(self, embeddings: Tensor, size: tuple[int, int], exemplars: Tensor | None = None) -> Lookup:

@@ -118,7 +118,7 @@ def _record(explainer: Explainer, size: tuple[int, int]) -> OnnxRecord:
     del network["preprocess"]
     database = {key: getattr(db, key) for key in ("created", "embedcam_version", "method", "target", "pairs", "seed")}
     fusion = explainer.module.fusion
-    geometry = db.geometry.denser(explainer.net.density) if fusion is None else fusion.geometry
+    geometry = explainer.module.geometry if fusion is None else fusion.geometry
     labels = () if db.label_names is None else map(explainer.labels_of, range(db.clusters))
     return OnnxRecord(
         embedcam_version=__version__,
