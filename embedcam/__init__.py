@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from . import database as database
     from . import evaluate as evaluate
     from . import explain as explain
+    from . import gallery as gallery
     from . import gradient, receptive_field
     from . import nets as nets
     from . import onnx as onnx
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .database import WeightDatabase
     from .explain.explainer import Explainer
     from .explain.explanation import Explanation
+    from .gallery import Gallery
     from .nets import EmbeddingNet, load_network, wrap
     from .onnx import OnnxExplainer
 
@@ -31,6 +33,7 @@ __all__ = [
     "EmbeddingNet",
     "Explainer",
     "Explanation",
+    "Gallery",
     "OnnxExplainer",
     "Preprocess",
     "WeightDatabase",
@@ -49,13 +52,17 @@ _load, __dir__ = lazy.attach(
         "EmbeddingNet": ".nets",
         "Explainer": ".explain",
         "Explanation": ".explain",
+        "Gallery": ".gallery",
         "OnnxExplainer": ".onnx",
         "Preprocess": ".data.preprocess",
         "WeightDatabase": ".database",
         "build_database": ".builder",
         "load_network": ".nets",
         "wrap": ".nets",
-        **{room: f".{room}" for room in ("data", "database", "evaluate", "explain", "gradient", "nets", "onnx")},
+        **{
+            room: f".{room}"
+            for room in ("data", "database", "evaluate", "explain", "gallery", "gradient", "nets", "onnx")
+        },
         **{room: f".{room}" for room in ("receptive_field", "show", "train")},
     },
 )

@@ -43,6 +43,17 @@ def test_an_onnx_explainer_needs_neither_torch_nor_a_database():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_stored_matches_are_explained_without_torch_and_the_writer():
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'torchvision', 'faiss', 'safetensors'): sys.modules[name] = None\n"
+        "import embedcam\n"
+        "embedcam.Gallery, embedcam.gallery.Matches\n"
+        "assert 'embedcam.gallery.writer' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_nothing_is_unpickled():
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()

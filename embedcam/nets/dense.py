@@ -82,7 +82,7 @@ class DenseNet(Network):
         """How many cells (y, x) there are for one of the plain network."""
         return _density(self._strides)
 
-    def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def embed(self, images: Tensor) -> Tensor:
         """Embed images as the plain network does."""
         return self.net.embed(images)
 

@@ -1,0 +1,263 @@
+"""Search a gallery index and explain what is found: the network sees the query, and no gallery image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..database.neighbors import Neighbors, searchable
+from ..database.record import NetworkRecord
+from ..errors import DatabaseError, DataError
+from . import format as layout
+from .format import GalleryRecord
+from .matches import Item, Match, Matches
+
+if TYPE_CHECKING:
+    from ..nets.network import Network
+
+# Embeddings up to this size in bytes are kept in memory; of larger galleries, blocks are read for every search.
+_IN_MEMORY = 2**28
+_BLOCK = 2**16
+
+
+class Gallery:
+    """The images that are searched; made by `Gallery.open`.
+
+    Args:
+        file: An index, opened to be read.
+        path: Of the file.
+        net: The network that the index was made with, to search for images; None to explain stored ones only.
+
+    Attributes:
+        record: What the images have in common.
+        net: As given.
+
+    Raises:
+        DatabaseError: If the file is no index, or one of another network.
+    """
+
+    def __init__(self, file: Any, path: Path, net: Network | None = None) -> None:
+        self.record: GalleryRecord
+        self._file, self.path, self.net = file, path, net
+        self.record, self._label_names = layout.read_record(file, path)
+        if net is not None:
+            self.record.network.require_same(NetworkRecord.of(net))
+        self._neighbors: Neighbors | None = None
+        self._ids: dict[str, int] | None = None
+        self._common: NDArray[np.float32] | None = None
+
+    @classmethod
+    def open(cls, path: str | Path, net: Network | None = None) -> Gallery:
+        """Open an index.
+
+        Args:
+            path: A file written by `index` or `embedcam index`.
+            net: The network that it was made with; not needed to explain stored images.
+
+        Returns:
+            The gallery.
+
+        Raises:
+            DatabaseError: If there is no such file, it is damaged or newer, or of another network.
+        """
+        return cls(layout.open_index(Path(path)), Path(path), net)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Gallery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return int(self._file["scales"].shape[0])
+
+    def __repr__(self) -> str:
+        net = self.record.network
+        return f"<Gallery of {len(self)} images, {net.architecture} at {net.layer}>"
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Summarise the index in a few lines.
+
+        Returns:
+            (name, value) of each line.
+        """
+        net, (height, width) = self.record.network, self.record.cells
+        size = " x ".join(map(str, net.preprocess.input_size))
+        return [
+            ("Images", f"{len(self)}, {len(self._label_names)} labels"),
+            ("Network", f"{net.architecture}, {net.metric}, {net.dim} dimensions, sha256 {net.sha256[:12]}"),
+            ("Input", f"{size} pixels, {net.preprocess.interpolation}"),
+            ("Feature layer", f"{net.layer}, {height} x {width} cells"),
+            ("Per image", f"{height * width * net.dim + 4 * net.dim + 12:,} bytes and its name"),
+            ("Made", f"{self.record.created} by embedcam {self.record.embedcam_version}"),
+        ]
+
+    def search(self, images: Any, top: int = 10, *, ids: Sequence[str] | None = None) -> Matches:
+        """Find the most similar images of the gallery, and explain why they are.
+
+        Args:
+            images: Pictures, Pillow images or uint8 (H, W, 3); or a batch (B, 3, H, W), normalised, of the network's
+                input size.
+            top: Number of hits per query.
+            ids: Names of the queries; their numbers if None.
+
+        Returns:
+            The matches.
+
+        Raises:
+            DatabaseError: If the gallery was opened without a network.
+            DataError: If the images are none of these, or an embedding is not finite.
+        """
+        queries = self.see(images, ids)
+        hits, _ = self.nearest(np.stack([query.embedding for query in queries]), top)
+        rows = np.unique(hits)
+        items = dict(zip(rows.tolist(), self.items(rows), strict=True))
+        return Matches(
+            queries,
+            [[self._match(q, items[hit]) for hit in row] for q, row in zip(queries, hits.tolist(), strict=True)],
+        )
+
+    def see(self, images: Any, ids: Sequence[str] | None = None) -> list[Item]:
+        """Run the network on images.
+
+        Args:
+            images: As for `search`.
+            ids: Likewise.
+
+        Returns:
+            What `explain_match` takes.
+        """
+        import torch
+
+        from ..nets import layers
+
+        if self.net is None:
+            raise DatabaseError("searching for images needs their network: Gallery.open(path, net)")
+        preprocess = self.record.network.preprocess
+        batch = layers.as_images(self.net, torch.as_tensor(preprocess.batch(images)))
+        if tuple(batch.shape[2:]) != preprocess.input_size:
+            raise DataError(f"the index has images of {preprocess.input_size} pixels, got {tuple(batch.shape[2:])}")
+        with layers.evaluating(self.net), torch.inference_mode():
+            seen = self.net.activations(batch)
+            cells = self.net.cells(seen).embeddings.permute(0, 2, 3, 1).float().cpu().numpy()
+            embeddings = seen.embeddings.float().cpu().numpy()
+        if not searchable(embeddings).all():
+            raise DataError("the embedding of a query is not finite; check the image")
+        names = [str(number) for number in range(len(batch))] if ids is None else ids
+        return [
+            Item(name, "", None, embedding, own, self.record.geometry, preprocess)
+            for name, embedding, own in zip(names, embeddings, cells, strict=True)
+        ]
+
+    def nearest(self, embeddings: NDArray[np.float32], top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Find the nearest images.
+
+        Args:
+            embeddings: float32 (B, D).
+            top: Number of images; fewer if there are fewer.
+
+        Returns:
+            Rows of the index and distances (B, top), the nearest first.
+        """
+        stored, metric = self._file["embeddings"], self.record.network.metric
+        if stored.size * 4 <= _IN_MEMORY:
+            if self._neighbors is None:
+                self._neighbors = Neighbors(stored[:], metric)
+            return self._neighbors.search(embeddings, top)
+        rows: NDArray[np.int64] = np.empty((len(embeddings), 0), np.int64)
+        distances: NDArray[np.float32] = np.empty((len(embeddings), 0), np.float32)
+        for block in layout.blocks(self._file, _BLOCK):
+            own, away = Neighbors(stored[block], metric).search(embeddings, top)
+            rows = np.concatenate([rows, own + block.start], axis=1)
+            distances = np.concatenate([distances, away], axis=1)
+            order = np.argsort(distances, axis=1, kind="stable")[:, :top]
+            rows, distances = np.take_along_axis(rows, order, axis=1), np.take_along_axis(distances, order, axis=1)
+        return rows, distances
+
+    def items(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Item]:
+        """Read images of the index.
+
+        Args:
+            rows: Their numbers.
+
+        Returns:
+            What is stored of them.
+        """
+        return [self._item(int(row)) for row in rows]
+
+    def _item(self, row: int) -> Item:
+        label, embedding = int(self._file["labels"][row]), self._file["embeddings"][row]
+        one = slice(row, row + 1)
+        return Item(
+            layout.read_texts(self._file, "ids", one)[0],
+            layout.read_texts(self._file, "paths", one)[0],
+            self._label_names[label] if 0 <= label < len(self._label_names) else None,
+            embedding,
+            embedding + self._file["cells"][row] * self._file["scales"][row],
+            self.record.geometry,
+            self.record.network.preprocess,
+        )
+
+    def row(self, name: str) -> int:
+        """Find an image by its id.
+
+        Args:
+            name: The id.
+
+        Returns:
+            Its row in the index.
+
+        Raises:
+            DataError: If there is none.
+        """
+        if self._ids is None:
+            texts = (layout.read_texts(self._file, "ids", rows) for rows in layout.blocks(self._file, _BLOCK))
+            self._ids = {text: number for number, text in enumerate(text for part in texts for text in part)}
+        if name not in self._ids:
+            raise DataError(f"{self.path} has no image {name!r}; give one of its ids")
+        return self._ids[name]
+
+    def explain_match(self, query: Item | str | int, hit: Item | str | int) -> Match:
+        """Explain why two images are similar.
+
+        Args:
+            query: Of `see`, or the id or row of an image of the gallery.
+            hit: Likewise.
+
+        Returns:
+            The match.
+
+        Raises:
+            DataError: If there is no such image.
+        """
+        ours, theirs = (
+            side if isinstance(side, Item) else self._item(self.row(side) if isinstance(side, str) else side)
+            for side in (query, hit)
+        )
+        return self._match(ours, theirs)
+
+    def _match(self, query: Item, hit: Item) -> Match:
+        cosine, common = self.record.network.metric == "cosine", self.common
+        one, other = (item.embedding.astype(np.float64) for item in (query, hit))
+        similarity = float((one - common) @ (other - common))
+        distance = max(1 - similarity, 0.0) if cosine else float(np.linalg.norm(one - other))
+        return Match(query, hit, similarity, distance, common)
+
+    @property
+    def common(self) -> NDArray[np.float32]:
+        """The embedding (D,) that counts as no evidence: zero for cosine, the mean of the gallery for Euclidean."""
+        if self._common is None:
+            total = np.zeros(self.record.network.dim)
+            if self.record.network.metric == "euclidean":
+                for rows in layout.blocks(self._file, _BLOCK):
+                    total += self._file["embeddings"][rows].sum(axis=0, dtype=np.float64) / len(self)
+            self._common = total.astype(np.float32)
+        return self._common

@@ -1,0 +1,198 @@
+"""Write a gallery index: one pass over the images, in shards that can be resumed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .._version import __version__
+from ..data.samples import Samples, fingerprint
+from ..database.neighbors import searchable
+from ..database.record import NetworkRecord
+from ..errors import DatabaseError, DataError, OutputError
+from ..nets import layers, receptive_field
+from ..nets.inference import tensor_batches
+from ..nets.network import Network
+from ..utils import shards as sharding
+from ..utils.clock import now
+from ..utils.distributed import Group
+from ..utils.files import atomic_path, destination
+from ..utils.progress import counting
+from ..utils.resume import SavedParts, work_folder
+from ..utils.shards import Shards
+from . import format as layout
+from .format import GalleryRecord
+
+_BLOCK = 1024  # images copied at a time
+
+
+def index(
+    net: Network,
+    samples: Samples,
+    out: str | Path,
+    *,
+    append: bool = False,
+    resume: bool = False,
+    batch_size: int = 32,
+    strict: bool = False,
+    workers: int = 2,
+    group: Group | None = None,
+) -> int:
+    """Index the images of a gallery, so that matches with them can be explained without running the network again.
+
+    Of each image its embedding is stored, and its cell embeddings as int8 with one scale per image. Memory does not
+    grow with the number of images.
+
+    Args:
+        net: A decomposable network.
+        samples: The images.
+        out: The file; written completely or not at all.
+        append: Add the images to those of the file.
+        resume: Continue an interrupted run.
+        batch_size: Images per batch.
+        strict: Raise on an unreadable image instead of leaving it out with a warning.
+        workers: Threads that read images ahead.
+        group: The processes that share the work, see `distributed.join`.
+
+    Returns:
+        Number of images in the file.
+
+    Raises:
+        NetworkError: If the network has no cell embeddings.
+        DatabaseError: If images are appended to the index of another network.
+        DataError: If an embedding is not finite, or an image is appended that is there already.
+        OutputError: If the file cannot be written.
+    """
+    net.require_decomposable()
+    out, group = Path(out), group or Group()
+    stride = receptive_field.geometry(net.body, net.layer, net.preprocess.input_size).denser(net.density)
+    record = GalleryRecord(NetworkRecord.of(net), stride, net.map_size, now())
+    if append:
+        _require_appendable(record, samples, out)
+    with work_folder(out, group) as work:
+        run = {
+            "embedcam": __version__,
+            "network": record.network.sha256,
+            "layer": net.layer,
+            "cells": record.cells,
+            "data set": fingerprint(samples),
+            "shard": sharding.SHARD,
+        }
+        shards = Shards(SavedParts(work, run, resume=resume, group=group), "cells", len(samples), group)
+        unfinished = shards.unfinished()
+        with counting("indexing", sum(len(shards.images(number)) for number in unfinished)) as count:
+            for number in unfinished:
+                part = _embedded(net, samples, shards.images(number), batch_size, strict, workers, count)
+                shards.write(number, **part)
+        group.wait()
+        if group.main:
+            _assemble(record, samples, shards, out, append=append)
+        group.wait()
+    with closing(layout.open_index(out)) as file:
+        return int(file["scales"].shape[0])
+
+
+def quantise(
+    cells: NDArray[np.float32], embeddings: NDArray[np.float32]
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round cell embeddings to 8 bits, as differences from the embedding, which is stored in full.
+
+    Args:
+        cells: float32 (n, h, w, D).
+        embeddings: float32 (n, D).
+
+    Returns:
+        int8 (n, h, w, D), and the scale (n,) of each image: cells are about the embedding plus the product of both.
+    """
+    differences = cells - embeddings[:, None, None]
+    scales = np.abs(differences).max(axis=(1, 2, 3)) / 127
+    steps = np.where(scales > 0, scales, 1)[:, None, None, None]
+    return np.rint(differences / steps).astype(np.int8), scales.astype(np.float32)
+
+
+def _embedded(
+    net: Network, samples: Samples, images: range, batch_size: int, strict: bool, workers: int, count: Any
+) -> dict[str, NDArray[Any]]:
+    parts: dict[str, list[NDArray[Any]]] = {key: [] for key in ("kept", "embeddings", "cells", "scales")}
+    subset = samples.subset(images)
+    with layers.evaluating(net), torch.inference_mode():
+        loaded = tensor_batches(net, subset, batch_size, "indexing", strict=strict, workers=workers, count=count)
+        for rows, batch in loaded:
+            seen = net.activations(batch)
+            cells = net.cells(seen).embeddings.permute(0, 2, 3, 1).cpu().numpy()
+            embeddings = seen.embeddings.float().cpu().numpy()
+            if not searchable(embeddings).all() or not np.isfinite(cells).all():
+                bad = int(rows[np.argmin(searchable(embeddings))]) + images.start
+                raise DataError(
+                    f"the embedding of {samples.ids[bad]} is not finite; check the network and its training"
+                )
+            codes, scales = quantise(cells, embeddings)
+            arrays: list[NDArray[Any]] = [rows + images.start, embeddings, codes, scales]
+            for values, array in zip(parts.values(), arrays, strict=True):
+                values.append(array)
+    height, width = net.map_size
+    empty = {
+        "kept": np.empty(0, np.int64),
+        "embeddings": np.empty((0, net.dim), np.float32),
+        "cells": np.empty((0, height, width, net.dim), np.int8),
+        "scales": np.empty(0, np.float32),
+    }
+    return {key: np.concatenate([empty[key], *values]) for key, values in parts.items()}
+
+
+def _require_appendable(record: GalleryRecord, samples: Samples, out: Path) -> None:
+    with closing(layout.open_index(out)) as file:
+        before, _ = layout.read_record(file, out)
+        before.network.require_same(record.network)
+        if (before.cells, before.geometry) != (record.cells, record.geometry):
+            raise DatabaseError(f"{out} has {before.cells} cells per image, the network {record.cells}; index again")
+        new = set(samples.ids)
+        for rows in layout.blocks(file, 64 * _BLOCK):
+            if twice := new.intersection(layout.read_texts(file, "ids", rows)):
+                raise DataError(f"{min(twice)} is in {out} already; leave out what is indexed")
+
+
+def _assemble(record: GalleryRecord, samples: Samples, shards: Shards, out: Path, *, append: bool) -> None:
+    import h5py
+
+    needed = (out.stat().st_size if append else 0) + len(samples) * (
+        record.cells[0] * record.cells[1] * record.network.dim + 4 * record.network.dim + 256
+    )
+    folder = destination(out).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder).free < needed:  # libhdf5 may end the process where the disk is full
+        raise OutputError(f"{out} needs {needed / 1e9:.1f} GB; free some space")
+    files: Sequence[Any] | None = getattr(samples, "files", None)
+    with atomic_path(out) as temporary, h5py.File(temporary, "w", libver="earliest") as file:
+        names = list(samples.names)
+        if append:
+            with closing(layout.open_index(out)) as old:
+                names = _joined(layout.read_record(old, out)[1], names)
+                layout.create(file, record, names)
+                for rows in layout.blocks(old, _BLOCK):
+                    texts = {key: layout.read_texts(old, key, rows) for key in ("ids", "paths")}
+                    arrays = {key: old[key][rows] for key in ("embeddings", "cells", "scales", "labels")}
+                    layout.append(file, texts, **arrays)
+        else:
+            layout.create(file, record, names)
+        places = np.array([names.index(name) for name in samples.names], dtype=np.int64)
+        for number in range(len(shards)):
+            part = shards.read(number)
+            kept = part.pop("kept")
+            labels = np.full(len(kept), -1) if samples.labels is None else places[samples.labels[kept]]
+            ids = [samples.ids[row] for row in kept]
+            paths = ["" if files is None else str(Path(files[row]).absolute()) for row in kept]
+            layout.append(file, {"ids": ids, "paths": paths}, labels=labels, **part)
+        if file["scales"].shape[0] == 0:
+            raise DataError(f"none of the {len(samples)} images can be read; see the warnings above")
+
+
+def _joined(names: list[str], others: list[str]) -> list[str]:
+    return [*names, *(name for name in others if name not in names)]

@@ -1,0 +1,191 @@
+"""An index finds what brute force finds, and its matches add up to the stored similarities."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from embedcam.data import load
+from embedcam.errors import DatabaseError, DataError
+from embedcam.explain.comparison import Against
+from embedcam.gallery import Gallery, index
+from embedcam.gallery.matches import versus
+from embedcam.nets import DenseNet, EmbeddingNet
+from embedcam.nets.inference import embed
+
+
+def make_net(metric, folder):
+    """A network whose embeddings point everywhere, as those of a trained one."""
+    torch.manual_seed(0)
+    net = EmbeddingNet("tiny", 8, image_size=32, metric=metric).eval()
+    mean = torch.from_numpy(embed(net, load(f"folder:{folder}")).pooled.mean(axis=0))
+    with torch.no_grad():
+        net.head.bias.copy_(-net.head.weight @ mean)
+    return net
+
+
+@pytest.fixture(scope="module")
+def net(folder):
+    return make_net("cosine", folder)
+
+
+@pytest.fixture(scope="module", params=["cosine", "euclidean"])
+def indexed(request, folder, tmp_path_factory):
+    net, samples = make_net(request.param, folder), load(f"folder:{folder}")
+    path = tmp_path_factory.mktemp("gallery") / "gallery.h5"
+    assert index(net, samples, path) == len(samples)
+    with Gallery.open(path, net) as gallery:
+        yield gallery, samples, net
+
+
+def pictures(samples, count=3):
+    return [samples.image(number) for number in range(count)]
+
+
+def test_the_nearest_are_those_of_brute_force(indexed):
+    gallery, samples, net = indexed
+    everything = np.stack([item.embedding for item in gallery.items(range(len(gallery)))])
+    matches = gallery.search(pictures(samples), top=5)
+    for query, hits in zip(matches.queries, matches, strict=True):
+        distances = (
+            1 - everything @ query.embedding
+            if net.metric == "cosine"
+            else np.linalg.norm(everything - query.embedding, axis=1)
+        )
+        assert np.allclose([match.distance for match in hits], np.sort(distances)[:5], atol=1e-5)
+        assert hits[0].distance == pytest.approx(distances.min(), abs=1e-5)
+
+
+def test_blocks_of_a_large_gallery_find_the_same(indexed, monkeypatch):
+    gallery, samples, _ = indexed
+    queries = np.stack([item.embedding for item in gallery.see(pictures(samples))])
+    rows, distances = gallery.nearest(queries, 7)
+    monkeypatch.setattr("embedcam.gallery.gallery._IN_MEMORY", 0)
+    monkeypatch.setattr("embedcam.gallery.gallery._BLOCK", 4)
+    again, distances_again = gallery.nearest(queries, 7)
+    assert np.allclose(distances, distances_again, atol=1e-6)
+    assert rows.shape == again.shape
+
+
+def test_contributions_of_either_side_add_up_to_the_similarity(indexed):
+    gallery, samples, _ = indexed
+    for match in gallery.search(pictures(samples), top=4)[1]:
+        scale = max(abs(match.similarity), float(np.abs(match.contributions()).sum()))
+        for side in ("query", "hit"):
+            total = match.contributions(side).sum() + match.rest(side)
+            assert total == pytest.approx(match.similarity, abs=1e-5 * scale)
+        assert abs(match.rest("query")) <= 1e-5 * scale  # not rounded
+        assert abs(match.rest("hit")) <= 1e-2 * scale
+
+
+def test_maps_agree_with_those_of_two_forward_passes(indexed):
+    gallery, samples, net = indexed
+    if net.metric == "euclidean":
+        return  # another embedding is subtracted there
+    first, second = (torch.from_numpy(net.preprocess.batch([samples.image(number)])) for number in (0, 7))
+    expected = Against(net)(first, second)
+    match = gallery.explain_match(gallery.see([samples.image(0)])[0], samples.ids[7])
+    assert np.allclose(match.contributions("query"), expected.contributions.images[0], atol=1e-5)
+    maps = (match.contributions("hit").ravel(), expected.contributions.other[0].ravel())
+    assert np.corrcoef(maps)[0, 1] >= 0.995
+    assert match.shared[0].heatmaps.shape == (1, 32, 32)
+    assert match.shared[1].overlay([samples.image(7)])[0].dtype == np.uint8
+
+
+def test_a_place_corresponds_to_itself(indexed):
+    gallery, _, _ = indexed
+    match = gallery.explain_match(3, 3)
+    pairs = match.correspondences(most=4)
+    assert pairs
+    assert all(pair.query == pair.hit for pair in pairs)
+    assert [pair.strength for pair in pairs] == sorted((pair.strength for pair in pairs), reverse=True)
+
+
+def test_versus_adds_up_to_the_difference_of_two_similarities(indexed):
+    gallery, samples, _ = indexed
+    best, worse = gallery.search(pictures(samples, 1), top=2)[0]
+    signed, rest = versus(best, worse)
+    assert signed.sum() + rest == pytest.approx(best.similarity - worse.similarity, abs=1e-5)
+
+
+def test_ids_labels_and_paths_are_kept(indexed):
+    gallery, samples, _ = indexed
+    for number in (0, 5, len(samples) - 1):
+        (item,) = gallery.items([number])
+        assert item.id == samples.ids[number]
+        assert item.path == str(samples.files[number].absolute())
+        assert item.label == samples.names[samples.labels[number]]
+        assert gallery.row(item.id) == number
+    with pytest.raises(DataError, match="has no image"):
+        gallery.row("none")
+
+
+def test_appending_gives_the_index_of_all(net, folder, tmp_path):
+    samples = load(f"folder:{folder}")
+    whole, grown = tmp_path / "whole.h5", tmp_path / "grown.h5"
+    index(net, samples, whole)
+    index(net, samples.subset(range(5)), grown)
+    assert index(net, samples.subset(range(5, len(samples))), grown, append=True) == len(samples)
+    with Gallery.open(whole) as one, Gallery.open(grown) as other:
+        for row in range(len(samples)):
+            (a,), (b,) = one.items([row]), other.items([row])
+            assert (a.id, a.path, a.label) == (b.id, b.path, b.label)
+            assert np.allclose(a.cells, b.cells, atol=1e-2 * float(np.abs(a.cells).max()))
+    with pytest.raises(DataError, match="already"):
+        index(net, samples.subset([3]), grown, append=True)
+
+
+def test_an_interrupted_run_is_resumed(net, folder, tmp_path, monkeypatch):
+    samples = load(f"folder:{folder}")
+    monkeypatch.setattr("embedcam.utils.shards.SHARD", 4)
+    seen = []
+    original = type(samples).image
+
+    def image(self, number):
+        seen.append(self.ids[number])
+        if len(seen) == 10:
+            raise KeyboardInterrupt
+        return original(self, number)
+
+    monkeypatch.setattr(type(samples), "image", image)
+    with pytest.raises(KeyboardInterrupt):
+        index(net, samples, tmp_path / "gallery.h5", workers=0)
+    seen.clear()
+    assert not (tmp_path / "gallery.h5").exists()
+    monkeypatch.setattr(type(samples), "image", lambda self, number: seen.append(number) or original(self, number))
+    assert index(net, samples, tmp_path / "gallery.h5", workers=0, resume=True) == len(samples)
+    assert len(seen) == len(samples) - 8
+
+
+def test_denser_cells_are_indexed(net, folder, tmp_path):
+    net, samples = DenseNet(net), load(f"folder:{folder}").subset(range(6))
+    index(net, samples, tmp_path / "gallery.h5")
+    with Gallery.open(tmp_path / "gallery.h5", net) as gallery:
+        assert gallery.record.cells == net.map_size
+        match = gallery.search([samples.image(0)], top=1)[0][0]
+        assert match.hit.id == samples.ids[0]
+        assert match.contributions("hit").sum() + match.rest("hit") == pytest.approx(1, abs=1e-4)
+
+
+def test_a_gallery_of_another_network_is_refused(indexed):
+    gallery, _, _ = indexed
+    torch.manual_seed(1)
+    other = EmbeddingNet("tiny", 8, image_size=32).eval()
+    with pytest.raises(DatabaseError, match="another network"):
+        Gallery.open(gallery.path, other)
+
+
+@pytest.mark.parametrize("content", [b"", b"not HDF5" * 100])
+def test_what_is_no_index_is_refused(tmp_path, content):
+    path = tmp_path / "other.h5"
+    with pytest.raises(DatabaseError, match="no gallery index"):
+        Gallery.open(path)
+    path.write_bytes(content)
+    with pytest.raises(DatabaseError, match="no gallery index"):
+        Gallery.open(path)
+
+
+def test_searching_without_a_network_is_refused(indexed):
+    gallery, _, _ = indexed
+    with Gallery.open(gallery.path) as alone, pytest.raises(DatabaseError, match="needs their network"):
+        alone.search([Image.new("RGB", (8, 8))])
