@@ -86,6 +86,19 @@ class Tokens(ChannelsLast):
         return self.last(self.norm(x.flatten(2).transpose(1, 2)).mean(dim=1))
 
 
+class Patches(ChannelsLast):
+    """The same with a class token that is left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.tokens = nn.Identity()
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], dim=1)
+        return self.last(self.norm(self.tokens(x))[:, 1:].mean(dim=1))
+
+
 class GeM(nn.Module):
     def forward(self, x):
         return functional.avg_pool2d(x.clamp(min=1e-6).pow(3), (x.size(-2), x.size(-1))).pow(1 / 3).flatten(1)
@@ -142,6 +155,13 @@ def test_the_head_inside_a_module_of_ones_own_is_found(head, metric):
     assert torch.allclose(total(cells), seen.embeddings, atol=1e-5)
     torch.testing.assert_close(seen.embeddings, net(images))
     assert cells.embeddings.flatten(2).std(dim=2).max() > 0 and not cells.rest.any()
+
+
+def test_a_class_token_that_is_left_out_leaves_nothing_to_the_rest():
+    net = embedcam.wrap(Wrapped(Patches()), "head.tokens", preprocess=embedcam.Preprocess((32, 32)))
+    seen, cells = decomposed(net, torch.randn(2, 3, 32, 40))
+    assert torch.allclose(total(cells), seen.embeddings, atol=1e-5)
+    assert not cells.rest.any()
 
 
 def test_a_head_with_a_fixed_grid_is_decomposed_at_that_grid_only():

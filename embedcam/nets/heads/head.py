@@ -134,4 +134,7 @@ class Head:
 
     @property
     def _pooled(self) -> bool:
-        return not any(state.kind == "rows" or state.before or state.after for state in self._states)
+        """Whether the embedding depends on nothing but the cells: on no class token and no path beside attention."""
+        return not any(
+            state.kind == "rows" or (state.kind == "terms" and (state.before or state.after)) for state in self._states
+        )

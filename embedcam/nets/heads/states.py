@@ -30,7 +30,8 @@ class State(NamedTuple):
         kind: "local": at each cell, on that cell only. "rows": each row is a sum over cells that attention weighs.
             "terms": a sum over cells. "held": not at all, or held at its value. "mixed": in another way.
         axes: Of a local value, the axes along which the cells lie, row by row; of rows, their axis.
-        before: Number of other positions along a local value's axis before its cells, such as a class token's.
+        before: Number of other positions along a local value's axis before its cells, such as a class token's; of terms
+            made of a local value, those of that value.
         after: Number of those after them.
         row: Of terms made of rows, the row.
         selects: Of terms, whether they are that row among others.
@@ -116,7 +117,9 @@ class _Measured:
                 self.numbers[node] = numbers
                 return local
             pool = self._pool(node)
-            return State("terms" if pool or self._connected(node) else "mixed", pool=pool)
+            merged = next(self.states[parent] for parent in node.parents if self.states[parent].kind == "local")
+            kind = "terms" if pool or self._connected(node) else "mixed"
+            return State(kind, before=merged.before, after=merged.after, pool=pool)
         if node.name in HELD:
             return State("held")
         return State("mixed" if "mixed" in kinds else "terms")
