@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from ..nets import layers, receptive_field
 from ..nets.choice import suggest_finer
 from ..nets.geometry import Geometry
 from ..nets.inference import tensor_batches
+from ..nets.layout import Layout
 from ..nets.network import Network
 
 logger = logging.getLogger("embedcam")
@@ -132,8 +134,7 @@ def _sizes(net: Network, samples: Samples) -> Iterator[Preprocess]:
     """List the sizes to try, largest first; preprocessed images only have the network's own."""
     own = net.preprocess
     for factor in _ENLARGED:
-        sides = [max(_MULTIPLE, round(side * factor / _MULTIPLE) * _MULTIPLE) for side in own.input_size]
-        height, width = sides
+        height, width = _enlarged(own.input_size, factor, _unit(net))
         if isinstance(samples.image(0), np.ndarray) or height * width <= own.input_size[0] * own.input_size[1]:
             break
         try:
@@ -144,6 +145,25 @@ def _sizes(net: Network, samples: Samples) -> Iterator[Preprocess]:
             break
         yield replace(own, input_size=(height, width))
     yield own
+
+
+def _unit(net: Network) -> int:
+    """Return what sides are a multiple of: the patches of a transformer, or the strides of most other networks."""
+    reading = net.reading()
+    if isinstance(reading, Layout) and reading.grid is not None:
+        patch = net.preprocess.input_size[0] / reading.grid[0]
+        return int(patch) if patch.is_integer() else _MULTIPLE
+    return _MULTIPLE
+
+
+def _enlarged(size: tuple[int, int], factor: float, unit: int) -> tuple[int, int]:
+    """Enlarge a size by about a factor, in proportion, to sides that are multiples of a unit."""
+    common = math.gcd(*size)
+    grown = max(unit, round(common * factor / unit) * unit)
+    if grown > 2 * factor * common:  # the proportions are kept by no size of about this factor
+        height, width = (max(unit, round(side * factor / unit) * unit) for side in size)
+        return height, width
+    return size[0] // common * grown, size[1] // common * grown
 
 
 def _recognised(

@@ -52,7 +52,8 @@ class Explainer:
         preset: "default" or "paper".
         transfer: "cells", or one of the registry `TRANSFERS`.
         fused: Multiply the maps of the feature layer with those of the database's finer layer.
-        explain_size: Side in pixels of `preprocess`; if None, the one that the database records as best.
+        explain_size: (height, width) in pixels of `preprocess`, or the height alone, with the width in proportion; if
+            None, the size that the database records as best.
         placement: "receptive-field" puts each cell at the centre of its receptive field; "stretch" is a bilinear
             resize.
         autocast: torch.bfloat16 or torch.float16 to run the network in that precision; None for its own.
@@ -78,7 +79,7 @@ class Explainer:
         transfer: str | None = None,
         fused: bool | None = None,
         placement: str | None = None,
-        explain_size: int | None = None,
+        explain_size: int | tuple[int, int] | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         db = database if isinstance(database, WeightDatabase) else WeightDatabase.load(database)
@@ -109,7 +110,10 @@ class Explainer:
             autocast=autocast,
         )
         best = self.net.preprocess.input_size if refinement is None else refinement.input_size
-        size = best if explain_size is None else (explain_size, explain_size)
+        if isinstance(explain_size, int):
+            height, width = self.net.preprocess.input_size
+            explain_size = (explain_size, round(explain_size * width / height))
+        size = explain_size or best
         self.preprocess = self.net.preprocess.resized_to(size)
         self._exemplars = None
         if db.exemplars is not None:

@@ -160,10 +160,10 @@ class Survey:
         seen = [self._first, *self._moved]
         counts = [each.shapes[name][axis] for each in seen]
         known = {
-            count - h * w: (h, w)
-            for count, (h, w) in sorted((counts[0], grid) for grid in self._first.grids)
+            counts[0] - h * w: (h, w)
+            for h, w in _halves(self._first.grids)
             if all(
-                any(n - y * x == count - h * w and (y == h or x == w) for y, x in each.grids)
+                any(n - y * x == counts[0] - h * w and (y == h or x == w) for y, x in _halves(each.grids))
                 for n, each in zip(counts[1:], seen[1:], strict=True)
             )
         }
@@ -223,8 +223,7 @@ class Survey:
 
         All grids are, if the network takes one size only.
         """
-        grids = self._first.grids.intersection(*(each.grids for each in self._moved))
-        return {(-(-h // 2**n), -(-w // 2**n)) for h, w in grids for n in range(6)} - {(1, 1)}
+        return _halves(self._first.grids.intersection(*(each.grids for each in self._moved)))
 
     @cached_property
     def _other_batch(self) -> list[_Pass]:
@@ -327,6 +326,18 @@ def _ordered(model: nn.Module, layer: str, layout: Layout) -> Layout:
             "choose a later layer, or order them with wrap(..., to_maps=...)"
         )
     return replace(layout, prefix=prefix, suffix=extra - prefix)
+
+
+def _halves(grids: _Grids) -> _Grids:
+    """Return grids, and those with half as many rows and columns, rounded down or up, and so on."""
+    return {
+        (rows, columns)
+        for height, width in grids
+        for n in range(6)
+        for rows in {height >> n, -(-height >> n)}
+        for columns in {width >> n, -(-width >> n)}
+        if rows * columns > 1
+    }
 
 
 def _others(side: int) -> tuple[int, int]:
