@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .builder.build import build_database
 from .data import load
@@ -15,7 +16,7 @@ from .data.samples import Samples
 from .database.weight_database import WeightDatabase
 from .evaluate.method import columns
 from .evaluate.table import evaluate
-from .explain import Explainer
+from .explain import Answer, Explainer
 from .explain.explanation import Explanation
 from .nets import EmbeddingNet
 from .show.grid import grid, save_png
@@ -67,8 +68,10 @@ def demo(out: str | Path, seed: int = 0) -> dict[str, Any]:
     say("4/4  drawing")
     chosen = _sample(test, max(_GALLERY_IMAGES, _REPORT_EXAMPLES), seed)
     explainer = Explainer(net, database)
-    explanation = explainer(np.stack([explainer.preprocess(chosen.image(i)) for i in range(len(chosen))]))
-    examples = _example_cards(chosen, explanation, database)
+    images = np.stack([explainer.preprocess(chosen.image(i)) for i in range(len(chosen))])
+    explanation = explainer(images)
+    answer = explainer(images, versus=_rivals(explanation, database))
+    examples = _example_cards(chosen, explanation, answer, database)
     save_png(_gallery(examples[:_GALLERY_IMAGES]), out / "gallery.png")
     for number, example in enumerate(examples[:_GALLERY_IMAGES]):
         save_png(example.image, out / "images" / f"{number:02d}_digit_{example.label}.png")
@@ -110,12 +113,25 @@ def _cluster_cards(db: WeightDatabase, training: Samples) -> list[ClusterCard]:
     return cards
 
 
-def _example_cards(samples: Samples, explanation: Explanation, db: WeightDatabase) -> list[ExampleCard]:
+def _rivals(explanation: Explanation, db: WeightDatabase) -> NDArray[np.int64]:
+    """Find the nearest cluster of another main label for each image."""
+    assert explanation.clusters is not None
+    assert explanation.embeddings is not None
+    assert db.label_histogram is not None
+    labels = db.label_histogram.argmax(axis=1)
+    distances = np.linalg.norm(explanation.embeddings[:, None] - db.centroids, axis=2)
+    same = labels == labels[explanation.clusters][:, None]
+    nearest: NDArray[np.int64] = np.where(same, np.inf, distances).argmin(axis=1)
+    return nearest
+
+
+def _example_cards(samples: Samples, explanation: Explanation, answer: Answer, db: WeightDatabase) -> list[ExampleCard]:
     assert explanation.clusters is not None
     assert explanation.distances is not None
     assert explanation.typicality is not None
     pictures = [np.asarray(samples.image(i)) for i in range(len(samples))]
-    overlays = explanation.overlay(pictures)
+    overlays, evidence = explanation.overlay(pictures), answer.signed_overlay(pictures)
+    assert answer.versus is not None
     cards = []
     for i, picture in enumerate(pictures):
         cluster = int(explanation.clusters[i])
@@ -132,6 +148,8 @@ def _example_cards(samples: Samples, explanation: Explanation, db: WeightDatabas
                 label=None if samples.labels is None else samples.names[samples.labels[i]],
                 cluster_label=labels[0][0] if labels else None,
                 notes=explanation.notes[i],
+                evidence=evidence[i],
+                versus=answer.versus[i],
             )
         )
     return cards

@@ -30,8 +30,10 @@ def examples(trained, db, folder):
     samples = load(f"folder:{folder}", "test")
     net = EmbeddingNet.load(trained / "net.safetensors")
     images = torch.from_numpy(np.stack([net.preprocess(samples.image(i)) for i in range(len(samples))]))
-    explanation = Explainer(net, db)(images)
-    return samples, explanation, demo._example_cards(samples, explanation, db)
+    explainer = Explainer(net, db)
+    explanation = explainer(images)
+    answer = explainer(images, versus=demo._rivals(explanation, db))
+    return samples, explanation, demo._example_cards(samples, explanation, answer, db)
 
 
 def test_a_cluster_is_shown_by_its_nearest_training_images(db, training):
@@ -70,6 +72,15 @@ def test_an_example_carries_its_picture_mask_and_explanation(db, examples):
         assert card.label == samples.names[samples.labels[i]]
         assert card.cluster_label == db.labels_of(card.cluster, most=1)[0][0]
         assert card.notes == explanation.notes[i]
+
+
+def test_an_examples_evidence_is_against_the_nearest_cluster_of_another_label(db, examples):
+    _, explanation, cards = examples
+    labels = db.label_histogram.argmax(axis=1)
+    for z, cluster, card in zip(explanation.embeddings, explanation.clusters, cards, strict=True):
+        others = [other for other in range(db.clusters) if labels[other] != labels[cluster]]
+        assert card.versus == db.describe(max(others, key=lambda other: z @ db.centroids[other]))
+        assert card.evidence.shape == card.image.shape
 
 
 def test_the_gallery_has_four_images_a_row(examples):

@@ -107,6 +107,9 @@ class ExampleCard:
         label: Of the image; None if unknown.
         cluster_label: The most frequent label of the cluster; None if unknown.
         notes: Warnings of the explanation.
+        evidence: uint8 (H, W, 3) RGB, the image with the evidence for its cluster and against another; None if there is
+            none.
+        versus: Name of that other cluster.
     """
 
     name: str
@@ -119,6 +122,8 @@ class ExampleCard:
     label: str | None = None
     cluster_label: str | None = None
     notes: Sequence[str] = ()
+    evidence: NDArray[np.uint8] | None = None
+    versus: str = ""
 
     @property
     def differs(self) -> bool:

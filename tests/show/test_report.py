@@ -66,7 +66,19 @@ def full_report():
             ClusterCard(8, 21, [(f"label {n}", n) for n in range(7)], [Thumbnail(FLAT)], [(1, -0.5)]),
         ],
         examples=[
-            ExampleCard("one/1", PHOTO, FLAT, 3, 0.25, 0.9, MASK, label="one", cluster_label="one"),
+            ExampleCard(
+                "one/1",
+                PHOTO,
+                FLAT,
+                3,
+                0.25,
+                0.9,
+                MASK,
+                label="one",
+                cluster_label="one",
+                evidence=FLAT,
+                versus="cluster 8",
+            ),
             ExampleCard("two/1", PHOTO, FLAT, 3, 0.5, label="two", cluster_label="one", notes=["the map is flat"]),
             ExampleCard("unknown", PHOTO, FLAT, 77, 0.5),
         ],
@@ -104,7 +116,7 @@ def test_page_fetches_nothing_and_runs_nothing(html):
 
 def test_every_picture_has_a_text_and_opens(html):
     images = Page(html).all("img")
-    assert len(images) == 2 + 3 + 2 + 2
+    assert len(images) == 2 + 4 + 2 + 2
     for image in images:
         assert image["alt"]
         kind, data = re.fullmatch("data:image/(png|jpeg);base64,(.*)", image["src"]).groups()
@@ -131,6 +143,14 @@ def test_large_pictures_are_made_smaller(tmp_path):
     for image in Page((tmp_path / "r.html").read_text()).all("img"):
         with Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))) as opened:
             assert opened.size == (224, 448)
+
+
+def test_evidence_names_what_it_is_against(html):
+    page = Page(html)
+    assert [image["alt"] for image in page.all("img") if image["alt"].startswith("Evidence")] == [
+        "Evidence over one/1: orange for its cluster, blue for cluster 8"
+    ]
+    assert "for, rather than cluster 8" in page.texts
 
 
 def test_clusters_come_largest_first_with_their_labels_by_count(html):
