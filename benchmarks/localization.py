@@ -145,8 +145,8 @@ def table(results: list[dict[str, Any]]) -> str:
         "",
         *(about(result) for result in results),
         "",
-        "| data | method | backprop | " + " | ".join(column.key for column in shown) + " |",
-        "|---|---|---|" + "---|" * len(shown),
+        "| data | method | backprop | input | " + " | ".join(column.key for column in shown) + " |",
+        "|---|---|---|---|" + "---|" * len(shown),
     ]
     for result in results:
         for row in result["rows"]:
@@ -156,7 +156,8 @@ def table(results: list[dict[str, Any]]) -> str:
                 texts.append(column.text(row) + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""))
             name = f"**{row['method']}** (default)" if row["default"] else row["method"]
             backprop = "yes" if row["backprop"] else "no"
-            lines.append(f"| {result['data']} | {name} | {backprop} | " + " | ".join(texts) + " |")
+            size = " x ".join(map(str, row["input_size"]))
+            lines.append(f"| {result['data']} | {name} | {backprop} | {size} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -72,8 +72,9 @@ def print_scores(result: dict[str, Any]) -> None:
     rows = []
     for row in result["rows"]:
         name = f"{row['method']} (default)" if row["default"] else row["method"]
-        rows.append([name, "yes" if row["backprop"] else "no", *(column.text(row) for column in shown)])
-    _print_table(["method", "backprop", *(column.key for column in shown)], rows)
+        size = " x ".join(map(str, row["input_size"]))
+        rows.append([name, "yes" if row["backprop"] else "no", size, *(column.text(row) for column in shown)])
+    _print_table(["method", "backprop", "input", *(column.key for column in shown)], rows)
     given = [column for column in RETRIEVAL if result[column.key] is not None]
     scores = ", ".join(f"{column.heading} {result[column.key]:.4f}" for column in given)
     kind = result["mask_kind"]

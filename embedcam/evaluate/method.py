@@ -36,7 +36,7 @@ def score_columns() -> list[Column]:
     Raises:
         EmbedcamError: If a score uses the key of another column.
     """
-    keys = {"method", "default", "backprop", "interval", *(column.key for column in (*GRID, *_COLUMNS))}
+    keys = {"method", "default", "backprop", "input_size", "interval", *(column.key for column in (*GRID, *_COLUMNS))}
     columns = []
     for name in SCORES:
         for column in SCORES[name].columns:
@@ -74,6 +74,7 @@ class Method:
         correlations: Of each heat map with the reference's.
         seconds: Spent explaining.
         images: Explained.
+        input_size: (height, width) of these images.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Method:
     correlations: list[float] = field(default_factory=list)
     seconds: float = 0.0
     images: int = 0
+    input_size: tuple[int, int] | None = None
 
     def run(self, images: Tensor, indices: NDArray[np.int64]) -> Explanation:
         """Explain a batch and add up the time.
@@ -142,8 +144,9 @@ class Method:
 
         Returns:
             The scores, the 95 % interval of each over the images (null for a score that is no mean over images), the
-            correlation with the reference, and the time. The grid scores are those of clusters, or those of partners
-            of a method that can be asked for nothing else; null for a method that cannot be asked.
+            correlation with the reference, the size of the images, and the time. The grid scores are those of
+            clusters, or those of partners of a method that can be asked for nothing else; null for a method that
+            cannot be asked.
         """
         scored = bool(self.scores.images)
         values, intervals = (self.scores.result(), self.scores.intervals(seed)) if scored else ({}, {})
@@ -160,6 +163,7 @@ class Method:
             "method": self.name,
             "default": self.default,
             "backprop": self.backprop,
+            "input_size": None if self.input_size is None else list(self.input_size),
             **{key: values.get(key) for key in keys},
             "interval": {key: intervals.get(key) for key in keys},
             "correlation": float(np.mean(self.correlations)) if self.correlations else None,

@@ -98,6 +98,8 @@ class Passes:
         Raises:
             DataError: If no image can be read or no mask used, or one cannot and `strict` is set.
         """
+        for method in methods:
+            method.input_size = preprocess.input_size
         kept, embeddings, masks, unusable = Gathered(len(among)), Gathered(len(among)), 0, 0
         unfinished = shards.unfinished()
         with counting(what, sum(len(shards.images(number)) for number in unfinished)) as count:

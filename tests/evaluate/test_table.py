@@ -105,7 +105,8 @@ def test_the_default_is_scored_at_the_size_that_explains_best(fused, test_images
     net, db = fused
     result = evaluate(net, db, test_images, training)
     rows = rows_by_name(result)
-    assert result["explain_size"] == [128, 128]
+    assert result["explain_size"] == rows["embedcam"]["input_size"] == [128, 128]
+    assert rows["cluster transfer (paper)"]["input_size"] == [64, 64]
     assert_row(rows["embedcam"], Explainer(net, db), test_images)
     assert_row(rows["cluster transfer (paper)"], Explainer(net, db, preset="paper"), test_images)
     other = evaluate(net, db, test_images, training, explain_size=64)
