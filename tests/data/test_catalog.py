@@ -29,7 +29,10 @@ def test_spec_is_taken_apart(spec, expected):
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("digit", r"unknown data set 'digit'; did you mean 'digits'\? use one of camvid, cub, cub-metric, digits"),
+        (
+            "digit",
+            r"unknown data set 'digit'; did you mean 'digits'\? use one of camvid, cub, cub-metric, cub-pseudo, digits",
+        ),
         ("Folder:x", r"did you mean 'folder'\?"),
         ("zebra:x", "unknown data set 'zebra'; use one of camvid, cub"),
         ("", "unknown data set ''"),

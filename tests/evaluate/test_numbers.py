@@ -62,7 +62,7 @@ def test_empty_batches_are_passed_over(net):
     rows, nothing = np.arange(3), np.arange(0)
     for check in (
         lambda batches: faithfulness(net, {"noise": noise}, batches, steps=2),
-        lambda batches: randomisation(net, lambda _: noise, batches, stages=2),
+        lambda batches: randomisation(net, lambda _: {"noise": noise}, batches, stages=2),
     ):
         assert check([(nothing, none), (rows, batch), (nothing, none)]) == check([(rows, batch)])
         with pytest.raises(DataError, match="no image was given"):
