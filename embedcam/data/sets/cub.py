@@ -153,5 +153,5 @@ def _is_inside(name: str) -> bool:
 
 
 DATASETS.register("cub")(Dataset(cub))
-DATASETS.register("cub-pseudo")(Dataset(functools.partial(cub, pseudo=True)))
 DATASETS.register("cub-metric")(Dataset(functools.partial(cub, protocol="metric")))
+DATASETS.register("cub-pseudo")(Dataset(functools.partial(cub, pseudo=True)))
