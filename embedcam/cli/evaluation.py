@@ -28,9 +28,9 @@ from .options import (
 @takes_network
 def evaluate(
     context: typer.Context,
-    net: NetworkChoice,
     db: DbOption,
     data: DataOption,
+    net: NetworkChoice = NetworkChoice(),  # noqa: B008
     compare: Annotated[
         bool,
         typer.Option(
@@ -91,7 +91,6 @@ def evaluate(
     """
     from ..data import load, load_gallery
     from ..data.samples import input_files
-    from ..database.weight_database import WeightDatabase
     from ..evaluate.checks import Check
     from ..evaluate.parts import keypoints_of
     from ..evaluate.table import evaluate as run
@@ -118,7 +117,7 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         if json_file is not None:
             work = stack.enter_context(work_folder(json_file))
-        network, database = net.load(device), WeightDatabase.load(db)
+        network, database = net.with_database(db, device)
         test, gallery = load(data, "test", mask_threshold=mask_threshold), load_gallery(data)
         if parts:
             keypoints_of(test)  # raises now, not after the long pass

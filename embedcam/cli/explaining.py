@@ -176,14 +176,14 @@ def explain(
         from ..explain import CompiledExplainer, Explainer
 
         assert db is not None
-        network = net.load(device)
+        network, database = net.with_database(db, device)
         several = network.device.type == "cpu" and not compiled and not video and against is None
         concurrency = console.default_concurrency() if several else 1
         if concurrency > 1:
             torch.set_num_threads(console.cores() // concurrency)
         explainer = (CompiledExplainer if compiled else Explainer)(
             network,
-            db,
+            database,
             preset=preset,
             transfer=transfer,
             placement=placement,

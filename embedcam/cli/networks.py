@@ -16,6 +16,7 @@ from . import completion, console
 from .options import network_option
 
 if TYPE_CHECKING:
+    from ..database.weight_database import WeightDatabase
     from ..nets import Network
 
 
@@ -29,6 +30,7 @@ class NetworkChoice:
         layer: Feature layer.
         output: Which part of the module's output is the embedding.
         metric: How embeddings are compared.
+        check: Require the network that the database was built for; no option of verbs without a database.
         input_size: Side or HEIGHTxWIDTH of the input.
     """
 
@@ -54,6 +56,9 @@ class NetworkChoice:
     metric: Annotated[
         Literal["cosine", "euclidean"] | None, network_option(help="How embeddings are compared; cosine by default.")
     ] = None
+    check: Annotated[
+        bool, network_option("--check/--no-check", help="Require the network that the database was built for.")
+    ] = True
     input_size: Annotated[
         str | None,
         network_option(help="Side of the input in pixels; the network's own by default.", metavar="N|HEIGHTxWIDTH"),
@@ -89,6 +94,34 @@ class NetworkChoice:
         )
         return net.to(console.device(device))
 
+    def with_database(self, db: Path, device: str) -> tuple[Network, WeightDatabase]:
+        """Load a weight database, and the network that was named or that the database records.
+
+        Args:
+            db: The database's file.
+            device: As for `console.device`.
+
+        Returns:
+            Both; the database as one of this network, if `check` is off.
+
+        Raises:
+            EmbedcamError: If one cannot be loaded.
+        """
+        from ..database.weight_database import WeightDatabase
+        from ..explain.explainer import assumed_for
+        from ..nets.catalog import load_recorded
+
+        database = WeightDatabase.load(db)
+        if self.net is None:
+            if self != NetworkChoice(check=self.check):
+                raise typer.BadParameter("the options of a network need --net; without it, the database's own is used")
+            made = database.network
+            options: dict[str, Any] = {"metric": made.metric, "input_size": made.preprocess.input_size}
+            net = load_recorded(made.source, db.parent, layer=made.layer, **options).to(console.device(device))
+        else:
+            net = self.load(device)
+        return net, database if self.check else assumed_for(net, database)
+
 
 def takes_network(verb: Callable[..., None]) -> Callable[..., None]:
     """Replace the parameter `net`, a `NetworkChoice`, of a verb by the options that choose a network.
@@ -100,8 +133,9 @@ def takes_network(verb: Callable[..., None]) -> Callable[..., None]:
         The verb as the command line takes it.
     """
     signature = inspect.signature(verb, eval_str=True)
+    chosen = [option for option in fields(NetworkChoice) if option.name != "check" or "db" in signature.parameters]
     options = []
-    for option in fields(NetworkChoice):
+    for option in chosen:
         annotation = inspect.get_annotations(NetworkChoice, eval_str=True)[option.name]
         required = option.name == "net" and signature.parameters["net"].default is inspect.Parameter.empty
         default = inspect.Parameter.empty if required else option.default
@@ -110,8 +144,7 @@ def takes_network(verb: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(verb)
     def command(**typed: Any) -> None:
-        chosen = NetworkChoice(**{option.name: typed.pop(option.name) for option in fields(NetworkChoice)})
-        verb(net=chosen, **typed)
+        verb(net=NetworkChoice(**{option.name: typed.pop(option.name) for option in chosen}), **typed)
 
     command.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[options[0], *others, *options[1:]]
@@ -133,8 +166,8 @@ def require_explainer(net: NetworkChoice, db: Path | None, onnx: Path | None) ->
     Raises:
         BadParameter: If not.
     """
-    if (net.net is None or db is None) == (onnx is None) or (onnx is not None and (db or net != NetworkChoice())):
-        raise typer.BadParameter("give --net and --db, or --onnx alone")
+    if (db is None) == (onnx is None) or (onnx is not None and net != NetworkChoice()):
+        raise typer.BadParameter("give --db, with --net if it does not record its network, or --onnx alone")
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -27,9 +27,9 @@ from .options import (
 
 @takes_network
 def export(
-    net: NetworkChoice,
     db: DbOption,
     out: Annotated[Path, typer.Option(help="ONNX file to write.", metavar="FILE")],
+    net: NetworkChoice = NetworkChoice(),  # noqa: B008
     preset: PresetOption = "default",
     explain_size: ExplainSizeOption = None,
     heatmap: Annotated[
@@ -61,7 +61,7 @@ def export(
     if int8 != (data is not None):
         raise typer.BadParameter("--int8 and --data SPEC need each other: quantisation is calibrated on images")
     require_writable(out, [*net.files, db])
-    explainer = Explainer(net.load("cpu"), db, preset=preset, explain_size=explain_size)
+    explainer = Explainer(*net.with_database(db, "cpu"), preset=preset, explain_size=explain_size)
     with temporary_folder() if int8 else contextlib.nullcontext(Path()) as folder:
         exact = folder / "explainer.onnx" if int8 else out
         report = write(explainer, exact, heatmap=heatmap, uint8_input=uint8_input, dynamic=dynamic)
@@ -129,21 +129,32 @@ def classmap(
     typer.echo(f"wrote the pictures to {out}")
 
 
+@takes_network
 def inspect(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="Weight database.", metavar="weights.h5")],
+    file: Annotated[
+        Path | None, typer.Argument(help="Weight database; none for --net alone.", metavar="weights.h5")
+    ] = None,
+    net: NetworkChoice = NetworkChoice(),  # noqa: B008
     top: Annotated[int, typer.Option(min=1, help="Labels and channels to show per cluster.", metavar="N")] = 3,
     verify: Annotated[bool, typer.Option("--verify", help="Check all items and the checksum instead.")] = False,
 ) -> None:
-    """Print the contents of a weight database.
+    """Print the contents of a weight database, or the layer that is explained of a network.
 
     \b
     Example:
       embedcam inspect weights.h5
+      embedcam inspect --net torchvision:mobilenet_v2
     """
     from ..database.verify import verify as check
     from ..database.weight_database import WeightDatabase
 
+    if (file is None) == (net.net is None):
+        raise typer.BadParameter("give a weight database, or --net")
+    if file is None:
+        refuse_unused(context, "on a network", "top", "verify")
+        printing.print_facts(net.load("cpu").facts())
+        return
     if verify:
         refuse_unused(context, "with --verify", "top")
         outcomes = check(file)
@@ -201,9 +212,9 @@ def serve(
         from ..explain import Explainer
 
         assert db is not None
-        network = net.load(device)
+        network, database = net.with_database(db, device)
         concurrency = concurrency or (console.default_concurrency() if network.device.type == "cpu" else 1)
         torch.set_num_threads(max(console.cores() // concurrency, 1))
-        explainer = Explainer(network, db)
+        explainer = Explainer(network, database)
     limits = Limits(concurrency=concurrency)
     run(explainer, host, port, token=token, data=data, limits=limits, root_path=root_path)

@@ -45,8 +45,7 @@ def print_database(database: WeightDatabase, top: int) -> None:
         database: The database.
         top: Number of labels and channels to show per cluster.
     """
-    for name, value in database.facts():
-        print(f"{name:<14}{value}")
+    print_facts(database.facts())
     rows = []
     for cluster in sorted(range(database.clusters), key=lambda c: -int(database.counts[c])):
         labels = ", ".join(f"{name} ({count})" for name, count in database.labels_of(cluster, top))
@@ -57,6 +56,16 @@ def print_database(database: WeightDatabase, top: int) -> None:
     columns = ("cluster", "images", "labels", "median distance", "farthest", "strongest channels")
     print()
     _print_table(columns, rows, text=(2, 5))
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print facts line by line.
+
+    Args:
+        facts: (name, value) of each.
+    """
+    for name, value in facts:
+        print(f"{name:<14}{value}")
 
 
 def print_scores(result: dict[str, Any]) -> None:

@@ -61,6 +61,14 @@ class Preprocess:
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct must lie in (0, 1], got {self.crop_pct}")
 
+    def __str__(self) -> str:
+        size = f"{self.input_size[0]} x {self.input_size[1]} pixels"
+        if self.transform:
+            return f"{size}, by {self.transform}"
+        return f"{size}, {self.interpolation}" + (
+            "" if self.crop_pct is None else f", centre crop of {self.crop_pct:g}"
+        )
+
     @classmethod
     def of(cls, value: Any) -> Preprocess:
         """Take a preprocessing as people have it.

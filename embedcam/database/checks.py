@@ -128,6 +128,9 @@ def forms(db: Record) -> Iterator[Check]:
     both = (db.label_names is None) == (db.label_histogram is None)
     yield Check("/labels", both, "names and histogram", "one of them")
     yield Check("metric", db.network.metric in ("cosine", "euclidean"), "cosine or euclidean", repr(db.network.metric))
+    types = ("float32", "float16", "bfloat16")
+    yield Check("/network number_type", db.network.number_type in types, " or ".join(types), db.network.number_type)
+    yield Check("/network map_size", min(db.network.map_size) >= 1, "positive numbers", db.network.map_size)
     geometries = {"/geometry": db.geometry}
     if db.refinement is not None:
         size, scale = db.refinement.input_size, db.refinement.distance_scale

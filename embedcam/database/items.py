@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
-from ..data.preprocess import Preprocess, usable
+from ..data.preprocess import Preprocess
 from ..errors import DatabaseError
 from ..nets.geometry import Geometry
+from ..nets.source import NetworkSource
 from .hdf5 import Hdf5
 from .neighbors import Partitions
 from .record import Exemplars, Fusion, NetworkRecord, Refinement
 
 ENCODING = "embedcam-weight-database"
 VERSION = "1.0.0"
+NETWORK = (
+    "sha256",
+    "sha256_float16",
+    "sha256_bfloat16",
+    "number_type",
+    "architecture",
+    "layer",
+    "channels",
+    "dim",
+    "map_size",
+)
 CLUSTERS = (
     "centroids",
     "counts",
@@ -113,23 +126,16 @@ def fields_of(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     with _about(""):
         fields: dict[str, Any] = {key: str(attrs[key]) for key in ("method", "target", "created", "embedcam_version")}
         fields |= {key: int(attrs[key]) for key in ("pairs", "seed")}
+    source = _read_source(file)
     with _about("network"):
-        height, width = network["input_size"].tolist()
+        rows, columns = map(int, network["map_size"])
+        own: dict[str, Any] = {key: str(network[key]) for key in NETWORK}
+        own |= {"channels": int(network["channels"]), "dim": int(network["dim"]), "map_size": (rows, columns)}
         fields["network"] = NetworkRecord(
-            str(network["sha256"]),
-            str(network["architecture"]),
-            str(network["layer"]),
-            int(network["channels"]),
-            int(network["dim"]),
-            str(attrs["metric"]),
-            usable(
-                Preprocess(
-                    (height, width),
-                    _triple(network["mean"]),
-                    _triple(network["std"]),
-                    str(network["interpolation"]),
-                )
-            ),
+            **own,
+            metric=str(attrs["metric"]),
+            preprocess=Preprocess.recorded(network),
+            source=source,
         )
     fields["geometry"] = _read_geometry(file, "geometry")
     fields |= {key: items[f"clusters/{key}"] for key in CLUSTERS}
@@ -142,6 +148,14 @@ def fields_of(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         fields["exemplars"] = Exemplars(**arrays, path=names, partitions=partitions)
     fields["refinement"] = _read_refinement(file, items)
     return fields
+
+
+def _read_source(file: Hdf5) -> NetworkSource | None:
+    if "network/source" not in file:
+        return None
+    attrs = _attrs(file, "network/source")
+    with _about("network/source"):
+        return NetworkSource(**{item.name: str(attrs[item.name]) for item in dataclasses.fields(NetworkSource)})
 
 
 def _read_partitions(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> Partitions | None:
@@ -176,11 +190,6 @@ def _read_geometry(file: Hdf5, name: str) -> Geometry:
 def _pair(values: NDArray[Any]) -> tuple[float, float]:
     y, x = map(float, values)
     return y, x
-
-
-def _triple(values: NDArray[Any]) -> tuple[float, float, float]:
-    red, green, blue = map(float, values)
-    return red, green, blue
 
 
 def _names(items: Mapping[str, NDArray[Any]], name: str) -> tuple[str, ...]:

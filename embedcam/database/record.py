@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..data.preprocess import Preprocess
 from ..errors import DatabaseError
 from ..nets.geometry import Geometry
+from ..nets.source import NetworkSource
 from .neighbors import Partitions
 
 
@@ -19,13 +20,18 @@ class NetworkRecord:
     """The network that a database was made for.
 
     Attributes:
-        sha256: Fingerprint of the network's parameters and buffers.
-        architecture: Name of the backbone, or class of a wrapped module.
+        sha256: Hash of the parameters that the embedding depends on, see `Network.sha256`.
+        architecture: Name of the backbone, or class of a wrapped module; for people, it is not compared.
         layer: Dotted name of the feature layer.
         channels: K of that layer.
         dim: D of the embedding.
         metric: "cosine" or "euclidean".
         preprocess: Turns a picture into a network input.
+        map_size: Grid (h, w) of the feature maps at the network's input size.
+        number_type: Coarsest number type of the parameters: "float32", "float16" or "bfloat16".
+        sha256_float16: The hash with values rounded to float16.
+        sha256_bfloat16: The hash with values rounded to bfloat16.
+        source: Where the network came from, to find it again; None if it was made in Python.
     """
 
     sha256: str
@@ -35,6 +41,11 @@ class NetworkRecord:
     dim: int
     metric: str
     preprocess: Preprocess
+    map_size: tuple[int, int] = (1, 1)
+    number_type: str = "float32"
+    sha256_float16: str = ""
+    sha256_bfloat16: str = ""
+    source: NetworkSource | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, net: Any) -> NetworkRecord:
@@ -46,31 +57,72 @@ class NetworkRecord:
         Returns:
             Its record.
         """
-        return cls(net.sha256(), net.architecture, net.layer, net.channels, net.dim, net.metric, net.preprocess)
+        return cls(
+            net.sha256(),
+            net.architecture,
+            net.layer,
+            net.channels,
+            net.dim,
+            net.metric,
+            replace(net.preprocess, function=None),
+            net.map_size,
+            net.number_type,
+            net.sha256("float16"),
+            net.sha256("bfloat16"),
+            None if net.source is None else net.source.sealed(),
+        )
 
-    def require_same(self, net: NetworkRecord) -> None:
-        """Check that a network is the one that the database was made for.
+    def require_usable(self, net: Any) -> None:
+        """Check that a network has the channels and dimensions that the database has.
 
         Args:
-            net: Record of the network to check.
+            net: A `nets.Network`, at the database's feature layer.
+
+        Raises:
+            DatabaseError: If not.
+        """
+        self._require({name: (getattr(self, name), getattr(net, name)) for name in ("channels", "dim")})
+
+    def require_same(self, net: Any) -> None:
+        """Check that a network is the one that the database was made for.
+
+        Its container, the name of its class and what the embedding does not depend on make no difference. If one of the
+        two is in half precision, parameters are compared as rounded to that type.
+
+        Args:
+            net: A `nets.Network`, at the database's feature layer.
 
         Raises:
             DatabaseError: If anything differs; the message names every difference.
         """
+        coarsest = max(self.number_type, net.number_type, key=NUMBER_TYPES.index)
+        ours = self.sha256 if coarsest == "float32" else getattr(self, f"sha256_{coarsest}")
+        rounded = "" if self.number_type == net.number_type else f" as {coarsest}"
+        names = ("channels", "dim", "metric", "preprocess", "map_size")
+        same = {name: (getattr(self, name), getattr(net, name)) for name in names}
+        self._require({f"sha256{rounded}": (ours, net.sha256(coarsest)), **same})
+
+    @staticmethod
+    def _require(pairs: dict[str, tuple[object, object]]) -> None:
         differences = [
             f"{name} {_short(ours)} in the database, {_short(theirs)} in the network"
-            for name in (item.name for item in fields(self))
-            if (ours := getattr(self, name)) != (theirs := getattr(net, name))
+            for name, (ours, theirs) in pairs.items()
+            if ours != theirs
         ]
         if differences:
             raise DatabaseError(
                 f"the weight database was made for another network: {'; '.join(differences)}; "
-                "use the network it was built with, or build a database for this one"
+                "use the network it was built with, or build a database for this one; check=False (--no-check) uses "
+                "them together all the same, as far as their shapes allow"
             )
 
 
+# From fine to coarse.
+NUMBER_TYPES = ("float32", "float16", "bfloat16")
+
+
 def _short(value: object) -> str:
-    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
 
 
 @dataclass(frozen=True, repr=False)

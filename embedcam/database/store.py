@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,18 @@ from ..nets.geometry import Geometry
 from ..utils.files import write_bytes
 from ..utils.limits import LARGEST
 from .hdf5 import Hdf5
-from .items import CLUSTERS, ENCODING, EXEMPLARS, PARTITIONS, VERSION, fields_of, item_names, read_item, read_version
+from .items import (
+    CLUSTERS,
+    ENCODING,
+    EXEMPLARS,
+    NETWORK,
+    PARTITIONS,
+    VERSION,
+    fields_of,
+    item_names,
+    read_item,
+    read_version,
+)
 from .record import Record
 
 if TYPE_CHECKING:
@@ -42,7 +54,7 @@ def save(db: Record, path: str | Path) -> None:
     buffer = io.BytesIO()  # not straight to disk: libhdf5 crashes if the disk is full
     # The layout is part of the format.
     with h5py.File(buffer, "w", libver="earliest") as file:
-        _fill(file, db)
+        _fill(file, db, Path(path).parent)
     write_bytes(path, seal(buffer.getvalue()))
 
 
@@ -83,17 +95,21 @@ def unseal(data: bytes) -> tuple[memoryview, bool]:
     return content, True
 
 
-def _fill(file: h5py.File, db: Record) -> None:
+def _fill(file: h5py.File, db: Record, folder: Path) -> None:
     _mark(file, ENCODING, VERSION)
     for key in ("embedcam_version", "created", "seed", "method", "target", "pairs"):
         file.attrs[key] = getattr(db, key)
     file.attrs["metric"] = db.network.metric
 
     network = _group(file, "network")
-    for key in ("sha256", "architecture", "layer", "channels", "dim"):
+    for key in NETWORK:
         network.attrs[key] = getattr(db.network, key)
-    for key in ("input_size", "mean", "std", "interpolation"):
-        network.attrs[key] = getattr(db.network.preprocess, key)
+    for key, value in db.network.preprocess.record().items():
+        network.attrs[key] = 0.0 if value is None else value
+    if db.network.source is not None and (source := db.network.source.relative_to(folder)).recordable:
+        group = _group(file, "network/source")
+        for key, value in asdict(source).items():
+            group.attrs[key] = value
     _geometry(_group(file, "geometry"), db.geometry)
 
     clusters = _group(file, "clusters")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import difflib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,10 @@ class WeightDatabase(Record):
         path = Path(path)
         data = store.read_bytes(path)
         try:
-            return cls(**store.decode(data, path))
+            fields = store.decode(data, path)
+            if (source := fields["network"].source) is not None:
+                fields["network"] = replace(fields["network"], source=source.seen_from(path.parent))
+            return cls(**fields)
         except DatabaseError as error:
             raise DatabaseError(f"{path} is not a readable weight database: {error}") from error
 
@@ -159,14 +162,14 @@ class WeightDatabase(Record):
         """
         net, counts, target = self.network, self.counts, self.target.replace("_", " ")
         stride, center = _pair(self.geometry.cell_stride, " x "), _pair(self.geometry.first_cell_center, ", ")
-        size = " x ".join(map(str, net.preprocess.input_size))
         if self.target == "triplet_margin":
             target += f", {self.pairs or 'all'} triplets per image"
         smallest, largest, images = int(counts.min()), int(counts.max()), int(counts.sum())
         return [
             ("Network", f"{net.architecture}, {net.metric}, {net.dim} dimensions, sha256 {net.sha256[:12]}"),
-            ("Input", f"{size} pixels, {net.preprocess.interpolation}"),
-            ("Feature layer", f"{net.layer}, {net.channels} channels"),
+            *([] if net.source is None else [("Loaded from", str(net.source))]),
+            ("Input", str(net.preprocess)),
+            ("Feature layer", f"{net.layer}, {net.channels} channels on {_pair(net.map_size, ' x ')} cells"),
             ("Cells", f"every {stride} pixels, the first at ({center})"),
             ("Weights", f"{self.method} of the {target}, top {self.top_k} channels"),
             ("Explained", _explained(self.refinement)),

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -57,6 +58,8 @@ class Explainer:
         placement: "receptive-field" puts each cell at the centre of its receptive field; "stretch" is a bilinear
             resize.
         autocast: torch.bfloat16 or torch.float16 to run the network in that precision; None for its own.
+        check: Require the network that the database was built for. If False, another one is used without a word, as
+            long as layer, channels and dimensions fit.
 
     Attributes:
         module: What computes, an `ExplainerModule`.
@@ -81,8 +84,11 @@ class Explainer:
         placement: str | None = None,
         explain_size: int | tuple[int, int] | None = None,
         autocast: torch.dtype | None = None,
+        check: bool = True,
     ) -> None:
         db = database if isinstance(database, WeightDatabase) else WeightDatabase.load(database)
+        if not check:
+            db = assumed_for(net, db)
         if preset not in PRESETS:
             raise DatabaseError(f"unknown preset {preset!r}; use one of {', '.join(PRESETS)}")
         if fused is None:
@@ -322,8 +328,32 @@ def _full_precision(images: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(images.device.type, enabled=False)
 
 
+def assumed_for(net: Network, db: WeightDatabase) -> WeightDatabase:
+    """Take a database as one of a network, although it was built for another.
+
+    Args:
+        net: The network.
+        db: The database.
+
+    Returns:
+        The same numbers, recorded as this network's.
+
+    Raises:
+        DatabaseError: If the network has no such layer, or its channels or dimensions do not fit.
+    """
+    net = _layered(net, db)
+    db.network.require_usable(net)
+    return replace(db, network=NetworkRecord.of(net))
+
+
 def _at_layer(net: Network, db: WeightDatabase) -> Network:
     """Give the network at the database's feature layer, after checking that the database was built for it."""
+    net = _layered(net, db)
+    db.network.require_same(net)
+    return net
+
+
+def _layered(net: Network, db: WeightDatabase) -> Network:
     record = db.network
     if net.layer != record.layer:
         try:
@@ -332,5 +362,4 @@ def _at_layer(net: Network, db: WeightDatabase) -> Network:
             net.layer = record.layer
         except LayerError as error:
             raise DatabaseError(f"the weight database was made for another network: {error}") from error
-    record.require_same(NetworkRecord.of(net))
     return net

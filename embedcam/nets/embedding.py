@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, usable
+from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from ..errors import NetworkError
 from ..utils.files import write_bytes
 from ..utils.limits import LARGEST_INPUT, allowance
@@ -111,7 +110,7 @@ class EmbeddingNet(Network):
             "hidden": self.hidden,
             "metric": self.metric,
             "layer": self.layer,
-            "preprocess": asdict(self.preprocess),
+            "preprocess": self.preprocess.record(),
         }
 
     def save(self, path: str | Path) -> None:
@@ -180,7 +179,7 @@ class EmbeddingNet(Network):
                 )
         try:
             self.load_state_dict(read_state_dict(path))
-            self.preprocess = usable(Preprocess(**{**saved["preprocess"], "input_size": self.preprocess.input_size}))
+            self.preprocess = Preprocess.recorded({**saved["preprocess"], "input_size": self.preprocess.input_size})
         except (RuntimeError, TypeError, ValueError) as error:
             raise NetworkError(
                 f"{path} does not match its own configuration: {' '.join(str(error).split())}; "

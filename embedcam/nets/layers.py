@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from ..errors import DataError, LayerError, NetworkError
 from .grad_mode import GradientsKept
 
+# What DataParallel, `torch.compile`, Lightning modules and training libraries call the network that they hold.
+_CONTAINERS = ("_orig_mod", "module", "model", "net", "network", "backbone", "encoder")
+
 
 def names(model: nn.Module) -> list[str]:
     """List the dotted names of all layers, outermost first.
@@ -87,7 +90,8 @@ def path(model: nn.Module, name: str) -> str:
     A dotted name of an existing layer is returned unchanged. Any other name is read as pytorch-gradcam's: levels are
     joined by underscores, and a block may have its class before its number, as in "layer1_bottleneck0_conv1",
     "features_12_expand3x3_activation" and "features_denseblock2_denselayer12_norm1". Unlike in pytorch-gradcam,
-    "classifier_0" of a VGG is the first layer of its classifier.
+    "classifier_0" of a VGG is the first layer of its classifier. A layer is also found in another container: "layer4"
+    as "model.layer4", if no other name ends so, and "module.layer4" as "layer4".
 
     Args:
         model: The module to look in.
@@ -105,7 +109,7 @@ def path(model: nn.Module, name: str) -> str:
             return name
     except AttributeError:
         pass
-    candidates = list(_underscored(model, name.split("_")))
+    candidates = _in_container(model, name) or list(_underscored(model, name.split("_")))
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
@@ -135,6 +139,16 @@ def name_of(model: nn.Module, layer: nn.Module) -> str:
     raise LayerError(
         f"the given {type(layer).__name__} is not inside this {type(model).__name__}; take one of its named_modules()"
     )
+
+
+def _in_container(model: nn.Module, name: str) -> list[str]:
+    """List the layers that a name stands for inside a container, or of a name from inside one."""
+    head, _, rest = name.partition(".")
+    known = set(names(model))
+    if head in _CONTAINERS and rest in known:
+        return [rest]
+    inner = [each for each in known if each.endswith(f".{name}")]
+    return inner if name and len(inner) == 1 else []
 
 
 def _underscored(module: nn.Module, parts: list[str]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from ..data.preprocess import Preprocess
 from ..errors import LayerError, NetworkError
-from . import layers
+from . import identity, layers
 from .cells import Cells
 from .heads.head import Head
 from .heads.means import of_means
@@ -76,6 +75,7 @@ class Network(nn.Module, ABC):
         self._head: Head | str | None = None  # the head as measured, or the reason why there are no cell embeddings
         self._memory_format: torch.memory_format | None = None
         self._failure: Exception | None = None
+        self._used: frozenset[str] | None = None
 
     @property
     @abstractmethod
@@ -336,15 +336,41 @@ class Network(nn.Module, ABC):
         parameter = next(self.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 
-    def sha256(self) -> str:
-        """Hash the name, type, shape and bytes of every parameter and buffer.
+    def facts(self) -> list[tuple[str, str]]:
+        """Summarise the network in a few lines.
 
         Returns:
-            64 hexadecimal digits, independent of the device and unchanged by saving and loading.
+            (name, value) of each line.
         """
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            value = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        head = self._measured_head()
+        return [
+            ("Network", f"{self.architecture}, {self.metric}, {self.dim} dimensions, sha256 {self.sha256()[:12]}"),
+            *([] if self.source is None else [("Loaded from", str(self.source.sealed()))]),
+            ("Input", str(self.preprocess)),
+            ("Feature layer", f"{self.layer}, {self.channels} channels on {' x '.join(map(str, self.map_size))} cells"),
+            ("Cells", "have embeddings that add up to the image's" if self.decomposable else f"no embeddings: {head}"),
+        ]
+
+    def sha256(self, number_type: str = "float32") -> str:
+        """Hash the parameters and buffers that the embedding depends on.
+
+        Args:
+            number_type: To which values are rounded first: float32, float16 or bfloat16. A copy of the network in half
+                precision has the hash that the network has when rounded to that type.
+
+        Returns:
+            64 hexadecimal digits, independent of the device and of containers such as `torch.compile`, DataParallel or
+            a Lightning module, and unchanged by saving and loading.
+        """
+        return identity.sha256(self._identity(), number_type)
+
+    @property
+    def number_type(self) -> str:
+        """The coarsest number type of the parameters: "float32" (also for finer ones), "float16" or "bfloat16"."""
+        return identity.number_type(self._identity())
+
+    def _identity(self) -> dict[str, Tensor]:
+        if self._used is None:  # found once, by a forward pass
+            images = noise(self.body, self.preprocess.input_size)
+            self._used = frozenset(identity.used(self, lambda: self.embed(images)[0]))
+        return {name: value for name, value in self.state_dict().items() if name in self._used}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+import os
+from dataclasses import astuple, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,7 +17,7 @@ class NetworkSource:
 
     Attributes:
         spec: The SPEC.
-        weights: The weights file, as it was typed, "DEFAULT", or "".
+        weights: The weights file, "DEFAULT", or "".
         output: Which part of the module's output is the embedding, or "".
         library: Name and version of the library that made it, such as "timm 1.0.31", or "".
         file_sha256: Hash of the one file that it was loaded from, 64 hexadecimal digits; "" if there is none.
@@ -28,9 +29,13 @@ class NetworkSource:
     library: str = ""
     file_sha256: str = ""
 
+    def __str__(self) -> str:
+        parts = [self.spec, self.weights, f"output {self.output}" if self.output else "", self.library]
+        return ", ".join(filter(None, [*parts, f"file {self.file_sha256[:12]}" if self.file_sha256 else ""]))
+
     @property
     def file(self) -> str:
-        """The file that was loaded, as it was typed, or ""."""
+        """The file that was loaded, or ""."""
         if self.weights not in ("", "DEFAULT"):
             return self.weights
         return self.spec if self.spec.endswith(".safetensors") else ""
@@ -41,7 +46,40 @@ class NetworkSource:
         Returns:
             The source.
         """
-        return replace(self, file_sha256=_sha256(Path(self.file))) if self.file else self
+        try:
+            return replace(self, file_sha256=_sha256(Path(self.file))) if self.file else self
+        except OSError:  # it is gone meanwhile
+            return self
+
+    def relative_to(self, folder: Path) -> NetworkSource:
+        """Return the source with its file as seen from a folder, in which the database is written.
+
+        Args:
+            folder: The folder.
+
+        Returns:
+            The source.
+        """
+        return self._at(os.path.relpath(self.file, folder)) if self.file else self
+
+    def seen_from(self, folder: Path) -> NetworkSource:
+        """Undo `relative_to`.
+
+        Args:
+            folder: In which the database lies now.
+
+        Returns:
+            The source.
+        """
+        return self._at(os.path.normpath(folder / self.file)) if self.file else self
+
+    def _at(self, file: str) -> NetworkSource:
+        return replace(self, weights=file) if self.weights else replace(self, spec=file)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether files can hold its texts."""
+        return all(text.isprintable() and len(text) <= 1024 for text in astuple(self))
 
     def found(self, folder: Path) -> NetworkSource:
         """Find the file again: where it was, or in a folder.
@@ -63,7 +101,7 @@ class NetworkSource:
             raise NetworkError(f"the database was built with {self.file}, which is gone; say where it is with --net")
         for path in there:
             if _sha256(path) == self.file_sha256:
-                return replace(self, weights=str(path)) if self.weights else replace(self, spec=str(path))
+                return self._at(str(path))
         raise NetworkError(
             f"{there[0]} has changed since the database was built with it; build it again, or choose another with --net"
         )

@@ -8,7 +8,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,15 +114,16 @@ def export(
 
 def _record(explainer: Explainer, size: tuple[int, int]) -> OnnxRecord:
     db = explainer.database
-    network = {**asdict(db.network), "input_size": list(db.network.preprocess.input_size)}
-    del network["preprocess"]
+    described = ("sha256", "architecture", "layer", "channels", "dim", "metric")
+    network = {key: getattr(db.network, key) for key in described}
+    network["input_size"] = list(db.network.preprocess.input_size)
     database = {key: getattr(db, key) for key in ("created", "embedcam_version", "method", "target", "pairs", "seed")}
     fusion = explainer.module.fusion
     geometry = explainer.module.geometry if fusion is None else fusion.geometry
     labels = () if db.label_names is None else map(explainer.labels_of, range(db.clusters))
     return OnnxRecord(
         embedcam_version=__version__,
-        preprocess=replace(explainer.preprocess, input_size=size),
+        preprocess=explainer.preprocess.resized_to(size),
         geometry=None if explainer.module.placement == "stretch" else geometry,
         transfer=explainer.transfer,
         fused=None if fusion is None else fusion.layer,

@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..data.preprocess import Preprocess, usable
+from ..data.preprocess import Preprocess
 from ..errors import NetworkError
 from ..nets.geometry import Geometry
 
@@ -67,7 +67,8 @@ class OnnxRecord:
         Returns:
             The same text for equal records.
         """
-        fields = {"schema": SCHEMA, **asdict(self), "input": INPUT, "outputs": OUTPUTS}
+        own = {**asdict(self), "preprocess": self.preprocess.record()}
+        fields = {"schema": SCHEMA, **own, "input": INPUT, "outputs": OUTPUTS}
         return json.dumps(fields, sort_keys=True, allow_nan=False)
 
     @classmethod
@@ -95,9 +96,7 @@ class OnnxRecord:
 
     @classmethod
     def _of(cls, fields: dict[str, Any]) -> OnnxRecord:
-        (height, width), geometry = fields["preprocess"]["input_size"], fields["geometry"]
-        red, green, blue = map(float, fields["preprocess"]["mean"])
-        red_std, green_std, blue_std = map(float, fields["preprocess"]["std"])
+        geometry = fields["geometry"]
         if fields["heatmap"] not in HEATMAPS:
             raise ValueError(f"heatmap {fields['heatmap']!r}")
         labels = tuple(tuple((str(name), int(count)) for name, count in row) for row in fields["labels"])
@@ -106,14 +105,7 @@ class OnnxRecord:
             raise ValueError(f"labels of {len(labels)} clusters, not of {clusters!r}")
         return cls(
             embedcam_version=str(fields["embedcam_version"]),
-            preprocess=usable(
-                Preprocess(
-                    (int(height), int(width)),
-                    (red, green, blue),
-                    (red_std, green_std, blue_std),
-                    str(fields["preprocess"]["interpolation"]),
-                )
-            ),
+            preprocess=Preprocess.recorded(fields["preprocess"]),
             uint8_input=bool(fields["uint8_input"]),
             dynamic=bool(fields["dynamic"]),
             heatmap=str(fields["heatmap"]),

@@ -1,9 +1,13 @@
 """Networks of the user on every verb that takes one."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision import models
 
 NETWORKS = """
 import torch
@@ -67,7 +71,7 @@ def test_weights_go_with_a_name_alone(embedcam, folder, trained):
     said = embedcam("explain", "--net", "python:users:make", *database, "--weights", "x.pth", folder, code=1)
     assert "no weights file x.pth" in said
     said = embedcam("explain", "--onnx", "explainer.onnx", "--weights", "x.pth", folder, code=2)
-    assert "give --net and --db, or --onnx alone" in said
+    assert "or --onnx alone" in said
 
 
 def test_an_unknown_family_is_answered_with_the_nearest(embedcam, trained, folder):
@@ -86,3 +90,64 @@ def test_a_networks_options_are_the_same_on_every_verb(embedcam, folder, tmp_pat
     assert "0.0.2" in said
     embedcam("explain", *net, "--db", "weights.h5", folder / "images" / "class0" / "00.png")
     assert "--input-size must be like 224" in embedcam("build", *net[:-1], "48 x 32", *data, "--out", "w.h5", code=2)
+
+
+def test_a_database_finds_its_network_again(embedcam, folder, trained, tmp_path):
+    image, data = folder / "images" / "class0" / "00.png", ("--data", f"folder:{folder}")
+    shutil.copy(trained / "net.safetensors", tmp_path)
+    embedcam("build", "--net", "net.safetensors", *data, "--clusters", 4, "--top-k", 8, "--out", "weights.h5")
+    assert "net.safetensors" in embedcam("inspect", "weights.h5")
+    embedcam("explain", "--db", "weights.h5", image)
+    embedcam("evaluate", "--db", "weights.h5", *data)
+    said = embedcam("explain", "--db", "weights.h5", "--layer", "features.5", image, code=2)
+    assert "the options of a network need --net" in said
+
+    moved = tmp_path / "moved"  # both files together, seen from the old folder
+    moved.mkdir()
+    for name in ("net.safetensors", "weights.h5"):
+        (tmp_path / name).rename(moved / name)
+    embedcam("explain", "--db", moved / "weights.h5", image)
+    other = (moved / "net.safetensors").read_bytes()
+    (moved / "net.safetensors").write_bytes(other + b" ")
+    said = embedcam("explain", "--db", moved / "weights.h5", image, code=1)
+    assert "net.safetensors has changed since the database was built with it" in said
+    (moved / "net.safetensors").unlink()
+    said = embedcam("explain", "--db", moved / "weights.h5", image, code=1)
+    assert "net.safetensors, which is gone; say where it is with --net" in said
+
+
+def test_a_network_that_runs_code_is_not_loaded_without_being_named(embedcam, folder):
+    data = ("--data", f"folder:{folder}")
+    embedcam("build", "--net", "python:users:wrapped", *data, "--clusters", 4, "--top-k", 8, "--out", "weights.h5")
+    said = embedcam("explain", "--db", "weights.h5", folder, code=1)
+    assert "built with python:users:wrapped, which runs code and is not loaded without being asked for" in said
+
+
+def test_names_of_networks_keep_their_options_in_the_database(embedcam, folder, tmp_path):
+    torch.manual_seed(0)
+    save_file(models.resnet18(num_classes=3).state_dict(), tmp_path / "birds.safetensors")
+    net = ("--net", "torchvision:resnet18", "--weights", "birds.safetensors", "--input-size", "64", "--layer", "layer3")
+    data = ("--data", f"folder:{folder}")
+    embedcam("build", *net, "--metric", "euclidean", *data, "--clusters", 4, "--top-k", 8, "--out", "weights.h5")
+    said = embedcam("inspect", "weights.h5")
+    for part in (
+        "torchvision:resnet18",
+        "birds.safetensors",
+        "euclidean",
+        "64 x 64",
+        "layer3",
+        "4 x 4",
+        "torchvision 0.",
+    ):
+        assert part in said
+    embedcam("explain", "--db", "weights.h5", folder / "images" / "class0" / "00.png")
+    said = embedcam("explain", *net, "--db", "weights.h5", folder, code=1)
+    assert "metric 'euclidean' in the database, 'cosine' in the network" in said
+    embedcam("explain", *net, "--no-check", "--db", "weights.h5", folder / "images" / "class0" / "00.png")
+
+
+def test_a_network_is_inspected_without_a_database(embedcam):
+    said = embedcam("inspect", "--net", "python:users:make", "--input-size", "64x32")
+    for part in ("Feature layer 0", "16 channels", "16 x 8", "cosine", "8 dimensions", "64 x 32 pixels"):
+        assert part in said
+    assert "give a weight database, or --net" in embedcam("inspect", code=2)

@@ -469,15 +469,17 @@ def test_distances_grow_with_the_size_that_is_looked_at():
     assert 0 < absurd.distance_scale((8, 8)) < 1e-6
 
 
-def test_another_network_is_refused_and_all_differences_are_named():
-    record = database().network
-    other = replace(record, sha256="cd" * 32, layer="layer3")
+def test_another_network_is_refused_and_all_differences_are_named(net):
+    record = NetworkRecord.of(net)
+    record.require_same(net)
+    other = replace(record, sha256="cd" * 32, dim=9, architecture="another name", source=None)
     with pytest.raises(DatabaseError) as caught:
-        record.require_same(other)
+        other.require_same(net)
     message = str(caught.value)
-    assert "sha256 abababababab... in the database, cdcdcdcdcdcd... in the network" in message
-    assert "layer layer4 in the database, layer3 in the network" in message
+    assert f"sha256 cdcdcdcdcdcd... in the database, {record.sha256[:12]}... in the network" in message
+    assert f"dim 9 in the database, {record.dim} in the network" in message
     assert "channels" not in message
+    assert "architecture" not in message
 
 
 def test_a_database_and_its_exemplars_tell_what_they_are_in_a_line(trained):

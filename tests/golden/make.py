@@ -5,7 +5,9 @@ Every number is a formula, exact in float32, so that the test knows it without t
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from embedcam.database import Exemplars, Fusion, NetworkRecord, Refinement, Weig
 from embedcam.database.neighbors import Partitions
 from embedcam.nets import EmbeddingNet
 from embedcam.nets.geometry import Geometry
+from embedcam.nets.source import NetworkSource
 from embedcam.onnx.export import export
 
 C, K, D, T, N, FINE = 3, 128, 8, 10, 12, 64
@@ -48,14 +51,14 @@ def network() -> EmbeddingNet:
     return net
 
 
-def database(net: EmbeddingNet) -> WeightDatabase:
+def database(net: EmbeddingNet, source: NetworkSource) -> WeightDatabase:
     mean = weights(C, K)
     top = np.argsort(-mean, axis=1)[:, :T].astype(np.int32)
     cluster = np.arange(N) % C
     own = weights(N, K)
     own_top = np.argsort(-own, axis=1)[:, :T].astype(np.int32)
     return WeightDatabase(
-        network=NetworkRecord.of(net),
+        network=replace(NetworkRecord.of(net), source=source),
         geometry=Geometry((4.0, 4.0), (1.0, 1.0)),
         method="gradcam",
         target="triplet_margin",
@@ -87,8 +90,9 @@ def database(net: EmbeddingNet) -> WeightDatabase:
 
 def main(folder: Path) -> None:
     net = network()
-    db = database(net)
     net.save(folder / "net-1.safetensors")
+    sha256 = hashlib.sha256((folder / "net-1.safetensors").read_bytes()).hexdigest()
+    db = database(net, NetworkSource(str(folder / "net-1.safetensors"), file_sha256=sha256))
     db.save(folder / "weights-1.0.0.h5")
     export(Explainer(net, db), folder / "explainer-1.onnx")
 

@@ -15,15 +15,16 @@ import torch
 import embedcam
 from embedcam.database.verify import verify
 from embedcam.nets.geometry import Geometry
+from embedcam.nets.source import NetworkSource
 from embedcam.onnx.explainer import OnnxExplainer
 
 HERE = Path(__file__).parent
 SHA256 = {
-    "weights-1.0.0.h5": "586fdddfa90ab078617c07d103e78f9d38d7db5fcfb1721ef6fc88ab24865983",
-    "net-1.safetensors": "083f6b5bdd7351435cf133250c06814e911f2e0ba187177dbfd21958a56bad14",
-    "explainer-1.onnx": "4963c6d769eaf682edf32dda7492fa0d404b64e71d99fda58dd044bd0f297ecb",
+    "weights-1.0.0.h5": "e7a7d12b6debe22d065d8f2881ca0e547df287d25c9c83c19a4f4906c84fa3fb",
+    "net-1.safetensors": "81a37fe4e0e6da9ce6f074cb6311eb065db45f58709af19a31e6bef007c14e36",
+    "explainer-1.onnx": "3521a7909356b30e42c67a2e3cc53132be506ccf5aab038f6b313ff090ba0781",
 }
-NETWORK = "d0321d10b74d58a9e4731374dae6c3094f9cdcbdeb570f3b0b176d6254706ecc"
+NETWORK = "51f5cc92d9441a7e88a7c2c785299fa748e35ca884c525ec22ec8b5948dd17a0"
 C, K, D, T, N = 3, 128, 8, 10, 12
 
 
@@ -43,7 +44,11 @@ def test_format_1_holds_what_it_held(db):
     net = db.network
     assert (net.sha256, net.architecture, net.layer) == (NETWORK, "tiny", "features.14")
     assert (net.channels, net.dim, net.metric) == (K, D, "cosine")
+    assert (net.map_size, net.number_type) == ((8, 8), "float32")
+    assert net.sha256_float16.startswith("e88d23da") and net.sha256_bfloat16.startswith("ecdfad9e")
+    assert net.source == NetworkSource("net-1.safetensors", file_sha256=SHA256["net-1.safetensors"])
     preprocess = net.preprocess
+    assert (preprocess.crop_pct, preprocess.transform) == (None, "")
     assert (preprocess.input_size, preprocess.interpolation) == ((32, 32), "bilinear")
     assert (preprocess.mean, preprocess.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert db.geometry == Geometry((4.0, 4.0), (1.0, 1.0))
