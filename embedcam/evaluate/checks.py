@@ -97,7 +97,7 @@ def _randomisation(check: Check, explainer: Explainer, _: Samples, batches: Any)
 
 
 CHECKS: dict[str, tuple[Callable[[Check, Explainer, Samples, Any], dict[str, Any]], int]] = {
-    "faithfulness": (_faithfulness, 64),
+    "faithfulness": (_faithfulness, 48),
     "randomisation": (_randomisation, 32),
     "parts": (_parts, 256),
 }
