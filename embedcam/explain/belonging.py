@@ -1,4 +1,4 @@
-"""The default map: each cell is asked whether it belongs to one cluster rather than to another."""
+"""The default map: each cell is asked where it belongs among the clusters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Belonging(nn.Module):
     """Heat of the cells whose own embeddings point towards a target rather than towards other clusters.
 
     Let m be the mean embedding of the training images, e_i the embedding of cell i, t the target (by default the
-    centroid of the image's cluster) and c_j the centroids. With s(x) = cos(e_i - m, x - m), the heat of a cell is
+    image's own embedding) and c_j the centroids. With s(x) = cos(e_i - m, x - m), the heat of a cell is
 
         sqrt(share * contribution),  share = exp(s(t) / T) / (exp(s(t) / T) + sum over rivals j of exp(s(c_j) / T)),
 

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from ..nets.geometry import PIXELS, Geometry
 
 PLACEMENTS = ("receptive-field", "stretch")
-# Percent of a fused map's cells that are clipped to one level; chosen on training images, see docs/heat-maps.md.
-CLIPPED = 3
+# Of a fused map's cells, this many thousandths are clipped to one level; chosen on training images, see
+# docs/heat-maps.md.
+CLIPPED = 15
+# Rounds of `spread`, chosen likewise.
+ROUNDS = 3
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -107,7 +110,7 @@ def _constant_tensor(dtype: Any, device: Any, *axis: Any) -> Any:
 
 
 def fuse(coarse: Any, fine: Any) -> Any:
-    """Multiply two maps of the same cells, and clip the strongest 3 % of the product to one level.
+    """Multiply two maps of the same cells, and clip the strongest 1.5 % of the product to one level.
 
     A late layer tells which object, an earlier one where it ends. Products are peaked, hence the clipping; the number
     of cells is rounded up. Where fewer cells are positive, nothing is clipped.
@@ -121,7 +124,7 @@ def fuse(coarse: Any, fine: Any) -> Any:
     """
     product = fine * coarse
     cells = product.shape[1] * product.shape[2]
-    count = (CLIPPED * cells + 99) // 100
+    count = (CLIPPED * cells + 999) // 1000
     level = product.flatten(1).topk(count, dim=1).values.amin(dim=1)[:, None, None]
     return product.where((level == 0) | (product < level), level)
 
@@ -130,8 +133,8 @@ def spread(heat: Any, features: Any) -> Any:
     """Spread heat to the cells of a finer layer whose features go together with it.
 
     The covariance w of the finer features with the heat is the direction in which hot cells differ from the others;
-    cells are mapped by the positive part of their features along w. A second round starts from the product of both
-    maps. More rounds would approach the first principal component, which does not depend on the heat.
+    cells are mapped by the positive part of their features along w. Each further round starts from the product of both
+    maps. Very many rounds without the product would give the first principal component, which ignores the heat.
 
     Args:
         heat: (B, h, w) tensor, not negative: the map of the later layer, placed onto the finer cells.
@@ -143,7 +146,7 @@ def spread(heat: Any, features: Any) -> Any:
     flat = features.flatten(2)
     mean = flat.mean(dim=2, keepdim=True)
     spread = hot = heat.flatten(1)
-    for _ in range(2):
+    for _ in range(ROUNDS):
         shares = spread / spread.sum(dim=1, keepdim=True).clip(min=TINY)
         along = flat @ shares[:, :, None] - mean
         fine = (along.transpose(1, 2) @ (flat - mean)).squeeze(dim=1).clip(min=0)

@@ -159,7 +159,7 @@ class ExplainerModule(nn.Module):
             seen: Of `run`.
             size: (H, W) of the images.
             exemplars: (B, n) the nearest exemplars, where the transfer needs them.
-            question: What the maps explain; the image's own cluster if None.
+            question: What the maps explain; if None, why each image lies where it lies.
 
         Returns:
             As `forward`.
@@ -241,7 +241,7 @@ class ExplainerModule(nn.Module):
             combined: Tensor = combine(seen.maps.float(), self.transfer(asked, 0))
             return combined
         assert self.belonging is not None
-        question = question or Question(self.centroids[asked.clusters])
+        question = question or Question(asked.embeddings)
         heat: Tensor = self.belonging(self.net.cells(seen), question)
         return heat
 

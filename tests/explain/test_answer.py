@@ -109,7 +109,7 @@ def test_the_heat_map_is_the_one_asked_for_and_the_rest_is_the_images_own(settin
     net, db = setting
     explainer = Explainer(net, db)
     plain = explainer(IMAGES)
-    asked, own = explainer(IMAGES, towards=(plain.clusters + 1) % 4), explainer(IMAGES, towards=plain.clusters)
+    asked, own = explainer(IMAGES, towards=(plain.clusters + 1) % 4), explainer(IMAGES, towards=plain.embeddings)
     np.testing.assert_array_equal(asked.clusters, plain.clusters)
     np.testing.assert_array_equal(asked.distances, plain.distances)
     np.testing.assert_allclose(own.heatmaps, plain.heatmaps, atol=1e-3)

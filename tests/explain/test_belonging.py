@@ -63,7 +63,7 @@ def spread_by_hand(heat, features):
     flat = features.reshape(len(features), -1).astype(float)
     flat = flat - flat.mean(axis=1, keepdims=True)
     current = heat.ravel().astype(float)
-    for _ in range(2):
+    for _ in range(3):
         along = flat @ current  # the covariance of each channel with the heat
         fine = np.maximum(along @ flat, 0)
         fine /= fine.max()
@@ -81,8 +81,8 @@ def test_by_default_the_cells_are_asked_and_the_heat_is_spread_along_the_finer_l
         seen = net.activations(images, db.fusion.layer)
         cells = net.cells(seen).embeddings.numpy()
     common = np.average(db.centroids, axis=0, weights=db.counts)
-    for image, cluster in enumerate(found.clusters):
-        heat = by_hand(cells[image], common, db.centroids, db.centroids[cluster]).astype(np.float32)
+    for image, embedding in enumerate(found.embeddings):
+        heat = by_hand(cells[image], common, db.centroids, embedding).astype(np.float32)
         fine = seen.fine[image].numpy()
         placed = place(heat[None], db.geometry, fine.shape[1:], db.fusion.geometry)[0]
         product = fuse(torch.from_numpy(placed)[None], torch.from_numpy(spread_by_hand(placed, fine))[None])
