@@ -41,11 +41,11 @@ class Explainer:
     """Heat maps from one forward pass: which cells make an image lie where it lies among the clusters.
 
     By default, the embedding of each cell of the feature layer tells whether it draws the image to where it lies among
-    the clusters rather than elsewhere, see `Belonging`, and the heat is spread to the cells of a finer layer. Where the embedding
-    is no sum over cells, stored channel weights are transferred: those of the nearest clusters are mixed by distance
-    and contrasted with the mean over all clusters. The preset "paper" is the published method: the nearest cluster's
-    weights, one layer, a plain resize. Other arguments override the preset; with `transfer`, one layer is used unless
-    `fused` is set.
+    the clusters rather than elsewhere, see `Belonging`, and the heat is spread to the cells of a finer layer. Where
+    the embedding is no sum over cells, stored channel weights are transferred: those of the nearest clusters are mixed
+    by distance and contrasted with the mean over all clusters. The preset "paper" is the published method: the nearest
+    cluster's weights, one layer, a plain resize. Other arguments override the preset; with `transfer`, one layer is
+    used unless `fused` is set.
 
     Args:
         net: The network; its parameters are shared, its mode and feature layer are left as they are.
