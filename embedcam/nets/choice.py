@@ -16,6 +16,8 @@ from .origins import Origins
 from .passes import noise, observing
 from .survey import Survey
 
+# Share of the channels of tokens that the embedding must depend on.
+_LIVE = 0.7
 # Layers whose dependence is tested at once.
 _TESTED = 16
 # A layer before the branches of an embedding has at most this many times the cells of the last layer.
@@ -179,7 +181,7 @@ def _reaching(results: list[Tensor], spatial: list[_Cells]) -> list[_Cells]:
     return [
         layer
         for layer, gradient in zip(spatial, gradients, strict=True)
-        if gradient is not None and bool(_cells_of(layer.layout, gradient).any())
+        if gradient is not None and _reached(layer.layout, gradient)
     ]
 
 
@@ -201,12 +203,17 @@ def _gradients(results: list[Tensor], outputs: list[Tensor]) -> Sequence[Tensor 
     return torch.autograd.grad(scalars, outputs, retain_graph=True, allow_unused=True)
 
 
-def _cells_of(layout: Layout, output: Tensor) -> Tensor:
+def _reached(layout: Layout, gradient: Tensor) -> bool:
+    """Test whether a gradient reaches the cells; of tokens, also most of their channels.
+
+    Of queries, keys and values side by side, the queries of the last attention count for the class token alone.
+    """
     if not layout.is_tokens:
-        return output
+        return bool(gradient.any())
     # Which of the further tokens come first is not measured here: they are left out at both ends.
     extra = layout.prefix + layout.suffix
-    return layout.tokens(output)[:, extra : output.shape[layout.cells[0]] - extra]
+    cells = layout.tokens(gradient)[:, extra : gradient.shape[layout.cells[0]] - extra]
+    return float((cells != 0).flatten(end_dim=1).any(dim=0).float().mean()) > _LIVE
 
 
 def _last_reaching(results: list[Tensor], spatial: list[_Cells]) -> _Cells | None:

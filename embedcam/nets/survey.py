@@ -100,6 +100,17 @@ class Survey:
         shape = self._first.shapes[name]
         return shape[layout.cells[0]], shape[layout.cells[1]]
 
+    def certain(self, layout: Layout) -> bool:
+        """Tell whether the number of tokens is no coincidence: it changes with the image, or is that of a convolution.
+
+        Args:
+            layout: Of tokens.
+
+        Returns:
+            False if the network takes one size only and the tokens are not exactly the cells of a convolution.
+        """
+        return not layout.fixed or (layout.prefix == 0 and layout.grid in self._first.grids)
+
     @property
     def repeated(self) -> list[str]:
         """Names of the layers that run more than once, outermost first."""
@@ -280,12 +291,13 @@ def measure(model: nn.Module, layer: str, input_size: tuple[int, int], survey: S
         LayerError: If the layer does not exist, does not run once, or its output is no grid of cells in rows.
     """
     layer = layers.path(model, layer)
-    layout = (survey or Survey(model, input_size)).layout(layer)
-    return _ordered(model, layer, layout) if layout.is_tokens else layout
+    survey = survey or Survey(model, input_size)
+    layout = survey.layout(layer)
+    return _ordered(model, layer, layout, survey.certain(layout)) if layout.is_tokens else layout
 
 
 @torch.inference_mode(False)
-def _ordered(model: nn.Module, layer: str, layout: Layout) -> Layout:
+def _ordered(model: nn.Module, layer: str, layout: Layout, certain: bool) -> Layout:
     """Find how many of the further tokens come before the cells, and check that the cells are in rows.
 
     The squared gradient of a token with respect to the image, less its mean over tokens, has its peak where the token's
@@ -310,7 +322,7 @@ def _ordered(model: nn.Module, layer: str, layout: Layout) -> Layout:
         with GradientsKept(), torch.enable_grad():
             energy = torch.nan_to_num(run(model, layer, image, energies))
     except RuntimeError:  # a network without derivatives
-        return _as_said(model, layer, layout)
+        return _as_said(model, layer, layout, certain)
     share = energy / energy.sum(dim=1, keepdim=True).clamp(min=1e-30)
     residual = (share - share.mean(dim=0)).clamp(min=0)
     peak, place = residual.max(dim=1)
@@ -320,7 +332,9 @@ def _ordered(model: nn.Module, layer: str, layout: Layout) -> Layout:
         ranks = (residual[:, None] < residual.gather(1, own)[..., None]).float().mean(dim=2).mean(dim=0)
         prefix = int(ranks.argmax())
         known = bool(ranks.max() > _RANK)
-        return replace(layout, prefix=prefix, suffix=extra - prefix) if known else _as_said(model, layer, layout)
+        return (
+            replace(layout, prefix=prefix, suffix=extra - prefix) if known else _as_said(model, layer, layout, certain)
+        )
     shift = (probed - place)[sharp]
     usual = shift[(shift >= 0) & (shift <= extra)]
     prefix = int(usual.mode().values) if len(usual) else extra
@@ -351,12 +365,12 @@ def _others(side: int) -> tuple[int, int]:
     return (side * 2, side // 2) if side <= _SMALL else (side // 2, side * 2)
 
 
-def _as_said(model: nn.Module, layer: str, layout: Layout) -> Layout:
+def _as_said(model: nn.Module, layer: str, layout: Layout, certain: bool) -> Layout:
     """Take the number of tokens before the cells from the library, or else put all of them there."""
     said, extra = _said_prefix(model), layout.prefix
     if said is not None and said <= extra:
         return replace(layout, prefix=said, suffix=extra - said)
-    if layout.fixed:  # their number may be a coincidence
+    if not certain:
         raise LayerError(
             f"it cannot be measured whether the tokens of layer {layer!r} are a grid of cells: the network takes one "
             "input size only, and its gradients do not show where the tokens are; use wrap(..., to_maps=...)"
