@@ -8,7 +8,7 @@ from torch import nn
 
 import embedcam
 from embedcam.builder.build import build_database
-from embedcam.builder.refinement import _recognised, _spread
+from embedcam.builder.refinement import _enlarged, _recognised, _spread
 from embedcam.builder.triplets import Partners
 from embedcam.data import load
 from embedcam.nets import EmbeddingNet
@@ -121,3 +121,17 @@ def test_prepared_images_are_taken_in_their_own_size():
     images = [(torch.rand(3, 64, 64), label % 2) for label in range(8)]
     db = build_database(net, images, clusters=2, top_k=4, pairs=2)
     assert db.refinement.input_size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("size", "factor", "unit", "enlarged"),
+    [
+        ((224, 224), 1.75, 32, (384, 384)),
+        ((256, 128), 1.75, 32, (448, 224)),
+        ((128, 64), 1.75, 32, (256, 128)),
+        ((224, 112), 1.75, 14, (392, 196)),
+        ((225, 224), 1.75, 32, (384, 384)),  # no multiple keeps these proportions
+    ],
+)
+def test_enlarged_inputs_keep_their_proportions(size, factor, unit, enlarged):
+    assert _enlarged(size, factor, unit) == enlarged
