@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from ..errors import NetworkError
@@ -38,15 +39,13 @@ class NetworkInspector:
         except NetworkError as error:
             self.compare_hint = str(error)
 
-    def compare(
-        self, names: tuple[str, str], image: NDArray[np.float32], other: NDArray[np.float32]
-    ) -> CompareResponse:
-        """Compare two images.
+    def compare(self, names: tuple[str, str], image: Image.Image, other: Image.Image) -> CompareResponse:
+        """Compare two pictures.
 
         Args:
-            names: Names of the images.
-            image: float32 (3, H, W), normalised.
-            other: float32 (3, H, W), normalised.
+            names: Names of the pictures.
+            image: An RGB picture.
+            other: Another RGB picture.
 
         Returns:
             Similarity and maps.
@@ -56,34 +55,42 @@ class NetworkInspector:
         """
         if self._against is None:
             raise NetworkError(self.compare_hint)
-        comparison = self._against(torch.from_numpy(image[None]), torch.from_numpy(other[None]))
+        inputs = (torch.from_numpy(self._explainer.preprocess(picture)[None]) for picture in (image, other))
+        comparison = self._against(*inputs)
         line = comparison_line(comparison, 0, *names)
-        return CompareResponse(**line, shared=_levels(comparison.shared), differs=_levels(comparison.differs))
+        sizes = (image.height, image.width), (other.height, other.width)
+        return CompareResponse(
+            **line, shared=_levels(comparison.shared, *sizes), differs=_levels(comparison.differs, *sizes)
+        )
 
     @torch.inference_mode()
-    def channels(self, image: NDArray[np.float32]) -> list[Channel]:
+    def channels(self, picture: Image.Image) -> list[Channel]:
         """List the channels of the feature layer with the largest weights.
 
         Args:
-            image: float32 (3, H, W), normalised.
+            picture: An RGB picture.
 
         Returns:
             At most 10 channels, strongest first.
         """
+        preprocess = self._explainer.preprocess
+        image = preprocess(picture)
         images = torch.from_numpy(image[None]).to(self._explainer.net.device)
         maps, weights = (values[0] for values in self._explainer.channel_weights(images))
         strongest = weights.topk(min(_CHANNELS, int(weights.count_nonzero())))
         contributions = weights * maps.sum(dim=(1, 2))
         shares = contributions / contributions.abs().sum().clamp(min=torch.finfo(torch.float32).tiny)
         placed = self._placed(maps[strongest.indices].clamp(min=0), (image.shape[1], image.shape[2]))
+        size, least = (picture.height, picture.width), np.finfo(np.float32).tiny
+        shown = [preprocess.on_picture(each / max(float(each.max()), least), size) for each in placed]
         return [
             Channel(
                 channel=int(channel),
                 weight=float(weight),
                 share=float(shares[channel]),
-                levels=Levels.of(levels / max(float(levels.max()), np.finfo(np.float32).tiny)),
+                levels=Levels.of(levels),
             )
-            for weight, channel, levels in zip(*strongest, placed, strict=True)
+            for weight, channel, levels in zip(*strongest, shown, strict=True)
         ]
 
     def _placed(self, maps: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
@@ -94,5 +101,6 @@ class NetworkInspector:
         return placed
 
 
-def _levels(maps: Pair[Explanation]) -> LevelsPair:
-    return LevelsPair(image=Levels.of(maps.images.heatmaps[0]), other=Levels.of(maps.other.heatmaps[0]))
+def _levels(maps: Pair[Explanation], image: tuple[int, int], other: tuple[int, int]) -> LevelsPair:
+    placed = maps.images.on_picture(image), maps.other.on_picture(other)
+    return LevelsPair(image=Levels.of(placed[0].heatmaps[0]), other=Levels.of(placed[1].heatmaps[0]))

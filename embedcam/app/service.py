@@ -112,6 +112,7 @@ class Service:
         """
         picture = upload.picture(self._limits)
         explanation = self._asked(options)(self._explainer.preprocess(picture)[None])
+        explanation = explanation.on_picture((picture.height, picture.width))
         if options.format == "evidence":
             if not isinstance(explanation, Answer):
                 raise EmbedcamError("evidence is for or against something; ask towards or versus a label or a cluster")
@@ -180,8 +181,8 @@ class Service:
         """
         if self._inspector is None:
             raise NetworkError(_NO_NETWORK)
-        inputs = [self._explainer.preprocess(upload.picture(self._limits)) for upload in (image, other)]
-        return self._inspector.compare((image.name, other.name), *inputs)
+        pictures = [upload.picture(self._limits) for upload in (image, other)]
+        return self._inspector.compare((image.name, other.name), *pictures)
 
     def channels(self, upload: Upload) -> list[Channel]:
         """List the strongest channels of a picture.
@@ -198,7 +199,7 @@ class Service:
         """
         if self._inspector is None:
             raise NetworkError(_NO_NETWORK)
-        return self._inspector.channels(self._explainer.preprocess(upload.picture(self._limits)))
+        return self._inspector.channels(upload.picture(self._limits))
 
 
 def _boxes(explanation: Explanation, threshold: float, size: tuple[int, int]) -> list[schemas.Box]:

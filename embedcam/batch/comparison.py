@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..data.images import read_image
 from ..data.loading import read_batches
+from ..data.preprocess import Preprocess
 from ..explain.comparison import Against, Comparison, Pair
 from ..explain.explainer import Explainer
 from ..explain.json_lines import comparison_line
@@ -82,7 +83,7 @@ def explain_against(
             line = comparison_line(comparison, row, samples.files[index], other)
             line["pair"] = bounded_name(f"pairs/{samples.ids[index]}", ".png")
             pictures = Pair(prepared.picture, reference_picture)
-            save_png(_draw_pair(pictures, comparison, row, line, draw), out / line["pair"])
+            save_png(_draw_pair(pictures, comparison, row, line, draw, against.preprocess), out / line["pair"])
             lines.append(line)
     if len(lines) < len(samples):
         logger.warning("%d of %d images could not be read and were left out", len(samples) - len(lines), len(samples))
@@ -91,14 +92,26 @@ def explain_against(
 
 
 def _draw_pair(
-    pictures: Pair[NDArray[np.uint8]], comparison: Comparison, row: int, line: dict[str, Any], draw: DrawOptions
+    pictures: Pair[NDArray[np.uint8]],
+    comparison: Comparison,
+    row: int,
+    line: dict[str, Any],
+    draw: DrawOptions,
+    preprocess: Preprocess,
 ) -> Image.Image:
     sides = (
         ("image", pictures.images, comparison.shared.images, comparison.differs.images),
         ("other", pictures.other, comparison.shared.other, comparison.differs.other),
     )
     rows = [
-        [picture, *(draw_overlay(picture, maps.heatmaps[row], draw)[0] for maps in both)] for _, picture, *both in sides
+        [
+            picture,
+            *(
+                draw_overlay(picture, preprocess.on_picture(maps.heatmaps[row], picture.shape[:2]), draw)[0]
+                for maps in both
+            ),
+        ]
+        for _, picture, *both in sides
     ]
     notes = "; ".join(note.partition(":")[0] for note in line["notes"])
     captions = [

@@ -140,7 +140,8 @@ def explain_files(
 ) -> Lines:
     """Explain image files and write the results.
 
-    Writes `overlays/<id>.png`, `maps/<id>.npz` ("heatmap" and "raw", at the explainer's input size),
+    Writes `overlays/<id>.png`, `maps/<id>.npz` ("heatmap" and "raw", at the explainer's input size or,
+    of a centre crop, at the size of the picture that it was cropped from),
     `contact_sheet.png` of the first images, and `explanations.jsonl`, one line per image as `explanation_line`
     describes it, with boxes in pixels of the overlay. Until the run is complete, `explanations.jsonl.parts` holds the
     lines. Reading, explaining and writing run concurrently. Memory use does not grow with the number of images.
@@ -249,17 +250,18 @@ def _explain(explainer: AnyExplainer, samples: FileSamples, batch: list[tuple[in
     answer = explanation if isinstance(explanation, Answer) else None
     scaled = None if answer is None else answer.scaled
     for row, (number, prepared) in enumerate(batch):
+        place = functools.partial(explainer.preprocess.on_picture, size=prepared.picture.shape[:2])
         line = explanation_line(explanation, row, samples.files[number], explainer)
-        maps = {"heatmap": explanation.heatmaps[row], "raw": explanation.raw[row]}
+        maps = {"heatmap": place(explanation.heatmaps[row]), "raw": place(explanation.raw[row])}
         if answer is not None:
-            maps |= {"signed": answer.signed[row], "contributions": answer.contributions[row]}
+            maps |= {"signed": place(answer.signed[row]), "contributions": answer.contributions[row]}
         images.append(
             _Explained(
                 number,
                 samples.ids[number],
                 prepared.picture,
                 maps,
-                None if scaled is None else scaled[row],
+                None if scaled is None else place(scaled[row]),
                 line,
                 last=row == len(batch) - 1,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +14,8 @@ from ..errors import DataError
 from .maps import normalize
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from ..show.boxes import Box
 
 FLAT = "the map is flat: nothing in the image stands out for this explanation"
@@ -127,6 +129,21 @@ class Explanation:
         heatmaps = normalize(raw)
         return cls(heatmaps, raw, _notes(finite, heatmaps), **attributes)
 
+    def on_picture(self, size: tuple[int, int]) -> Self:
+        """Put the maps of one image back to their place in its picture, from which a centre crop was explained.
+
+        Args:
+            size: (height, width) of the picture.
+
+        Returns:
+            The explanation with maps of the whole picture, zero outside of the crop; itself if nothing was cropped.
+        """
+        if self.preprocess is None or self.preprocess.crop_pct is None:
+            return self
+        names = [name for name in ("heatmaps", "raw", "signed") if hasattr(self, name)]
+        maps: dict[str, Any] = {name: self.preprocess.on_picture(getattr(self, name)[0], size)[None] for name in names}
+        return replace(self, **maps)
+
     def typicality_in_words(self, index: int) -> str:
         """Describe how typical an image is of its cluster.
 
@@ -172,8 +189,14 @@ class Explanation:
         pictures = self._pictures(images)
         if len(pictures) != len(self):
             raise DataError(f"this explanation is of {len(self)} images, got {len(pictures)}; give the same batch")
+        preprocess = self.preprocess or Preprocess()
         return [
-            overlay(picture, heatmap, alpha=alpha, colormap=colormap)
+            overlay(
+                picture,
+                heatmap if picture.shape[:2] == heatmap.shape else preprocess.on_picture(heatmap, picture.shape[:2]),
+                alpha=alpha,
+                colormap=colormap,
+            )
             for picture, heatmap in zip(pictures, self.heatmaps, strict=True)
         ]
 

@@ -98,6 +98,11 @@ def export(
         raise NetworkError(
             "an ONNX file computes in float32; export an explainer without autocast (--precision float32)"
         )
+    if uint8_input and (explainer.preprocess.crop_pct is not None or explainer.preprocess.transform):
+        raise DatabaseError(
+            "a graph that takes uint8 pictures resizes them whole, and this network's preprocessing does more; leave "
+            "out uint8_input (--uint8-input), the file's own preprocess prepares pictures"
+        )
     if uint8_input and dynamic:
         raise DatabaseError("pictures of any size are resized to one size in the graph; leave out the dynamic size")
     require_writable(path)

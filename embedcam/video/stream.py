@@ -151,7 +151,7 @@ def _run(
 
 def _explain(explainer: AnyExplainer, frame: Frame) -> _ExplainedFrame:
     picture = frame.picture()
-    explanation = explainer(explainer.preprocess(Image.fromarray(picture))[None])
+    explanation = explainer(explainer.preprocess(Image.fromarray(picture))[None]).on_picture(picture.shape[:2])
     assert explanation.clusters is not None
     assert explanation.anomaly is not None
     cluster, anomaly = int(explanation.clusters[0]), float(explanation.anomaly[0])

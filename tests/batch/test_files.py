@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import embedcam
 from embedcam.batch.files import DrawOptions, explain_files, find_files
 from embedcam.data import samples
 from embedcam.data.images import read_image
@@ -373,3 +374,19 @@ def test_a_map_that_is_gone_is_named_when_the_contact_sheet_is_drawn_again(expla
 def test_two_runs_do_not_write_one_folder(explainer, pictures, tmp_path):
     with locked(tmp_path / "out" / "explanations.jsonl"), pytest.raises(OutputError, match="another process"):
         explain_files(explainer, [pictures], tmp_path / "out")
+
+
+def test_maps_of_a_centre_crop_lie_in_the_middle_of_the_picture(folder, tmp_path):
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1))
+    torch.manual_seed(0)
+    preprocess = embedcam.Preprocess((32, 32), crop_pct=0.5)
+    net = embedcam.wrap(torch.nn.Sequential(*module, torch.nn.Flatten()), "1", preprocess=preprocess)
+    db = embedcam.build_database(net, f"folder:{folder}", clusters=2, top_k=4, refinement=False)
+    picture = tmp_path / "wide.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 200, 3), dtype=np.uint8)).save(picture)
+    (line,) = explain_files(embedcam.Explainer(net, db), [picture], tmp_path / "out")
+    heatmap = np.load(tmp_path / "out" / line["map"])["heatmap"]
+    assert heatmap.shape == (64, 128)
+    assert heatmap[16:48, 48:80].any()
+    heatmap[16:48, 48:80] = 0
+    assert not heatmap.any()
