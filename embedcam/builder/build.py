@@ -97,7 +97,7 @@ def build_database(
         NetworkError: If no gradient reaches the cells of the feature layer.
         DataError: If the images do not allow triplets, `pairs` is below 1, or `embedded` is not of this network and
             these images.
-        DatabaseError: If `top_k` is out of range, or several processes have no `work`.
+        DatabaseError: If `top_k` is below 1, or several processes have no `work`.
         TargetError: If `method` is unknown.
         OutputError: If `work` cannot be written, or holds parts of another run.
 
@@ -105,10 +105,11 @@ def build_database(
         Chen et al. 2020, Adapting Grad-CAM for Embedding Networks (arXiv 2001.06538).
     """
     samples, group = as_samples(dataset, size=net.preprocess.input_size, channels=net.in_channels), group or Group()
-    if not 1 <= top_k <= net.channels:
-        raise DatabaseError(
-            f"top_k {top_k} is outside 1..{net.channels}, the channels of layer {net.layer!r}; choose --top-k within"
-        )
+    if top_k < 1:
+        raise DatabaseError(f"at least 1 channel is stored per cluster, got {top_k}; set --top-k to 1 or more")
+    if top_k > net.channels:
+        logger.warning("layer %r has %d channels; all of them are stored, not %d", net.layer, net.channels, top_k)
+        top_k = net.channels
     if pairs is not None and pairs < 1:
         raise DataError(f"an image needs at least 1 pair, got {pairs}; set --pairs to 1 or more")
     draws = pairs or (0 if WEIGHTINGS[method].linear else DRAWS)

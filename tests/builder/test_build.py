@@ -276,9 +276,14 @@ def test_an_unreadable_image_is_left_out_or_an_error(net, folder, tmp_path, capl
         built(net, copy, strict=True)
 
 
+def test_layers_of_fewer_channels_store_all_of_them_with_a_word(net, folder, caplog):
+    assert built(net, folder, top_k=129).top_k == 128
+    assert "layer 'features' has 128 channels; all of them are stored, not 129" in caplog.text
+
+
 def test_options_that_cannot_be_used_are_named(net, folder):
-    with pytest.raises(DatabaseError, match=r"top_k 129 is outside 1..128, the channels of layer 'features'"):
-        built(net, folder, top_k=129)
+    with pytest.raises(DatabaseError, match="at least 1 channel is stored per cluster, got 0"):
+        built(net, folder, top_k=0)
     with pytest.raises(TargetError, match="unknown method 'lime'; use one of gradcam, gradcam"):
         built(net, folder, method="lime")
     with pytest.raises(DataError, match="--pairs"):

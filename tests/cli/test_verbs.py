@@ -407,13 +407,6 @@ def test_an_unknown_layer_is_answered_with_the_nearest_names(fails, trained, fol
     assert left_in(out) == []
 
 
-def test_more_channels_than_there_are(fails, trained, folder, tmp_path):
-    build = ("build", "--net", trained / "net.safetensors", "--data", f"folder:{folder}")
-    error = fails(*build, "--top-k", 129, "--out", tmp_path / "weights.h5")
-    assert "top_k 129 is outside 1..128, the channels of layer 'features'; choose --top-k within" in error
-    assert left_in(tmp_path) == []
-
-
 def test_a_database_of_another_network(fails, trained, folder, tmp_path):
     EmbeddingNet("tiny", 8, image_size=32).save(tmp_path / "other.safetensors")
     models, out = ("--net", tmp_path / "other.safetensors", "--db", trained / "weights.h5"), tmp_path / "out"
