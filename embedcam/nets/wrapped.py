@@ -15,6 +15,7 @@ from . import layers
 from .choice import suggest
 from .layout import GivenLayout
 from .network import Network
+from .survey import Survey, measure
 
 
 class WrappedNet(Network):
@@ -39,8 +40,11 @@ class WrappedNet(Network):
         if layer is None:
             if to_maps is not None:
                 raise LayerError("to_maps describes the output of one layer; name it too, with wrap(..., layer=...)")
+            size = self.preprocess.input_size
+            survey = Survey(module, size)
             with layers.evaluating(module):
-                self.layer = suggest(module, preprocess.input_size, select=self._select)
+                self.layer = suggest(module, size, select=self._select, survey=survey)
+            self._readings[self.layer] = measure(self.body, self.layer, size, survey)
             self._measure()
         else:
             self.layer = layer
