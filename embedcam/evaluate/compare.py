@@ -104,13 +104,15 @@ def transfers(net: Network, db: WeightDatabase) -> list[Method]:
         db: Its database.
 
     Returns:
-        One row per transfer, with one layer and, if the database has a finer one, with two fused; cluster transfer also
-        with a plain resize, and with fewer and more channels. A transfer for which the database lacks something, such
-        as exemplars, is left out.
+        The default with one layer, if it has two. One row per transfer, with one layer and, if the database has a finer
+        one, with two fused; cluster transfer also with a plain resize, and with fewer and more channels. A transfer for
+        which the database lacks something, such as exemplars, is left out.
     """
     options: dict[str, dict[str, Any]] = {name: {"transfer": name} for name in (CELLS, *TRANSFERS)}
     options["cluster, plain resize"] = {"transfer": "cluster", "placement": "stretch"}
     methods = []
+    if db.fusion is not None:
+        methods.append(of_explainer("embedcam, one layer", Explainer(net, db, fused=False)))
     for layers_used in ("", ", two layers") if db.fusion is not None else ("",):
         for name, chosen in options.items():
             try:
