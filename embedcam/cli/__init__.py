@@ -11,6 +11,7 @@ from .._version import __version__
 from . import console
 from .evaluation import evaluate
 from .explaining import explain
+from .gallery import index, match
 from .offline import build, demo, import_faster_gradcam, train
 from .online import classmap, export, inspect, serve
 from .options import Verb
@@ -40,7 +41,20 @@ def _common(
     pass
 
 
-for verb in (demo, train, build, explain, export, evaluate, classmap, inspect, import_faster_gradcam, serve):
+for verb in (
+    demo,
+    train,
+    build,
+    index,
+    explain,
+    match,
+    export,
+    evaluate,
+    classmap,
+    inspect,
+    import_faster_gradcam,
+    serve,
+):
     app.command(cls=Verb)(verb)
 
 

@@ -133,13 +133,13 @@ def classmap(
 def inspect(
     context: typer.Context,
     file: Annotated[
-        Path | None, typer.Argument(help="Weight database; none for --net alone.", metavar="weights.h5")
+        Path | None, typer.Argument(help="Weight database or gallery index; none for --net alone.", metavar="FILE")
     ] = None,
     net: NetworkChoice = NetworkChoice(),  # noqa: B008
     top: Annotated[int, typer.Option(min=1, help="Labels and channels to show per cluster.", metavar="N")] = 3,
     verify: Annotated[bool, typer.Option("--verify", help="Check all items and the checksum instead.")] = False,
 ) -> None:
-    """Print the contents of a weight database, or the layer that is explained of a network.
+    """Print the contents of a weight database or gallery index, or the layer that is explained of a network.
 
     \b
     Example:
@@ -148,12 +148,19 @@ def inspect(
     """
     from ..database.verify import verify as check
     from ..database.weight_database import WeightDatabase
+    from ..gallery import Gallery
+    from ..gallery.format import is_index
 
     if (file is None) == (net.net is None):
         raise typer.BadParameter("give a weight database, or --net")
     if file is None:
         refuse_unused(context, "on a network", "top", "verify")
         printing.print_facts(net.load("cpu").facts())
+        return
+    if is_index(file):
+        refuse_unused(context, "on a gallery index", "top", "verify")
+        with Gallery.open(file) as gallery:
+            printing.print_facts(gallery.facts())
         return
     if verify:
         refuse_unused(context, "with --verify", "top")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._version import __version__
-from ..data.preprocess import Preprocess, usable
+from ..data.preprocess import Preprocess
 from ..database.record import NetworkRecord
 from ..errors import DatabaseError
 from ..nets.geometry import Geometry
@@ -67,6 +67,24 @@ def open_index(path: Path) -> h5py.File:
         raise DatabaseError(f"{path} is no gallery index, or damaged: {error}; make it again") from error
 
 
+def is_index(path: Path) -> bool:
+    """Tell whether a file is a gallery index, rather than a weight database or anything else.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Whether it says so.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return bool(file.attrs.get("encoding-type") == ENCODING)
+    except OSError:
+        return False
+
+
 def create(file: h5py.File, record: GalleryRecord, label_names: Sequence[str]) -> None:
     """Lay out an empty index.
 
@@ -77,7 +95,9 @@ def create(file: h5py.File, record: GalleryRecord, label_names: Sequence[str]) -
     """
     dim, (height, width) = record.network.dim, record.cells
     file.attrs["encoding-type"], file.attrs["encoding-version"] = ENCODING, VERSION
-    file.attrs["record"] = json.dumps(asdict(record), sort_keys=True)
+    fields = asdict(record)
+    fields["network"]["preprocess"] = record.network.preprocess.record()
+    file.attrs["record"] = json.dumps(fields, sort_keys=True)
     file.attrs["label_names"] = json.dumps(list(label_names))
     shapes: dict[str, tuple[tuple[int, ...], str, int]] = {
         "embeddings": ((dim,), "<f4", _CHUNK),
@@ -172,7 +192,7 @@ def read_record(file: h5py.File, path: Path) -> tuple[GalleryRecord, list[str]]:
         fields = json.loads(file.attrs["record"])
         names = [str(name) for name in json.loads(file.attrs["label_names"])]
         network = dict(fields.pop("network"))
-        network["preprocess"] = usable(Preprocess(**{k: _tuple(v) for k, v in network["preprocess"].items()}))
+        network["preprocess"] = Preprocess.recorded(network["preprocess"])
         geometry = Geometry(**{key: _tuple(value) for key, value in fields.pop("geometry").items()})
         fields["cells"] = _tuple(fields["cells"])
         record = GalleryRecord(NetworkRecord(**network), geometry, **fields)

@@ -35,6 +35,7 @@ class Gallery:
     Attributes:
         record: What the images have in common.
         net: As given.
+        preprocess: From a picture to what the network sees.
 
     Raises:
         DatabaseError: If the file is no index, or one of another network.
@@ -46,6 +47,7 @@ class Gallery:
         self.record, self._label_names = layout.read_record(file, path)
         if net is not None:
             self.record.network.require_same(NetworkRecord.of(net))
+        self.preprocess = self.record.network.preprocess if net is None else net.preprocess
         self._neighbors: Neighbors | None = None
         self._ids: dict[str, int] | None = None
         self._common: NDArray[np.float32] | None = None
@@ -141,7 +143,7 @@ class Gallery:
 
         if self.net is None:
             raise DatabaseError("searching for images needs their network: Gallery.open(path, net)")
-        preprocess = self.record.network.preprocess
+        preprocess = self.preprocess
         batch = layers.as_images(self.net, torch.as_tensor(preprocess.batch(images)))
         if tuple(batch.shape[2:]) != preprocess.input_size:
             raise DataError(f"the index has images of {preprocess.input_size} pixels, got {tuple(batch.shape[2:])}")
@@ -203,7 +205,7 @@ class Gallery:
             embedding,
             embedding + self._file["cells"][row] * self._file["scales"][row],
             self.record.geometry,
-            self.record.network.preprocess,
+            self.preprocess,
         )
 
     def row(self, name: str) -> int:

@@ -135,13 +135,14 @@ class Match:
     def correspondences(self, most: int = 5) -> list[Correspondence]:
         """Find places of the query and of the hit that go together.
 
-        A pair counts if each of the two cells is the other's most similar one, by the cosine of their embeddings.
+        A pair counts if each of the two cells is the other's most similar one, by the cosine of their embeddings, and
+        if it adds at least a tenth of what the strongest pair adds to the similarity.
 
         Args:
             most: How many at most.
 
         Returns:
-            Those that add to the similarity, the strongest first.
+            The pairs, the strongest first; none if nothing adds to the similarity.
         """
         ours, theirs = (item.cells.reshape(-1, len(self.common)) - self.common for item in (self.query, self.hit))
         products = ours @ theirs.T
@@ -158,7 +159,7 @@ class Match:
                 float(strengths[row]),
             )
             for row in np.argsort(-strengths, kind="stable")[:most]
-            if strengths[row] > 0
+            if strengths[row] > 0 and strengths[row] >= strengths.max() / 10
         ]
 
     def to_dict(self) -> dict[str, Any]:
