@@ -62,8 +62,8 @@ def match(
     queries: Annotated[
         list[Path], typer.Argument(help="Images, folders and 'patterns*' of images.", metavar="QUERY...")
     ],
-    net: NetworkChoice,
     index: Annotated[Path, typer.Option("--index", help="Gallery written by `embedcam index`.", metavar="FILE")],
+    net: NetworkChoice = NetworkChoice(),  # noqa: B008
     out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="DIR")] = Path("runs/match"),
     top: Annotated[int, method_option(min=1, help="Hits per query.", metavar="N")] = 10,
     versus: Annotated[
@@ -75,7 +75,7 @@ def match(
 
     \b
     Example:
-      embedcam match photo.jpg --net net.safetensors --index gallery.h5
+      embedcam match photo.jpg --index gallery.h5
     """
     from ..batch.files import find_files
     from ..gallery import Gallery
@@ -85,7 +85,9 @@ def match(
 
     samples = find_files(queries, out)
     require_writable(out / "matches.jsonl", [*samples.files, *net.files, index])
-    with Gallery.open(index, net.load(device)) as gallery:
+    with Gallery.open(index) as stored:
+        network = net.load_as(stored.record.network, index.parent, device)
+    with Gallery.open(index, network) as gallery:
 
         def found(number: int) -> tuple[Item, NDArray[np.uint8], list[Match]]:
             image = samples.image(number)

@@ -16,6 +16,7 @@ from . import completion, console
 from .options import network_option
 
 if TYPE_CHECKING:
+    from ..database.record import NetworkRecord
     from ..database.weight_database import WeightDatabase
     from ..nets import Network
 
@@ -109,18 +110,33 @@ class NetworkChoice:
         """
         from ..database.weight_database import WeightDatabase
         from ..explain.explainer import assumed_for
-        from ..nets.catalog import load_recorded
 
         database = WeightDatabase.load(db)
-        if self.net is None:
-            if self != NetworkChoice(check=self.check):
-                raise typer.BadParameter("the options of a network need --net; without it, the database's own is used")
-            made = database.network
-            options: dict[str, Any] = {"metric": made.metric, "input_size": made.preprocess.input_size}
-            net = load_recorded(made.source, db.parent, layer=made.layer, **options).to(console.device(device))
-        else:
-            net = self.load(device)
+        net = self.load_as(database.network, db.parent, device)
         return net, database if self.check else assumed_for(net, database)
+
+    def load_as(self, made: NetworkRecord, folder: Path, device: str) -> Network:
+        """Load the network, or the one that a file was made with if none was named.
+
+        Args:
+            made: Of the file.
+            folder: In which the file lies.
+            device: As for `console.device`.
+
+        Returns:
+            The network.
+
+        Raises:
+            EmbedcamError: If it cannot be loaded, or the device cannot be used.
+        """
+        from ..nets.catalog import load_recorded
+
+        if self.net is not None:
+            return self.load(device)
+        if self != NetworkChoice(check=self.check):
+            raise typer.BadParameter("the options of a network need --net; without it, the database's own is used")
+        options: dict[str, Any] = {"metric": made.metric, "input_size": made.preprocess.input_size}
+        return load_recorded(made.source, folder, layer=made.layer, **options).to(console.device(device))
 
 
 def takes_network(verb: Callable[..., None]) -> Callable[..., None]:

@@ -27,7 +27,7 @@ class NetworkRecord:
         dim: D of the embedding.
         metric: "cosine" or "euclidean".
         preprocess: Turns a picture into a network input.
-        map_size: Grid (h, w) of the feature maps at the network's input size.
+        map_size: Grid (h, w) of the feature maps at the network's input size, without cells that undone strides add.
         number_type: Coarsest number type of the parameters: "float32", "float16" or "bfloat16".
         sha256_float16: The hash with values rounded to float16.
         sha256_bfloat16: The hash with values rounded to bfloat16.
@@ -65,7 +65,7 @@ class NetworkRecord:
             net.dim,
             net.metric,
             replace(net.preprocess, function=None),
-            net.map_size,
+            _seen_cells(net),
             net.number_type,
             net.sha256("float16"),
             net.sha256("bfloat16"),
@@ -98,8 +98,9 @@ class NetworkRecord:
         coarsest = max(self.number_type, net.number_type, key=NUMBER_TYPES.index)
         ours = self.sha256 if coarsest == "float32" else getattr(self, f"sha256_{coarsest}")
         rounded = "" if self.number_type == net.number_type else f" as {coarsest}"
-        names = ("channels", "dim", "metric", "preprocess", "map_size")
+        names = ("channels", "dim", "metric", "preprocess")
         same = {name: (getattr(self, name), getattr(net, name)) for name in names}
+        same["map_size"] = (self.map_size, _seen_cells(net))
         self._require({f"sha256{rounded}": (ours, net.sha256(coarsest)), **same})
 
     @staticmethod
@@ -115,6 +116,12 @@ class NetworkRecord:
                 "use the network it was built with, or build a database for this one; check=False (--no-check) uses "
                 "them together all the same, as far as their shapes allow"
             )
+
+
+def _seen_cells(net: Any) -> tuple[int, int]:
+    """Return the grid of the cells that the head sees, without those that undone strides add."""
+    (height, width), (rows, columns) = net.map_size, net.density
+    return -(-height // rows), -(-width // columns)
 
 
 # From fine to coarse.

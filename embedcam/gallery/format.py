@@ -16,6 +16,7 @@ from ..data.preprocess import Preprocess
 from ..database.record import NetworkRecord
 from ..errors import DatabaseError
 from ..nets.geometry import Geometry
+from ..nets.source import NetworkSource
 
 if TYPE_CHECKING:
     import h5py
@@ -85,18 +86,22 @@ def is_index(path: Path) -> bool:
         return False
 
 
-def create(file: h5py.File, record: GalleryRecord, label_names: Sequence[str]) -> None:
+def create(file: h5py.File, record: GalleryRecord, label_names: Sequence[str], folder: Path) -> None:
     """Lay out an empty index.
 
     Args:
         file: An empty file.
         record: Stored as attributes.
         label_names: Names of the classes.
+        folder: In which the index will lie.
     """
     dim, (height, width) = record.network.dim, record.cells
     file.attrs["encoding-type"], file.attrs["encoding-version"] = ENCODING, VERSION
     fields = asdict(record)
     fields["network"]["preprocess"] = record.network.preprocess.record()
+    if record.network.source is not None:
+        source = record.network.source.relative_to(folder)
+        fields["network"]["source"] = asdict(source) if source.recordable else None
     file.attrs["record"] = json.dumps(fields, sort_keys=True)
     file.attrs["label_names"] = json.dumps(list(label_names))
     shapes: dict[str, tuple[tuple[int, ...], str, int]] = {
@@ -193,6 +198,9 @@ def read_record(file: h5py.File, path: Path) -> tuple[GalleryRecord, list[str]]:
         names = [str(name) for name in json.loads(file.attrs["label_names"])]
         network = dict(fields.pop("network"))
         network["preprocess"] = Preprocess.recorded(network["preprocess"])
+        network["map_size"] = _tuple(network["map_size"])
+        if network["source"] is not None:
+            network["source"] = NetworkSource(**network["source"]).seen_from(path.parent)
         geometry = Geometry(**{key: _tuple(value) for key, value in fields.pop("geometry").items()})
         fields["cells"] = _tuple(fields["cells"])
         record = GalleryRecord(NetworkRecord(**network), geometry, **fields)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..database.neighbors import Neighbors, searchable
-from ..database.record import NetworkRecord
 from ..errors import DatabaseError, DataError
 from . import format as layout
 from .format import GalleryRecord
@@ -46,7 +45,9 @@ class Gallery:
         self._file, self.path, self.net = file, path, net
         self.record, self._label_names = layout.read_record(file, path)
         if net is not None:
-            self.record.network.require_same(NetworkRecord.of(net))
+            self.record.network.require_same(net)
+            if net.map_size != self.record.cells:
+                raise DatabaseError(f"{path} has {self.record.cells} cells per image, the network {net.map_size}")
         self.preprocess = self.record.network.preprocess if net is None else net.preprocess
         self._neighbors: Neighbors | None = None
         self._ids: dict[str, int] | None = None

@@ -75,7 +75,7 @@ def index(
     stride = receptive_field.geometry(net.body, net.layer, net.preprocess.input_size).denser(net.density)
     record = GalleryRecord(NetworkRecord.of(net), stride, net.map_size, now())
     if append:
-        _require_appendable(record, samples, out)
+        _require_appendable(net, record, samples, out)
     with work_folder(out, group) as work:
         run = {
             "embedcam": __version__,
@@ -147,10 +147,10 @@ def _embedded(
     return {key: np.concatenate([empty[key], *values]) for key, values in parts.items()}
 
 
-def _require_appendable(record: GalleryRecord, samples: Samples, out: Path) -> None:
+def _require_appendable(net: Network, record: GalleryRecord, samples: Samples, out: Path) -> None:
     with closing(layout.open_index(out)) as file:
         before, _ = layout.read_record(file, out)
-        before.network.require_same(record.network)
+        before.network.require_same(net)
         if (before.cells, before.geometry) != (record.cells, record.geometry):
             raise DatabaseError(f"{out} has {before.cells} cells per image, the network {record.cells}; index again")
         new = set(samples.ids)
@@ -175,13 +175,13 @@ def _assemble(record: GalleryRecord, samples: Samples, shards: Shards, out: Path
         if append:
             with closing(layout.open_index(out)) as old:
                 names = _joined(layout.read_record(old, out)[1], names)
-                layout.create(file, record, names)
+                layout.create(file, record, names, folder)
                 for rows in layout.blocks(old, _BLOCK):
                     texts = {key: layout.read_texts(old, key, rows) for key in ("ids", "paths")}
                     arrays = {key: old[key][rows] for key in ("embeddings", "cells", "scales", "labels")}
                     layout.append(file, texts, **arrays)
         else:
-            layout.create(file, record, names)
+            layout.create(file, record, names, folder)
         places = np.array([names.index(name) for name in samples.names], dtype=np.int64)
         for number in range(len(shards)):
             part = shards.read(number)

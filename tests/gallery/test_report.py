@@ -35,8 +35,6 @@ def test_a_query_is_matched_and_explained(run, trained, folder, index, tmp_path)
     code, text, error = run(
         "match",
         samples.files[2],
-        "--net",
-        trained / "net.safetensors",
         "--index",
         index,
         "--top",
