@@ -324,6 +324,7 @@ def _dense_enough(net: Network, geometry: Geometry, size: tuple[int, int]) -> Ne
             break
         try:
             dense = DenseNet(net, undo)
+            dense.require_decomposable()
         except NetworkError as error:
             logger.warning(
                 "layer %r has only %d x %d cells at %d x %d pixels, too few to point at anything, and %s; "
