@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-gpu docs fuzz test-versions test-extras format clean
+.PHONY: install demo test test-gpu test-networks docs fuzz test-versions test-extras format clean
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,12 @@ test: install
 test-gpu: install
 	$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'test-gpu: torch finds no CUDA GPU here, nothing was tested')"
 	$(BIN)/pytest -m gpu
+
+# Networks of every family that timm, torchvision, transformers and OpenCLIP have; a quarter of an hour.
+test-networks: install
+	$(BIN)/python -m pip install --quiet timm transformers open_clip_torch facenet-pytorch
+	$(BIN)/python -m pip install --quiet --no-deps torchreid
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m networks tests/networks
 
 # The documentation, and every command, snippet, notebook and benchmark that it shows.
 docs: $(VENV)/.installed-docs

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 ENCODING, VERSION = "embedcam-gallery", "1.0.0"
 _TEXTS = ("ids", "paths")
-# Rows per chunk: of cells and embeddings few, since matches read those of single images.
-_CHUNK, _EMBEDDINGS_PER_CHUNK, _CELLS_PER_CHUNK = 4096, 128, 4
+# Rows per chunk: of cells few, since a search reads those of single images.
+_CHUNK, _CELLS_PER_CHUNK = 4096, 8
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def create(file: h5py.File, record: GalleryRecord, label_names: Sequence[str], f
     file.attrs["record"] = json.dumps(fields, sort_keys=True)
     file.attrs["label_names"] = json.dumps(list(label_names))
     shapes: dict[str, tuple[tuple[int, ...], str, int]] = {
-        "embeddings": ((dim,), "<f4", _EMBEDDINGS_PER_CHUNK),
+        "embeddings": ((dim,), "<f4", _CHUNK),
         "cells": ((height, width, dim), "<i1", _CELLS_PER_CHUNK),
         "scales": ((), "<f4", _CHUNK),
         "labels": ((), "<i8", _CHUNK),
@@ -141,20 +141,7 @@ def _extend(dataset: h5py.Dataset, rows: NDArray[Any]) -> None:
     dataset[before:] = rows
 
 
-def datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """Look up all data sets, which takes longer than reading the few KB of an image.
-
-    Args:
-        file: An index.
-
-    Returns:
-        The data sets by their names.
-    """
-    texts = [f"{text}/{part}" for text in _TEXTS for part in ("bytes", "ends")]
-    return {name: file[name] for name in ("embeddings", "cells", "scales", "labels", *texts)}
-
-
-def read_texts(file: Mapping[str, h5py.Dataset], key: str, rows: slice) -> list[str]:
+def read_texts(file: h5py.File, key: str, rows: slice) -> list[str]:
     """Read texts of consecutive images.
 
     Args:
@@ -173,7 +160,7 @@ def read_texts(file: Mapping[str, h5py.Dataset], key: str, rows: slice) -> list[
     return [data[a - first : b - first].decode() for a, b in zip(starts, ends.tolist(), strict=True)]
 
 
-def blocks(file: Mapping[str, h5py.Dataset], rows: int) -> Iterator[slice]:
+def blocks(file: h5py.File, rows: int) -> Iterator[slice]:
     """Cut the images of an index into blocks.
 
     Args:

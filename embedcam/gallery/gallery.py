@@ -49,7 +49,6 @@ class Gallery:
             if net.map_size != self.record.cells:
                 raise DatabaseError(f"{path} has {self.record.cells} cells per image, the network {net.map_size}")
         self.preprocess = self.record.network.preprocess if net is None else net.preprocess
-        self._data = layout.datasets(file)
         self._neighbors: Neighbors | None = None
         self._ids: dict[str, int] | None = None
         self._common: NDArray[np.float32] | None = None
@@ -81,7 +80,7 @@ class Gallery:
         self.close()
 
     def __len__(self) -> int:
-        return int(self._data["scales"].shape[0])
+        return int(self._file["scales"].shape[0])
 
     def __repr__(self) -> str:
         net = self.record.network
@@ -171,14 +170,14 @@ class Gallery:
         Returns:
             Rows of the index and distances (B, top), the nearest first.
         """
-        stored, metric = self._data["embeddings"], self.record.network.metric
+        stored, metric = self._file["embeddings"], self.record.network.metric
         if stored.size * 4 <= _IN_MEMORY:
             if self._neighbors is None:
                 self._neighbors = Neighbors(stored[:], metric)
             return self._neighbors.search(embeddings, top)
         rows: NDArray[np.int64] = np.empty((len(embeddings), 0), np.int64)
         distances: NDArray[np.float32] = np.empty((len(embeddings), 0), np.float32)
-        for block in layout.blocks(self._data, _BLOCK):
+        for block in layout.blocks(self._file, _BLOCK):
             own, away = Neighbors(stored[block], metric).search(embeddings, top)
             rows = np.concatenate([rows, own + block.start], axis=1)
             distances = np.concatenate([distances, away], axis=1)
@@ -198,14 +197,14 @@ class Gallery:
         return [self._item(int(row)) for row in rows]
 
     def _item(self, row: int) -> Item:
-        label, embedding = int(self._data["labels"][row]), self._data["embeddings"][row]
+        label, embedding = int(self._file["labels"][row]), self._file["embeddings"][row]
         one = slice(row, row + 1)
         return Item(
-            layout.read_texts(self._data, "ids", one)[0],
-            layout.read_texts(self._data, "paths", one)[0],
+            layout.read_texts(self._file, "ids", one)[0],
+            layout.read_texts(self._file, "paths", one)[0],
             self._label_names[label] if 0 <= label < len(self._label_names) else None,
             embedding,
-            embedding + self._data["cells"][row] * self._data["scales"][row],
+            embedding + self._file["cells"][row] * self._file["scales"][row],
             self.record.geometry,
             self.preprocess,
         )
@@ -223,7 +222,7 @@ class Gallery:
             DataError: If there is none.
         """
         if self._ids is None:
-            texts = (layout.read_texts(self._data, "ids", rows) for rows in layout.blocks(self._data, _BLOCK))
+            texts = (layout.read_texts(self._file, "ids", rows) for rows in layout.blocks(self._file, _BLOCK))
             self._ids = {text: number for number, text in enumerate(text for part in texts for text in part)}
         if name not in self._ids:
             raise DataError(f"{self.path} has no image {name!r}; give one of its ids")
@@ -261,7 +260,7 @@ class Gallery:
         if self._common is None:
             total = np.zeros(self.record.network.dim)
             if self.record.network.metric == "euclidean":
-                for rows in layout.blocks(self._data, _BLOCK):
-                    total += self._data["embeddings"][rows].sum(axis=0, dtype=np.float64) / len(self)
+                for rows in layout.blocks(self._file, _BLOCK):
+                    total += self._file["embeddings"][rows].sum(axis=0, dtype=np.float64) / len(self)
             self._common = total.astype(np.float32)
         return self._common

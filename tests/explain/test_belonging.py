@@ -77,16 +77,14 @@ def test_by_default_the_cells_are_asked_and_the_heat_is_spread_along_the_finer_l
     explainer = embedcam.Explainer(net, db)
     assert explainer.transfer == "cells"
     found = explainer(images)
-    dense = explainer.net
-    assert (net.map_size, dense.density) == ((2, 2), (2, 2))  # 4 x 4 cells at 128 x 128 pixels are too few
     with torch.inference_mode(), layers.evaluating(net):
-        seen = dense.activations(images, db.fusion.layer)
-        cells = dense.cells(seen).embeddings.numpy()
+        seen = net.activations(images, db.fusion.layer)
+        cells = net.cells(seen).embeddings.numpy()
     common = np.average(db.centroids, axis=0, weights=db.counts)
     for image, embedding in enumerate(found.embeddings):
         heat = by_hand(cells[image], common, db.centroids, embedding).astype(np.float32)
         fine = seen.fine[image].numpy()
-        placed = place(heat[None], db.geometry.denser(dense.density), fine.shape[1:], db.fusion.geometry)[0]
+        placed = place(heat[None], db.geometry, fine.shape[1:], db.fusion.geometry)[0]
         product = fuse(torch.from_numpy(placed)[None], torch.from_numpy(spread_by_hand(placed, fine))[None])
         expected = place(product.numpy(), db.fusion.geometry, (96, 96))[0]
         np.testing.assert_allclose(found.raw[image], expected, rtol=1e-3, atol=1e-4 * expected.max())
