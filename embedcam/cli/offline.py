@@ -46,7 +46,7 @@ def train(
     backbone: Annotated[
         str,
         typer.Option(
-            help="tiny, or any torchvision classifier, such as resnet50.",
+            help="tiny, any torchvision classifier, such as resnet50, or timm:NAME, hf:NAME, open_clip:MODEL.",
             metavar="NAME",
             autocompletion=completion.backbones,
         ),

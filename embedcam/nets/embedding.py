@@ -17,6 +17,7 @@ from ..utils.files import write_bytes
 from ..utils.limits import LARGEST_INPUT, allowance
 from . import backbones, layers
 from .choice import suggest
+from .family import NETWORKS, NetworkOptions
 from .network import Network
 from .weights import read_state_dict
 
@@ -28,10 +29,11 @@ _MAX_CONFIG, _MAX_TENSORS = 2**16, 2**14
 
 
 class EmbeddingNet(Network):
-    """A torchvision backbone with a linear head.
+    """A backbone with a linear head.
 
     Args:
-        backbone: "tiny" or the name of a torchvision classifier.
+        backbone: "tiny", the name of a torchvision classifier, or the SPEC of a network as in `load_network`, such as
+            "timm:resnet50".
         dim: Number D of dimensions of the embedding.
         weights: None; "DEFAULT" (torchvision's, downloaded); a file with a state dict of the torchvision network; or
             a file written by `save` for the same backbone and dim.
@@ -62,7 +64,8 @@ class EmbeddingNet(Network):
             )
         super().__init__(backbone, metric, Preprocess((image_size, image_size), IMAGENET_MEAN, IMAGENET_STD))
         saved = None if weights in (None, "DEFAULT") else _read_config(Path(str(weights)))
-        self.backbone = backbones.create(backbone, None if saved else weights)
+        self.backbone, trained_with = _backbone(backbone, None if saved else weights, self.preprocess.input_size)
+        self.preprocess = trained_with or self.preprocess
         with torch.no_grad(), layers.evaluating(self.backbone):
             width = self.backbone(torch.zeros(1, 3, image_size, image_size)).shape[1]
         self.hidden = hidden
@@ -187,6 +190,32 @@ class EmbeddingNet(Network):
             ) from error
 
 
+def _backbone(name: str, weights: str | Path | None, size: tuple[int, int]) -> tuple[nn.Module, Preprocess | None]:
+    """Make a backbone, and return the preprocessing that its weights were trained with, if that is known."""
+    prefix, colon, argument = name.partition(":")
+    if not colon:
+        return backbones.create(name, weights), None
+    family = NETWORKS[prefix]
+    if family.backbone is None:
+        raise NetworkError(
+            f"{name} cannot be trained; use a backbone of timm, hf, open_clip or torchvision by its name"
+        )
+    backbone = family.backbone(argument, size)
+    if weights is None:
+        return backbone, None
+    trained = family.load(argument, NetworkOptions(weights=str(weights), input_size=size))
+    backbone.load_state_dict(trained.body.state_dict())
+    return backbone, trained.preprocess
+
+
+def _parameters(name: str, size: tuple[int, int]) -> int:
+    """Count the parameters of a backbone without memory for them."""
+    if ":" not in name:
+        return backbones.parameters(name)
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in _backbone(name, None, size)[0].parameters())
+
+
 def _require_plausible(path: Path, config: dict[str, Any]) -> None:
     # Before the network is made in memory, which a small file could make very large.
     from safetensors import safe_open
@@ -200,7 +229,7 @@ def _require_plausible(path: Path, config: dict[str, Any]) -> None:
     configured = [config["dim"]] if config["hidden"] is None else [config["hidden"], config["dim"]]
     if rows != configured:
         raise ValueError(f"its head has {rows} rows, the configuration says {configured}")
-    size, needed = path.stat().st_size, 4 * backbones.parameters(config["backbone"])
+    size, needed = path.stat().st_size, 4 * _parameters(config["backbone"], tuple(config["preprocess"]["input_size"]))
     if needed > allowance(size):
         raise ValueError(f"{config['backbone']} needs {needed:,} bytes, too many for a file of {size:,}")
 

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..catalog import NETWORKS, NetworkFamily, NetworkOptions
+from ..family import NETWORKS, NetworkFamily, NetworkOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -150,4 +150,12 @@ def image_part(model: Any, output: int | str | None = None, size: tuple[int, int
     return ImageFeatures(model, output, interpolated=size is not None and size != _side(model.config)).eval()
 
 
-NETWORKS.register("hf")(NetworkFamily(load, "ORG/NAME", library="transformers", safe=True))
+def backbone(name: str, size: tuple[int, int]) -> nn.Module:
+    """Make the image part of a model with random weights; its configuration comes from the name or folder."""
+    from ..libraries import loading
+
+    with loading(f"hf:{name}", _WAY_OUT):
+        return image_part(from_config(_transformers().AutoConfig.from_pretrained(name)), size=size)
+
+
+NETWORKS.register("hf")(NetworkFamily(load, "ORG/NAME", library="transformers", safe=True, backbone=backbone))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..catalog import NETWORKS, NetworkFamily, NetworkOptions
+from ..family import NETWORKS, NetworkFamily, NetworkOptions
 
 if TYPE_CHECKING:
     from ...data.preprocess import Preprocess
@@ -76,4 +76,11 @@ def create(name: str, tag: str | None, size: tuple[int, int] | None) -> tuple[An
     return visual, preprocess
 
 
-NETWORKS.register("open_clip")(NetworkFamily(load, "MODEL/PRETRAINED", library="open_clip_torch", safe=True))
+def backbone(name: str, size: tuple[int, int]) -> Any:
+    """Make an image tower with random weights."""
+    return create(name if name.startswith("hf-hub:") else name.partition("/")[0], None, size)[0]
+
+
+NETWORKS.register("open_clip")(
+    NetworkFamily(load, "MODEL/PRETRAINED", library="open_clip_torch", safe=True, backbone=backbone)
+)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import NetworkError
-from ..catalog import NETWORKS, NetworkFamily, NetworkOptions
+from ..family import NETWORKS, NetworkFamily, NetworkOptions
 
 if TYPE_CHECKING:
     from ..network import Network

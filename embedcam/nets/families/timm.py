@@ -6,7 +6,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..catalog import NETWORKS, NetworkFamily, NetworkOptions
+from ..family import NETWORKS, NetworkFamily, NetworkOptions
 
 if TYPE_CHECKING:
     from ..network import Network
@@ -93,4 +93,9 @@ def fill(model: Any, state: dict[str, Any], source: object, target: str) -> None
     load_into(model, state, source, target)
 
 
-NETWORKS.register("timm")(NetworkFamily(load, library="timm", safe=True))
+def backbone(name: str, size: tuple[int, int]) -> Any:
+    """Make a timm model with random weights; see `create`."""
+    return create(name, size, pretrained=False)
+
+
+NETWORKS.register("timm")(NetworkFamily(load, library="timm", safe=True, backbone=backbone))

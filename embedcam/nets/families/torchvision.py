@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..catalog import NETWORKS, NetworkFamily, NetworkOptions
+from ..family import NETWORKS, NetworkFamily, NetworkOptions
 
 if TYPE_CHECKING:
     from ..network import Network

@@ -60,3 +60,20 @@ def test_what_cannot_be_loaded_is_one_line(saved):
         embedcam.load_network("timm:resnet1o")
     with pytest.raises(NetworkError, match="resnet10t.safetensors does not fit timm:test_vit"):
         embedcam.load_network("timm:test_vit", weights=saved("resnet10t")[1])
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "test_vit"])
+def test_a_backbone_is_trained_from_weights_saved_and_loaded_again(saved, name, tmp_path):
+    model, path = saved(name, num_classes=7)
+    torch.manual_seed(1)
+    net = embedcam.EmbeddingNet(f"timm:{name}", 8, weights=path, image_size=96).eval()
+    torch.testing.assert_close(
+        net.backbone.state_dict().popitem()[1], model.state_dict()[[*net.backbone.state_dict()][-1]]
+    )
+    net(IMAGES).sum().backward()
+    assert any(parameter.grad is not None for parameter in net.backbone.parameters())
+    net.save(tmp_path / "net.safetensors")
+    again = embedcam.EmbeddingNet.load(tmp_path / "net.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(again(IMAGES), net(IMAGES))
+    assert again.layer == net.layer
