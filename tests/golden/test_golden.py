@@ -46,7 +46,7 @@ def test_format_1_holds_what_it_held(db):
     assert (net.channels, net.dim, net.metric) == (K, D, "cosine")
     assert (net.map_size, net.number_type) == ((8, 8), "float32")
     assert net.sha256_float16.startswith("e88d23da") and net.sha256_bfloat16.startswith("ecdfad9e")
-    assert net.source == NetworkSource("net-1.safetensors", file_sha256=SHA256["net-1.safetensors"])
+    assert net.source == NetworkSource(str(HERE / "net-1.safetensors"), file_sha256=SHA256["net-1.safetensors"])
     preprocess = net.preprocess
     assert (preprocess.crop_pct, preprocess.transform) == (None, "")
     assert (preprocess.input_size, preprocess.interpolation) == ((32, 32), "bilinear")
