@@ -29,15 +29,20 @@ class Belonging(nn.Module):
     clusters with cos(c_j - m, t - m) below `SIMILAR`. Subtracting m makes the question independent of what all
     embeddings have in common.
 
+    Cells that are only part of the embedding (a class token has a path of its own) say less about clusters: their heat
+    is the positive part of cos(e_i - e, t), where e is the mean of the image's cell embeddings.
+
     Args:
         database: Its centroids are asked for.
+        whole: Whether the cells make the whole embedding, without a rest.
     """
 
     common: Tensor
     directions: Tensor
 
-    def __init__(self, database: WeightDatabase) -> None:
+    def __init__(self, database: WeightDatabase, *, whole: bool) -> None:
         super().__init__()
+        self.whole = whole
         # With a single cluster nothing would be left.
         common = torch.from_numpy(common_embedding(database))
         common = common if database.clusters > 1 else torch.zeros_like(common)
@@ -55,7 +60,13 @@ class Belonging(nn.Module):
         Returns:
             (B, h, w), not negative.
         """
-        centred = cells.embeddings.flatten(start_dim=2) - self.common[:, None]
+        flat = cells.embeddings.flatten(start_dim=2)
+        if not self.whole:
+            direction = question.target if question.versus is None else question.target - question.versus
+            contrast = functional.normalize(flat - flat.mean(dim=2, keepdim=True), dim=1)
+            part: Tensor = _along(contrast, functional.normalize(direction)).clamp(min=0)
+            return part.reshape(-1, *cells.embeddings.shape[2:])
+        centred = flat - self.common[:, None]
         scale = torch.linalg.vector_norm(centred, dim=1).clamp(min=torch.finfo(centred.dtype).tiny) * TEMPERATURE
         asked = functional.normalize(question.target - self.common)
         along = _along(centred, asked)

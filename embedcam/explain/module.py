@@ -74,7 +74,9 @@ class ExplainerModule(nn.Module):
         super().__init__()
         self.net, self.database = net, database
         self.transfer = None if transfer is None else transfer.to(net.device)
-        self.belonging = Belonging(database).to(net.device) if transfer is None else None
+        self.belonging = None
+        if transfer is None:
+            self.belonging = Belonging(database, whole=net.require_decomposable().whole).to(net.device)
         self.fusion = database.fusion if fused else None
         self.placement, self.autocast, self.size, self.at_image_size = placement, autocast, size, at_image_size
         self._cosine = database.network.metric == "cosine"

@@ -41,7 +41,7 @@ def test_every_cell_is_asked_for_the_target_against_its_rivals(spread, versus):
     common = np.average(db.centroids, axis=0, weights=db.counts)
     other = db.centroids[[3, 3]] if versus else None
     question = Question(torch.from_numpy(db.centroids[[0, 2]]), None if other is None else torch.from_numpy(other))
-    found = Belonging(db)(Cells(torch.from_numpy(cells), torch.zeros(2, 8)), question)
+    found = Belonging(db, whole=True)(Cells(torch.from_numpy(cells), torch.zeros(2, 8)), question)
     for image, cluster in enumerate((0, 2)):
         expected = by_hand(cells[image], common, db.centroids, db.centroids[cluster], other[0] if versus else None)
         np.testing.assert_allclose(found[image], expected, rtol=1e-4, atol=1e-6)
@@ -53,10 +53,22 @@ def test_the_heat_does_not_depend_on_what_all_embeddings_have_in_common(spread):
     _, db = spread
     cells, offset = torch.randn(1, 8, 3, 3), torch.full((8,), 2.0)
     moved = replace(db, centroids=db.centroids + offset.numpy())
-    plain = Belonging(db)(Cells(cells, torch.zeros(1, 8)), Question(torch.from_numpy(db.centroids[[1]])))
+    plain = Belonging(db, whole=True)(Cells(cells, torch.zeros(1, 8)), Question(torch.from_numpy(db.centroids[[1]])))
     shifted = Cells(cells + offset[None, :, None, None], torch.zeros(1, 8))
-    found = Belonging(moved)(shifted, Question(torch.from_numpy(moved.centroids[[1]])))
+    found = Belonging(moved, whole=True)(shifted, Question(torch.from_numpy(moved.centroids[[1]])))
     torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("versus", [False, True])
+def test_cells_that_are_a_part_of_the_embedding_are_compared_with_their_mean(spread, versus):
+    _, db = spread
+    cells, target = torch.randn(1, 8, 3, 3), torch.from_numpy(db.centroids[[2]])
+    other = torch.from_numpy(db.centroids[[1]]) if versus else None
+    found = Belonging(db, whole=False)(Cells(cells, torch.randn(1, 8)), Question(target, other))
+    along = unit((target - other if versus else target)[0].numpy())
+    flat = cells[0].flatten(1).numpy()
+    expected = [max(0, along @ unit(cell - flat.mean(axis=1))) for cell in flat.T]
+    np.testing.assert_allclose(found.flatten(), expected, rtol=1e-4, atol=1e-6)
 
 
 def spread_by_hand(heat, features):

@@ -110,7 +110,7 @@ class Head:
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             terms = Terms(nodes, self._states, count).of(nodes[-1])
         cells, rest = terms[:-1], terms[-1]
-        if self._pooled:  # every cell has an equal part of the head's biases
+        if self.whole:  # every cell has an equal part of the head's biases
             cells, rest = cells + rest, torch.zeros_like(rest)
         return Cells(cells.movedim(0, 2).unflatten(2, size), rest)
 
@@ -133,7 +133,7 @@ class Head:
         return list(replayed.values())
 
     @property
-    def _pooled(self) -> bool:
+    def whole(self) -> bool:
         """Whether the embedding depends on nothing but the cells: on no class token and no path beside attention."""
         return not any(
             state.kind == "rows" or (state.kind == "terms" and (state.before or state.after)) for state in self._states
