@@ -144,7 +144,6 @@ def inspect(
     \b
     Example:
       embedcam inspect weights.h5
-      embedcam inspect --net torchvision:mobilenet_v2
     """
     from ..database.verify import verify as check
     from ..database.weight_database import WeightDatabase

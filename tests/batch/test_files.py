@@ -344,7 +344,7 @@ def test_only_the_same_run_goes_on(explainer, pictures, stopped, tmp_path):
     others = {
         "images": {"inputs": [pictures, write_picture(tmp_path / "more.png")]},
         "explainer": {"explainer": Explainer(net, db, preset="paper")},
-        "explainer ": {"explainer": Explainer(net, replace(db, weights_mean=db.weights_mean[::-1]))},
+        "explainer ": {"explainer": Explainer(net, replace(db, centroids=db.centroids[::-1].copy()))},
         "batch_size 2 then, 3 now": {"batch_size": 3},
         "boxes False then, True now": {"draw": DrawOptions(boxes=True)},
     }

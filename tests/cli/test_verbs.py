@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import embedcam
@@ -408,6 +409,7 @@ def test_an_unknown_layer_is_answered_with_the_nearest_names(fails, trained, fol
 
 
 def test_a_database_of_another_network(fails, trained, folder, tmp_path):
+    torch.manual_seed(1)
     EmbeddingNet("tiny", 8, image_size=32).save(tmp_path / "other.safetensors")
     models, out = ("--net", tmp_path / "other.safetensors", "--db", trained / "weights.h5"), tmp_path / "out"
     for command in (
