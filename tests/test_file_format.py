@@ -83,8 +83,11 @@ def as_specified(net, path, picture):
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (48, 80)])
 def test_the_code_of_the_page_gives_the_explainers_maps(made, size):
     net, path = made
-    _, (published, default) = as_specified(net, path, image(*size))
-    for expected, options in ((published, {"preset": "paper"}), (default, {})):
+    _, (published, transferred) = as_specified(net, path, image(*size))
+    for expected, options in (
+        (published, {"preset": "paper"}),
+        (transferred, {"transfer": "soft-contrast", "fused": True}),
+    ):
         found = embedcam.Explainer(net, path, **options)(image(*size)).heatmaps[0]
         assert found.max() == 1
         np.testing.assert_allclose(expected, found, atol=1e-5)

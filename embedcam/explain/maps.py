@@ -19,6 +19,8 @@ PLACEMENTS = ("receptive-field", "stretch")
 CLIPPED = 15
 # Rounds of `spread`, chosen likewise.
 ROUNDS = 3
+# Relative to the largest of several values: differences up to this are rounding in float32.
+ROUNDING = 1e-6
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -143,16 +145,22 @@ def spread(heat: Any, features: Any) -> Any:
     Returns:
         (B, h, w) in [0, 1].
     """
-    flat = features.flatten(2)
-    mean = flat.mean(dim=2, keepdim=True)
+    centred = _centred(features.flatten(2))
     spread = hot = heat.flatten(1)
     for _ in range(ROUNDS):
-        shares = spread / spread.sum(dim=1, keepdim=True).clip(min=TINY)
-        along = flat @ shares[:, :, None] - mean
-        fine = (along.transpose(1, 2) @ (flat - mean)).squeeze(dim=1).clip(min=0)
+        shares = _centred(spread) / spread.sum(dim=1, keepdim=True).clip(min=TINY)
+        along = centred @ shares[:, :, None]
+        fine = (along.transpose(1, 2) @ centred).squeeze(dim=1).clip(min=0)
         fine = fine / fine.amax(dim=1, keepdim=True).clip(min=TINY)
         spread = hot * fine
     return fine.reshape(heat.shape)
+
+
+def _centred(values: Any) -> Any:
+    """Subtract the mean over the last dimension; what is left of equal values is rounding, and becomes zero."""
+    deviation = values - values.mean(dim=-1, keepdim=True)
+    varies = deviation.abs().amax(dim=-1, keepdim=True) > ROUNDING * values.abs().amax(dim=-1, keepdim=True)
+    return deviation * varies
 
 
 def normalize(maps: Any) -> Any:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from embedcam.explain.maps import combine, fuse, normalize, place
+from embedcam.explain.maps import combine, fuse, normalize, place, spread
 from embedcam.nets.geometry import Geometry
 
 
@@ -213,3 +213,31 @@ def test_a_strip_is_placed_along_its_length(size):
     ramp = np.arange(250, dtype=np.float32).reshape(1, *cells)
     placed = place(ramp, Geometry((32, 32), (0.5, 0.5)), size)
     np.testing.assert_allclose(placed.ravel(), np.minimum(np.arange(8000) / 32, 249), rtol=1e-5)
+
+
+def test_spread_follows_the_covariance_of_features_with_heat():
+    heat = torch.tensor([[[4.0, 3.0, 0.0, 1.0]]])
+    features = torch.tensor([[[[1.0, 2.0, -1.0, -2.0]], [[0.0, 1.0, 0.0, 3.0]]]])
+    hot, maps = heat[0, 0].double(), features[0, :, 0].double()
+    maps, weights = maps - maps.mean(dim=1, keepdim=True), hot
+    for _ in range(3):
+        covariance = torch.stack([((weights - weights.mean()) * channel).sum() for channel in maps])
+        fine = (covariance @ maps).clamp(min=0)
+        fine = fine / fine.max()
+        weights = hot * fine
+
+    torch.testing.assert_close(spread(heat, features)[0, 0].double(), fine, rtol=1e-5, atol=1e-6)
+
+
+def test_spread_of_nearly_equal_heat_keeps_its_digits():
+    generator = torch.Generator().manual_seed(0)
+    heat = 1 + 1e-3 * torch.rand(2, 16, 16, generator=generator)
+    features = 10 + torch.rand(2, 64, 16, 16, generator=generator)
+    expected = spread(heat.double(), features.double()).float()
+    torch.testing.assert_close(spread(heat, features), expected, rtol=0, atol=1e-4)
+
+
+def test_spread_of_equal_heat_or_equal_features_is_zero():
+    varied = torch.rand(1, 3, 7, 7, generator=torch.Generator().manual_seed(0))
+    assert not spread(torch.full((1, 7, 7), 0.7), varied).any()
+    assert not spread(varied[:, 0], torch.full((1, 3, 7, 7), 0.7)).any()
