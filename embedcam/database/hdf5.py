@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ..errors import DatabaseError
 from ..utils.limits import allowance
 from . import filters
+from .chunks import Chunks, Content
 
 _DATASPACE, _DATATYPE, _LAYOUT, _FILTERS, _ATTRIBUTE, _CONTINUATION, _SYMBOL_TABLE = 1, 3, 8, 11, 12, 16, 17
 # Messages that refer to something outside the object itself.
@@ -33,8 +34,8 @@ _STRING, _VARIABLE_STRING = 0x13, 0x19
 _REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])
 
 
-def _integer(size: int) -> bytes:
-    return struct.pack("<BBHIHH", 0x10, 8, 0, size, 0, 8 * size)
+def _integer(size: int, sign: int = 8) -> bytes:
+    return struct.pack("<BBHIHH", 0x10, sign, 0, size, 0, 8 * size)
 
 
 def _float(size: int, exponent: int, mantissa: int) -> bytes:
@@ -42,8 +43,10 @@ def _float(size: int, exponent: int, mantissa: int) -> bytes:
     return struct.pack("<BBHIHHBBBBI", 0x11, 32, 8 * size - 1, size, 0, 8 * size, mantissa, exponent, 0, mantissa, bias)
 
 
-# Encodings of the datatypes of format 1 (IV.A.2.d): signed little-endian integers and IEEE floats.
+# Encodings of the datatypes of format 1 (IV.A.2.d): little-endian integers, and IEEE floats; bytes are of galleries.
 _NUMBERS: dict[bytes, np.dtype[Any]] = {
+    _integer(1): np.dtype("i1"),
+    _integer(1, sign=0): np.dtype("u1"),
     _integer(4): np.dtype("<i4"),
     _integer(8): np.dtype("<i8"),
     _float(4, 8, 23): np.dtype("<f4"),
@@ -52,17 +55,17 @@ _NUMBERS: dict[bytes, np.dtype[Any]] = {
 
 
 class Hdf5:
-    """An HDF5 file in memory. Items are addressed by path; the empty path is the root group.
+    """An HDF5 file. Items are addressed by path; the empty path is the root group.
 
     Args:
-        data: Content of the file.
+        data: Content of the file, in memory or not.
 
     Raises:
         DatabaseError: If it is not an HDF5 file, or has a newer layout.
     """
 
-    def __init__(self, data: bytes | memoryview) -> None:
-        self._data = memoryview(data)
+    def __init__(self, data: bytes | Content) -> None:
+        self._data: Content = memoryview(data) if isinstance(data, bytes) else data
         self._budget = allowance(len(data))
         self._groups: dict[str, dict[str, int]] = {}
         self._heaps: dict[int, dict[int, memoryview]] = {}
@@ -110,24 +113,47 @@ class Hdf5:
         Raises:
             DatabaseError: If there is no such data set, it is damaged, or it is larger than the file allows.
         """
-        parts = dict(self._messages(path))
-        if not {_DATASPACE, _DATATYPE, _LAYOUT} <= parts.keys():
-            raise DatabaseError("expected a dataset, found a group")
-        dtype, shape = _dtype(parts[_DATATYPE]), _shape(parts[_DATASPACE])
+        parts, dtype, shape, layout = self._dataset(path)
         self._spend(math.prod(shape) * dtype.itemsize)
-        version, layout = struct.unpack_from("<BB", parts[_LAYOUT])
-        if version != 3 or layout > 2:
-            raise DatabaseError("its storage layout is not one of format 1")
         if not math.prod(shape):
             return self._values(np.empty(shape, dtype))
         if layout == 2:
-            return self._values(self._chunked(parts, dtype, shape))
+            return self._values(self._chunked(parts, dtype, shape).read(slice(0, shape[0])))
         if layout == 1:
             stored = self._at(*struct.unpack_from("<QQ", parts[_LAYOUT], 2))
         else:
             (size,) = struct.unpack_from("<H", parts[_LAYOUT], 2)
             stored = parts[_LAYOUT][4 : 4 + size]
         return self._values(_elements(stored, dtype, shape))
+
+    def chunks(self, path: str) -> Chunks:
+        """Open a data set of numbers that is stored in chunks, to read some of its rows.
+
+        Args:
+            path: Path of the data set.
+
+        Returns:
+            The data set. It takes no more memory than the file has bytes.
+
+        Raises:
+            DatabaseError: If there is no such data set, it is damaged, or it is larger than the file.
+        """
+        parts, dtype, shape, layout = self._dataset(path)
+        if layout != 2 or dtype.kind in "SV":
+            raise DatabaseError("expected chunks of numbers")
+        if math.prod(shape) * dtype.itemsize > len(self._data):
+            raise DatabaseError(f"its shape {shape} needs more than the {len(self._data):,} bytes of the file")
+        return self._chunked(parts, dtype, shape)
+
+    def _dataset(self, path: str) -> tuple[dict[int, memoryview], np.dtype[Any], tuple[int, ...], int]:
+        # Its messages, type, shape and class of layout (IV.A.2.i).
+        parts = dict(self._messages(path))
+        if not {_DATASPACE, _DATATYPE, _LAYOUT} <= parts.keys():
+            raise DatabaseError("expected a dataset, found a group")
+        version, layout = struct.unpack_from("<BB", parts[_LAYOUT])
+        if version != 3 or layout > 2:
+            raise DatabaseError("its storage layout is not one of format 1")
+        return parts, _dtype(parts[_DATATYPE]), _shape(parts[_DATASPACE]), layout
 
     def _at(self, start: int, size: int) -> memoryview:
         if start + size > len(self._data):
@@ -163,6 +189,7 @@ class Hdf5:
             raise DatabaseError("its header is damaged, or of HDF5's newer layout")
         blocks = [(header + 16, size)]
         for start, size in blocks:
+            self._spend(size)
             block, offset = self._at(start, size), 0
             while left and offset + 8 <= len(block):
                 kind, size, flags = struct.unpack_from("<HHB", block, offset)
@@ -236,9 +263,10 @@ class Hdf5:
         if table is None:
             raise DatabaseError("expected a group, found a dataset")
         tree, heap = struct.unpack_from("<QQ", table)
-        size, names = self._unpack("<Q8xQ", heap + 8)
+        size, place = self._unpack("<Q8xQ", heap + 8)
+        names = self._at(place, size)
         left = len(self._data) // 40  # no more entries than fit in the file
-        for _, node in self._leaves(tree, 0, 8):
+        for (node,) in struct.iter_unpack("<8xQ", self._leaves(tree, 0, 8)):
             signature, count = self._unpack("<4sxxH", node)
             left -= count
             if signature != b"SNOD" or left < 0:
@@ -247,13 +275,14 @@ class Hdf5:
                 offset, child, cached = self._unpack("<QQI", entry)
                 if cached == 2:
                     raise DatabaseError("expected only items of the file itself, found a link")
-                name = bytes(self._at(names, size)[offset : offset + 256]).partition(b"\0")[0]
+                name = bytes(names[offset : offset + 256]).partition(b"\0")[0]
                 yield name.decode(), child
 
-    def _leaves(self, root: int, kind: int, key: int) -> Iterator[tuple[memoryview, int]]:
+    def _leaves(self, root: int, kind: int, key: int) -> bytes:
         # The children at the lowest level of a B-tree of version 1 (III.A.1), each with the key before it.
         nodes: list[tuple[int, int | None]] = [(root, None)]
         left = len(self._data) // (key + 8)  # as above
+        leaves = []
         while nodes:
             node, expected = nodes.pop()
             signature, node_kind, level, count = self._unpack("<4sBBH", node)
@@ -262,14 +291,13 @@ class Hdf5:
             if signature != b"TREE" or node_kind != kind or expected not in (None, level) or left < 0:
                 raise DatabaseError("its index is damaged")
             entries = self._at(node + 24, count * (key + 8))
-            for offset in range(0, len(entries), key + 8):
-                (child,) = struct.unpack_from("<Q", entries, offset + key)
-                if level:
-                    nodes.append((child, level - 1))
-                else:
-                    yield entries[offset : offset + key], child
+            if level:
+                nodes += [(child, level - 1) for (child,) in struct.iter_unpack(f"<{key}xQ", entries)]
+            else:
+                leaves.append(entries)
+        return b"".join(leaves)
 
-    def _chunked(self, parts: dict[int, memoryview], dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    def _chunked(self, parts: dict[int, memoryview], dtype: np.dtype[Any], shape: tuple[int, ...]) -> Chunks:
         # IV.A.2.i
         rank = len(shape)
         dimensions, tree = struct.unpack_from("<BQ", parts[_LAYOUT], 2)
@@ -277,24 +305,11 @@ class Hdf5:
         if len(chunk) != rank or size != dtype.itemsize or min(chunk) < 1:
             raise DatabaseError("its chunks do not match its shape")
         steps = filters.pipeline(parts[_FILTERS]) if _FILTERS in parts else ()
-        grid = [-(-side // step) for side, step in zip(shape, chunk, strict=True)]
-        size *= math.prod(chunk)
         # Chunks at the edges are stored with their full size.
-        self._spend(math.prod(grid) * size - math.prod(shape) * dtype.itemsize)
-        values, seen = np.empty(shape, dtype), set()
-        for key, child in self._leaves(tree, 1, 8 + 8 * (rank + 1)):
-            length, skipped, *start, _ = struct.unpack(f"<II{rank + 1}Q", key)
-            region = tuple(slice(at, min(at + step, side)) for at, step, side in zip(start, chunk, shape, strict=True))
-            aligned = all(at % step == 0 and at < side for at, step, side in zip(start, chunk, shape, strict=True))
-            if not aligned or tuple(start) in seen:
-                raise DatabaseError("its index is damaged")
-            seen.add(tuple(start))
-            data = filters.undo(steps, skipped, self._at(child, length), size)
-            block = np.frombuffer(data, dtype).reshape(chunk)
-            values[region] = block[tuple(slice(0, side.stop - side.start) for side in region)]
-        if len(seen) != math.prod(grid):
-            raise DatabaseError(f"it has {len(seen)} chunks, expected {math.prod(grid)}")
-        return values
+        grid = math.prod(-(-side // step) for side, step in zip(shape, chunk, strict=True))
+        self._spend(grid * size * math.prod(chunk) - math.prod(shape) * dtype.itemsize)
+        leaves = self._leaves(tree, 1, 8 + 8 * (rank + 1)) if grid else b""
+        return Chunks(self._at, leaves, steps, dtype, shape, chunk)
 
 
 def _dtype(message: memoryview) -> np.dtype[Any]:
