@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DatabaseError
+from ..nets.geometry import Geometry
 from ..utils.limits import LARGEST_INPUT
 from .quantiles import QUANTILES
-from .record import Record
+from .record import NetworkRecord, Record
 
 _TYPES = {
     "centroids": "float32",
@@ -55,7 +56,19 @@ def require_valid(db: Record) -> None:
     Raises:
         DatabaseError: Naming the first item that is wrong, what was expected and what was found.
     """
-    for item, true, expected, actual in chain(forms(db), contents(db)):
+    require(chain(forms(db), contents(db)))
+
+
+def require(checks: Iterable[Check]) -> None:
+    """Raise an error if something is wrong.
+
+    Args:
+        checks: What must hold.
+
+    Raises:
+        DatabaseError: Naming the first item that is wrong, what was expected and what was found.
+    """
+    for item, true, expected, actual in checks:
         if not true:
             raise DatabaseError(f"{item}: expected {expected}, found {actual}; the database is damaged, build it again")
 
@@ -127,22 +140,37 @@ def forms(db: Record) -> Iterator[Check]:
         yield Check("/exemplars/path", len(db.exemplars.path) == n, f"{n} names", len(db.exemplars.path))
     both = (db.label_names is None) == (db.label_histogram is None)
     yield Check("/labels", both, "names and histogram", "one of them")
-    yield Check("metric", db.network.metric in ("cosine", "euclidean"), "cosine or euclidean", repr(db.network.metric))
-    types = ("float32", "float16", "bfloat16")
-    yield Check("/network number_type", db.network.number_type in types, " or ".join(types), db.network.number_type)
-    yield Check("/network map_size", min(db.network.map_size) >= 1, "positive numbers", db.network.map_size)
-    geometries = {"/geometry": db.geometry}
+    yield from network_forms(db.network, db.geometry)
     if db.refinement is not None:
         size, scale = db.refinement.input_size, db.refinement.distance_scale
         expected = f"positive numbers, {LARGEST_INPUT:,} pixels at most"
         yield Check("/refinement input_size", min(size) >= 1 and size[0] * size[1] <= LARGEST_INPUT, expected, size)
         yield Check("/refinement distance_scale", 0 < scale < np.inf, "a positive number", scale)
         if db.refinement.fusion is not None:
-            geometries["/refinement/fusion"] = db.refinement.fusion.geometry
-    for item, geometry in geometries.items():
-        yield Check(f"{item} cell_stride", min(geometry.cell_stride) > 0, "positive numbers", geometry.cell_stride)
-        finite = bool(np.isfinite([*geometry.cell_stride, *geometry.first_cell_center]).all())
-        yield Check(item, finite, "finite numbers", geometry)
+            yield from _geometry_forms("/refinement/fusion", db.refinement.fusion.geometry)
+
+
+def network_forms(network: NetworkRecord, geometry: Geometry) -> Iterator[Check]:
+    """Check the settings of a network.
+
+    Args:
+        network: The network.
+        geometry: Where its cells lie.
+
+    Yields:
+        What must hold.
+    """
+    yield Check("metric", network.metric in ("cosine", "euclidean"), "cosine or euclidean", repr(network.metric))
+    types = ("float32", "float16", "bfloat16")
+    yield Check("/network number_type", network.number_type in types, " or ".join(types), network.number_type)
+    yield Check("/network map_size", min(network.map_size) >= 1, "positive numbers", network.map_size)
+    yield from _geometry_forms("/geometry", geometry)
+
+
+def _geometry_forms(item: str, geometry: Geometry) -> Iterator[Check]:
+    yield Check(f"{item} cell_stride", min(geometry.cell_stride) > 0, "positive numbers", geometry.cell_stride)
+    finite = bool(np.isfinite([*geometry.cell_stride, *geometry.first_cell_center]).all())
+    yield Check(item, finite, "finite numbers", geometry)
 
 
 def contents(db: Record) -> Iterator[Check]:

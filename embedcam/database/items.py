@@ -1,4 +1,4 @@
-"""The items of a weight database in an HDF5 file of format 1, and how to read them."""
+"""The items of a weight database in an HDF5 file of format 1, and how to read them; galleries share some."""
 
 from __future__ import annotations
 
@@ -46,24 +46,27 @@ PARTITIONS = ("centroids", "partition")
 _LONGEST, _CONTROL = 1024, re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
-def read_version(file: Hdf5) -> str:
-    """Check that a file is a weight database of a supported format.
+def read_version(file: Hdf5, encoding: str = ENCODING, supported: str = VERSION) -> str:
+    """Check that a file is a weight database, or another kind of file, of a supported format.
 
     Args:
         file: The file.
+        encoding: The kind of file.
+        supported: The version that this program writes.
 
     Returns:
-        The version of its format, which has the same major number as `VERSION`.
+        The version of its format, which has the same major number as `supported`.
 
     Raises:
         DatabaseError: If it is something else, or has another major version.
     """
-    attrs = _attrs(file, "")
+    attrs = read_attrs(file, "")
     kind, version = attrs.get("encoding-type"), str(attrs.get("encoding-version"))
-    if kind != ENCODING:
-        raise DatabaseError(f"encoding-type: expected {ENCODING!r}, found {kind!r}; this is not a weight database")
-    if not re.fullmatch(rf"{VERSION.partition('.')[0]}(\.[0-9]+)*", version):
-        raise DatabaseError(f"encoding-version: this embedcam reads {VERSION}, found {version}; update embedcam")
+    if kind != encoding:
+        name = encoding.removeprefix("embedcam-").replace("-", " ")
+        raise DatabaseError(f"encoding-type: expected {encoding!r}, found {kind!r}; this is not a {name}")
+    if not re.fullmatch(rf"{supported.partition('.')[0]}(\.[0-9]+)*", version):
+        raise DatabaseError(f"encoding-version: this embedcam reads {supported}, found {version}; update embedcam")
     return version
 
 
@@ -86,7 +89,7 @@ def item_names(file: Hdf5) -> list[str]:
         "exemplars/partitions": PARTITIONS,
         "refinement/fusion": ("weights_mean",),
     }
-    with _about(""):
+    with about(""):
         return [
             f"{group}/{key}" for group, keys in groups.items() if group == "clusters" or group in file for key in keys
         ]
@@ -105,7 +108,7 @@ def read_item(file: Hdf5, name: str) -> NDArray[Any]:
     Raises:
         DatabaseError: If it is missing or damaged; the message names it.
     """
-    with _about(name):
+    with about(name):
         return file.array(name)
 
 
@@ -122,22 +125,12 @@ def fields_of(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     Raises:
         DatabaseError: If an attribute is missing or has another type; the message names the item.
     """
-    attrs, network = _attrs(file, ""), _attrs(file, "network")
-    with _about(""):
+    attrs = read_attrs(file, "")
+    with about(""):
         fields: dict[str, Any] = {key: str(attrs[key]) for key in ("method", "target", "created", "embedcam_version")}
         fields |= {key: int(attrs[key]) for key in ("pairs", "seed")}
-    source = _read_source(file)
-    with _about("network"):
-        rows, columns = map(int, network["map_size"])
-        own: dict[str, Any] = {key: str(network[key]) for key in NETWORK}
-        own |= {"channels": int(network["channels"]), "dim": int(network["dim"]), "map_size": (rows, columns)}
-        fields["network"] = NetworkRecord(
-            **own,
-            metric=str(attrs["metric"]),
-            preprocess=Preprocess.recorded(network),
-            source=source,
-        )
-    fields["geometry"] = _read_geometry(file, "geometry")
+    fields["network"] = read_network(file)
+    fields["geometry"] = read_geometry(file, "geometry")
     fields |= {key: items[f"clusters/{key}"] for key in CLUSTERS}
     fields |= dict.fromkeys(("label_names", "label_histogram", "exemplars"))
     if "labels/names" in items:
@@ -150,11 +143,32 @@ def fields_of(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     return fields
 
 
+def read_network(file: Hdf5) -> NetworkRecord:
+    """Read which network a file was made with, without checking the values.
+
+    Args:
+        file: A weight database or gallery.
+
+    Returns:
+        The network.
+
+    Raises:
+        DatabaseError: If an attribute is missing or has another type; the message names the item.
+    """
+    attrs, network, source = read_attrs(file, ""), read_attrs(file, "network"), _read_source(file)
+    with about("network"):
+        rows, columns = map(int, network["map_size"])
+        own: dict[str, Any] = {key: str(network[key]) for key in NETWORK}
+        own |= {"channels": int(network["channels"]), "dim": int(network["dim"]), "map_size": (rows, columns)}
+        preprocess = Preprocess.recorded(network)
+        return NetworkRecord(**own, metric=str(attrs["metric"]), preprocess=preprocess, source=source)
+
+
 def _read_source(file: Hdf5) -> NetworkSource | None:
     if "network/source" not in file:
         return None
-    attrs = _attrs(file, "network/source")
-    with _about("network/source"):
+    attrs = read_attrs(file, "network/source")
+    with about("network/source"):
         return NetworkSource(**{item.name: str(attrs[item.name]) for item in dataclasses.fields(NetworkSource)})
 
 
@@ -162,8 +176,8 @@ def _read_partitions(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> Partition
     group = "exemplars/partitions"
     if f"{group}/partition" not in items:
         return None
-    attrs = _attrs(file, group)
-    with _about(group):
+    attrs = read_attrs(file, group)
+    with about(group):
         return Partitions(items[f"{group}/centroids"], items[f"{group}/partition"], int(attrs["probes"]))
 
 
@@ -172,18 +186,30 @@ def _read_refinement(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> Refinemen
         return None
     fusion = None
     if (weights := items.get("refinement/fusion/weights_mean")) is not None:
-        attrs, geometry = _attrs(file, "refinement/fusion"), _read_geometry(file, "refinement/fusion")
-        with _about("refinement/fusion"):
+        attrs, geometry = read_attrs(file, "refinement/fusion"), read_geometry(file, "refinement/fusion")
+        with about("refinement/fusion"):
             fusion = Fusion(str(attrs["layer"]), geometry, weights)
-    attrs = _attrs(file, "refinement")
-    with _about("refinement"):
+    attrs = read_attrs(file, "refinement")
+    with about("refinement"):
         height, width = attrs["input_size"].tolist()
         return Refinement((height, width), float(attrs["distance_scale"]), fusion)
 
 
-def _read_geometry(file: Hdf5, name: str) -> Geometry:
-    attrs = _attrs(file, name)
-    with _about(name):
+def read_geometry(file: Hdf5, name: str) -> Geometry:
+    """Read where cells lie, without checking the values.
+
+    Args:
+        file: A weight database or gallery.
+        name: Path of the group.
+
+    Returns:
+        The geometry.
+
+    Raises:
+        DatabaseError: If an attribute is missing or has another type; the message names the item.
+    """
+    attrs = read_attrs(file, name)
+    with about(name):
         return Geometry(_pair(attrs["cell_stride"]), _pair(attrs["first_cell_center"]))
 
 
@@ -193,15 +219,26 @@ def _pair(values: NDArray[Any]) -> tuple[float, float]:
 
 
 def _names(items: Mapping[str, NDArray[Any]], name: str) -> tuple[str, ...]:
-    with _about(name):
+    with about(name):
         if items[name].dtype != object or items[name].ndim != 1:
             raise DatabaseError(f"expected a list of strings, found {items[name].dtype} {items[name].shape}")
     return tuple(items[name])
 
 
-def _attrs(file: Hdf5, name: str) -> dict[str, Any]:
-    """Read an item's attributes; their texts are checked since messages and terminals show them."""
-    with _about(name):
+def read_attrs(file: Hdf5, name: str) -> dict[str, Any]:
+    """Read an item's attributes; their texts are checked since messages and terminals show them.
+
+    Args:
+        file: The file.
+        name: Path of the item.
+
+    Returns:
+        Name -> value.
+
+    Raises:
+        DatabaseError: If they are damaged, or a text is not plain; the message names the item.
+    """
+    with about(name):
         attrs = file.attrs(name)
         for key, value in attrs.items():
             if isinstance(value, str) and (len(value) > _LONGEST or _CONTROL.search(value)):
@@ -210,8 +247,18 @@ def _attrs(file: Hdf5, name: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _about(item: str) -> Iterator[None]:
-    """Convert any error that damaged content causes into one that names the item."""
+def about(item: str) -> Iterator[None]:
+    """Convert any error that damaged content causes into one that names the item.
+
+    Args:
+        item: Its path.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        DatabaseError: Instead of the other error.
+    """
     try:
         yield
     except DatabaseError as error:

@@ -28,7 +28,7 @@ from .items import (
     read_item,
     read_version,
 )
-from .record import Record
+from .record import NetworkRecord, Record
 
 if TYPE_CHECKING:
     import h5py
@@ -99,18 +99,7 @@ def _fill(file: h5py.File, db: Record, folder: Path) -> None:
     _mark(file, ENCODING, VERSION)
     for key in ("embedcam_version", "created", "seed", "method", "target", "pairs"):
         file.attrs[key] = getattr(db, key)
-    file.attrs["metric"] = db.network.metric
-
-    network = _group(file, "network")
-    for key in NETWORK:
-        network.attrs[key] = getattr(db.network, key)
-    for key, value in db.network.preprocess.record().items():
-        network.attrs[key] = 0.0 if value is None else value
-    if db.network.source is not None and (source := db.network.source.relative_to(folder)).recordable:
-        group = _group(file, "network/source")
-        for key, value in asdict(source).items():
-            group.attrs[key] = value
-    _geometry(_group(file, "geometry"), db.geometry)
+    write_network(file, db.network, db.geometry, folder)
 
     clusters = _group(file, "clusters")
     for key in CLUSTERS:
@@ -138,6 +127,28 @@ def _fill(file: h5py.File, db: Record, folder: Path) -> None:
         fusion.attrs["layer"] = db.fusion.layer
         _geometry(fusion, db.fusion.geometry)
         _array(fusion, "weights_mean", db.fusion.weights_mean)
+
+
+def write_network(file: h5py.File, record: NetworkRecord, geometry: Geometry, folder: Path) -> None:
+    """Write which network a file was made with.
+
+    Args:
+        file: An HDF5 file.
+        record: The network.
+        geometry: Where its cells lie.
+        folder: In which the file will lie.
+    """
+    file.attrs["metric"] = record.metric
+    network = _group(file, "network")
+    for key in NETWORK:
+        network.attrs[key] = getattr(record, key)
+    for key, value in record.preprocess.record().items():
+        network.attrs[key] = 0.0 if value is None else value
+    if record.source is not None and (source := record.source.relative_to(folder)).recordable:
+        group = _group(file, "network/source")
+        for key, value in asdict(source).items():
+            group.attrs[key] = value
+    _geometry(_group(file, "geometry"), geometry)
 
 
 def _geometry(group: h5py.Group, geometry: Geometry) -> None:

@@ -1,10 +1,12 @@
-"""The gallery index as an HDF5 file, format 1: names, types and chunks; docs/gallery-format.md specifies it."""
+"""The gallery index as an HDF5 file of format 1, which docs/reference/gallery-format.md specifies."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._version import __version__
-from ..data.preprocess import Preprocess
+from ..database.checks import Check, network_forms, require
+from ..database.chunks import Chunks, FileContent
+from ..database.hdf5 import Hdf5
+from ..database.items import about, read_attrs, read_geometry, read_network, read_version
 from ..database.record import NetworkRecord
+from ..database.store import write_network
 from ..errors import DatabaseError
 from ..nets.geometry import Geometry
-from ..nets.source import NetworkSource
 
 if TYPE_CHECKING:
     import h5py
 
 ENCODING, VERSION = "embedcam-gallery", "1.0.0"
-_TEXTS = ("ids", "paths")
-# Rows per chunk: of cells few, since a search reads those of single images.
-_CHUNK, _CELLS_PER_CHUNK = 4096, 8
+ARRAYS, TEXTS = ("embeddings", "cells", "scales", "labels"), ("ids", "paths")
+_NAMES, _PARTS = "label_names", {"bytes": "u1", "ends": "<i8"}  # each text's bytes, one after the other
+# About so many bytes per chunk: a search reads the rows of single images.
+_CHUNK = 2**15
 
 
 @dataclass(frozen=True)
@@ -46,26 +52,139 @@ class GalleryRecord:
     embedcam_version: str = __version__
 
 
-def open_index(path: Path) -> h5py.File:
-    """Open a gallery index to read it.
+class IndexFile:
+    """A gallery index, opened to be read; nothing of it is trusted.
 
     Args:
         path: The file.
 
-    Returns:
-        An `h5py.File`.
+    Attributes:
+        record: What the images have in common.
+        label_names: Names of the classes.
 
     Raises:
-        DatabaseError: If there is none, or it is damaged.
+        DatabaseError: If there is no such file, or it is no index, a newer or a damaged one.
     """
-    import h5py
 
-    if not path.is_file():
-        raise DatabaseError(f"no gallery index {path}; make one with `embedcam index`")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DatabaseError(f"{path} is no gallery index, or damaged: {error}; make it again") from error
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise DatabaseError(f"no gallery index {path}; make one with `embedcam index`")
+        self.path, self._content = path, FileContent(path)
+        try:
+            with self._about(""):
+                self._file = Hdf5(self._content)
+                read_version(self._file, ENCODING, VERSION)
+            names = [*ARRAYS, *(f"{text}/{part}" for text in (*TEXTS, _NAMES) for part in _PARTS)]
+            self._datasets = {name: self._dataset(name) for name in names}
+            with self._about(""):
+                self.record = self._record()
+                require(self._forms())
+            self.label_names = self.texts(_NAMES, slice(0, self._datasets[f"{_NAMES}/ends"].shape[0]))
+        except DatabaseError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._content.close()
+
+    def __enter__(self) -> IndexFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self._datasets["scales"].shape[0]
+
+    def read(self, name: str, rows: slice) -> NDArray[Any]:
+        """Read what is stored of consecutive images.
+
+        Args:
+            name: "embeddings", "cells", "scales" or "labels".
+            rows: Which images.
+
+        Returns:
+            Their rows.
+
+        Raises:
+            DatabaseError: If they are damaged.
+        """
+        with self._about(name):
+            values = self._datasets[name].read(rows)
+            if name == "labels" and not ((values >= -1) & (values < len(self.label_names))).all():
+                raise DatabaseError(f"expected indices in -1..{len(self.label_names) - 1}")
+            if not np.isfinite(values).all():
+                raise DatabaseError("expected finite numbers, found NaN or infinity")
+        return values
+
+    def texts(self, key: str, rows: slice) -> list[str]:
+        """Read texts of consecutive images.
+
+        Args:
+            key: "ids" or "paths".
+            rows: Which images.
+
+        Returns:
+            Their texts.
+
+        Raises:
+            DatabaseError: If they are damaged.
+        """
+        with self._about(key):
+            first, stored = max(rows.start - 1, 0), self._datasets[f"{key}/bytes"]
+            ends = self._datasets[f"{key}/ends"].read(slice(first, rows.stop)).tolist()
+            if rows.start == 0:
+                ends.insert(0, 0)
+            if ends != sorted(ends) or not 0 <= ends[0] <= ends[-1] <= stored.shape[0]:
+                raise DatabaseError("expected rising ends")
+            data = stored.read(slice(ends[0], ends[-1])).tobytes()
+            return [data[a - ends[0] : b - ends[0]].decode() for a, b in pairwise(ends)]
+
+    def blocks(self, rows: int) -> Iterator[slice]:
+        """Cut the images into blocks.
+
+        Args:
+            rows: Images per block.
+
+        Yields:
+            The rows of each block.
+        """
+        for start in range(0, len(self), rows):
+            yield slice(start, min(start + rows, len(self)))
+
+    @contextlib.contextmanager
+    def _about(self, item: str) -> Iterator[None]:
+        try:
+            with about(item) if item else contextlib.nullcontext():
+                yield
+        except DatabaseError as error:
+            raise DatabaseError(f"{self.path} is not a readable gallery index: {error}") from error
+
+    def _dataset(self, name: str) -> Chunks:
+        with self._about(name):
+            return self._file.chunks(name)
+
+    def _record(self) -> GalleryRecord:
+        attrs, shape = read_attrs(self._file, ""), self._datasets["cells"].shape
+        with about(""):
+            texts = {key: str(attrs[key]) for key in ("created", "embedcam_version")}
+        with about("cells"):
+            _, height, width, _ = shape
+        network, geometry = read_network(self._file), read_geometry(self._file, "geometry")
+        if network.source is not None:
+            network = replace(network, source=network.source.seen_from(self.path.parent))
+        return GalleryRecord(network, geometry, (height, width), **texts)
+
+    def _forms(self) -> Iterator[Check]:
+        yield from network_forms(self.record.network, self.record.geometry)
+        yield Check("/scales", self._datasets["scales"].shape > (0,), "at least one image", "none")
+        for name, (shape, dtype) in _datasets(self.record).items():
+            found = self._datasets[name]
+            own = name.endswith("/bytes") or name.startswith(_NAMES)  # as many as there are
+            expected = (*(found.shape[:1] if own else (len(self),)), *shape)
+            same = found.shape == expected and found.dtype == dtype
+            yield Check(f"/{name}", same, f"{np.dtype(dtype)} {expected}", f"{found.dtype} {found.shape}")
 
 
 def is_index(path: Path) -> bool:
@@ -77,13 +196,26 @@ def is_index(path: Path) -> bool:
     Returns:
         Whether it says so.
     """
-    import h5py
-
+    content = FileContent(path)
     try:
-        with h5py.File(path, "r") as file:
-            return bool(file.attrs.get("encoding-type") == ENCODING)
-    except OSError:
+        return bool(read_attrs(Hdf5(content), "").get("encoding-type") == ENCODING)
+    except DatabaseError:
         return False
+    finally:
+        content.close()
+
+
+def _datasets(record: GalleryRecord) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the shape of a row, and the type, of each data set."""
+    dim, (height, width) = record.network.dim, record.cells
+    arrays = {
+        "embeddings": ((dim,), "<f4"),
+        "cells": ((height, width, dim), "i1"),
+        "scales": ((), "<f4"),
+        "labels": ((), "<i8"),
+    }
+    texts = {f"{text}/{part}": ((), dtype) for text in (*TEXTS, _NAMES) for part, dtype in _PARTS.items()}
+    return {**arrays, **texts}
 
 
 def create(file: h5py.File, record: GalleryRecord, label_names: Sequence[str], folder: Path) -> None:
@@ -91,31 +223,18 @@ def create(file: h5py.File, record: GalleryRecord, label_names: Sequence[str], f
 
     Args:
         file: An empty file.
-        record: Stored as attributes.
+        record: What the images will have in common.
         label_names: Names of the classes.
         folder: In which the index will lie.
     """
-    dim, (height, width) = record.network.dim, record.cells
     file.attrs["encoding-type"], file.attrs["encoding-version"] = ENCODING, VERSION
-    fields = asdict(record)
-    fields["network"]["preprocess"] = record.network.preprocess.record()
-    if record.network.source is not None:
-        source = record.network.source.relative_to(folder)
-        fields["network"]["source"] = asdict(source) if source.recordable else None
-    file.attrs["record"] = json.dumps(fields, sort_keys=True)
-    file.attrs["label_names"] = json.dumps(list(label_names))
-    shapes: dict[str, tuple[tuple[int, ...], str, int]] = {
-        "embeddings": ((dim,), "<f4", _CHUNK),
-        "cells": ((height, width, dim), "<i1", _CELLS_PER_CHUNK),
-        "scales": ((), "<f4", _CHUNK),
-        "labels": ((), "<i8", _CHUNK),
-    }
-    for text in _TEXTS:
-        shapes |= {f"{text}/bytes": ((), "<u1", 16 * _CHUNK), f"{text}/ends": ((), "<i8", _CHUNK)}
-    for name, (shape, dtype, rows) in shapes.items():
-        file.create_dataset(
-            name, (0, *shape), dtype, maxshape=(None, *shape), chunks=(rows, *shape), fletcher32=True, track_times=False
-        )
+    file.attrs["created"], file.attrs["embedcam_version"] = record.created, record.embedcam_version
+    write_network(file, record.network, record.geometry, folder)
+    for name, (shape, dtype) in _datasets(record).items():
+        rows = max(_CHUNK // (math.prod(shape) * np.dtype(dtype).itemsize), 1)
+        options = {"maxshape": (None, *shape), "chunks": (rows, *shape), "fletcher32": True, "track_times": False}
+        file.create_dataset(name, (0, *shape), dtype, **options)
+    append(file, {_NAMES: label_names})
 
 
 def append(file: h5py.File, texts: Mapping[str, Sequence[str]], **arrays: NDArray[Any]) -> None:
@@ -139,92 +258,3 @@ def _extend(dataset: h5py.Dataset, rows: NDArray[Any]) -> None:
     before = dataset.shape[0]
     dataset.resize(before + len(rows), axis=0)
     dataset[before:] = rows
-
-
-def read_texts(file: h5py.File, key: str, rows: slice) -> list[str]:
-    """Read texts of consecutive images.
-
-    Args:
-        file: An index.
-        key: "ids" or "paths".
-        rows: Which images.
-
-    Returns:
-        Their texts.
-    """
-    ends = file[f"{key}/ends"][max(rows.start - 1, 0) : rows.stop]
-    first = 0 if rows.start == 0 else int(ends[0])
-    ends = ends if rows.start == 0 else ends[1:]
-    data = file[f"{key}/bytes"][first : int(ends[-1])].tobytes() if len(ends) else b""
-    starts = [first, *ends[:-1].tolist()]
-    return [data[a - first : b - first].decode() for a, b in zip(starts, ends.tolist(), strict=True)]
-
-
-def blocks(file: h5py.File, rows: int) -> Iterator[slice]:
-    """Cut the images of an index into blocks.
-
-    Args:
-        file: An index.
-        rows: Images per block.
-
-    Yields:
-        The rows of each block.
-    """
-    count = file["scales"].shape[0]
-    for start in range(0, count, rows):
-        yield slice(start, min(start + rows, count))
-
-
-def read_record(file: h5py.File, path: Path) -> tuple[GalleryRecord, list[str]]:
-    """Read what the images have in common, and check that the file is an index.
-
-    Args:
-        file: The file.
-        path: Its path, for messages.
-
-    Returns:
-        The record, and the names of the classes.
-
-    Raises:
-        DatabaseError: If it is no gallery index, a newer or a damaged one.
-    """
-    if file.attrs.get("encoding-type") != ENCODING:
-        raise DatabaseError(f"{path} is no gallery index; make one with `embedcam index`")
-    version = str(file.attrs.get("encoding-version"))
-    if version.partition(".")[0] != VERSION.partition(".")[0]:
-        raise DatabaseError(f"{path} has gallery format {version}, this embedcam reads {VERSION}; update embedcam")
-    try:
-        fields = json.loads(file.attrs["record"])
-        names = [str(name) for name in json.loads(file.attrs["label_names"])]
-        network = dict(fields.pop("network"))
-        network["preprocess"] = Preprocess.recorded(network["preprocess"])
-        network["map_size"] = _tuple(network["map_size"])
-        if network["source"] is not None:
-            network["source"] = NetworkSource(**network["source"]).seen_from(path.parent)
-        geometry = Geometry(**{key: _tuple(value) for key, value in fields.pop("geometry").items()})
-        fields["cells"] = _tuple(fields["cells"])
-        record = GalleryRecord(NetworkRecord(**network), geometry, **fields)
-        _require_shapes(file, record)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DatabaseError(f"{path} is a damaged gallery index ({error!r}); make it again") from error
-    return record, names
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _require_shapes(file: h5py.File, record: GalleryRecord) -> None:
-    count, dim = file["scales"].shape[0], record.network.dim
-    expected = {
-        "embeddings": ((count, dim), np.float32),
-        "cells": ((count, *record.cells, dim), np.int8),
-        "scales": ((count,), np.float32),
-        "labels": ((count,), np.int64),
-        **{f"{text}/ends": ((count,), np.int64) for text in _TEXTS},
-    }
-    for name, (shape, dtype) in expected.items():
-        if file[name].shape != shape or file[name].dtype != dtype:
-            raise ValueError(f"/{name} is {file[name].dtype} {file[name].shape}, expected {dtype.__name__} {shape}")
-        if file[name].external or file[name].is_virtual:
-            raise ValueError(f"/{name} lies in another file")

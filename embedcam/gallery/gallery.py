@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from ..database.neighbors import Neighbors, searchable
 from ..errors import DatabaseError, DataError
-from . import format as layout
-from .format import GalleryRecord
+from .format import ARRAYS, TEXTS, IndexFile
 from .matches import Item, Match, Matches
 
 if TYPE_CHECKING:
@@ -27,27 +26,25 @@ class Gallery:
     """The images that are searched; made by `Gallery.open`.
 
     Args:
-        file: An index, opened to be read.
-        path: Of the file.
+        file: An index.
         net: The network that the index was made with, to search for images; None to explain stored ones only.
 
     Attributes:
         record: What the images have in common.
+        path: Of the index.
         net: As given.
         preprocess: From a picture to what the network sees.
 
     Raises:
-        DatabaseError: If the file is no index, or one of another network.
+        DatabaseError: If the index is one of another network.
     """
 
-    def __init__(self, file: Any, path: Path, net: Network | None = None) -> None:
-        self.record: GalleryRecord
-        self._file, self.path, self.net = file, path, net
-        self.record, self._label_names = layout.read_record(file, path)
+    def __init__(self, file: IndexFile, net: Network | None = None) -> None:
+        self._file, self.path, self.record, self.net = file, file.path, file.record, net
         if net is not None:
             self.record.network.require_same(net)
             if net.map_size != self.record.cells:
-                raise DatabaseError(f"{path} has {self.record.cells} cells per image, the network {net.map_size}")
+                raise DatabaseError(f"{self.path} has {self.record.cells} cells per image, the network {net.map_size}")
         self.preprocess = self.record.network.preprocess if net is None else net.preprocess
         self._neighbors: Neighbors | None = None
         self._ids: dict[str, int] | None = None
@@ -67,7 +64,7 @@ class Gallery:
         Raises:
             DatabaseError: If there is no such file, it is damaged or newer, or of another network.
         """
-        return cls(layout.open_index(Path(path)), Path(path), net)
+        return cls(IndexFile(Path(path)), net)
 
     def close(self) -> None:
         """Close the file."""
@@ -80,7 +77,7 @@ class Gallery:
         self.close()
 
     def __len__(self) -> int:
-        return int(self._file["scales"].shape[0])
+        return len(self._file)
 
     def __repr__(self) -> str:
         net = self.record.network
@@ -95,7 +92,7 @@ class Gallery:
         net, (height, width) = self.record.network, self.record.cells
         size = " x ".join(map(str, net.preprocess.input_size))
         return [
-            ("Images", f"{len(self)}, {len(self._label_names)} labels"),
+            ("Images", f"{len(self)}, {len(self._file.label_names)} labels"),
             ("Network", f"{net.architecture}, {net.metric}, {net.dim} dimensions, sha256 {net.sha256[:12]}"),
             ("Input", f"{size} pixels, {net.preprocess.interpolation}"),
             ("Feature layer", f"{net.layer}, {height} x {width} cells"),
@@ -170,15 +167,15 @@ class Gallery:
         Returns:
             Rows of the index and distances (B, top), the nearest first.
         """
-        stored, metric = self._file["embeddings"], self.record.network.metric
-        if stored.size * 4 <= _IN_MEMORY:
+        net = self.record.network
+        if len(self) * net.dim * 4 <= _IN_MEMORY:
             if self._neighbors is None:
-                self._neighbors = Neighbors(stored[:], metric)
+                self._neighbors = Neighbors(self._file.read("embeddings", slice(0, len(self))), net.metric)
             return self._neighbors.search(embeddings, top)
         rows: NDArray[np.int64] = np.empty((len(embeddings), 0), np.int64)
         distances: NDArray[np.float32] = np.empty((len(embeddings), 0), np.float32)
-        for block in layout.blocks(self._file, _BLOCK):
-            own, away = Neighbors(stored[block], metric).search(embeddings, top)
+        for block in self._file.blocks(_BLOCK):
+            own, away = Neighbors(self._file.read("embeddings", block), net.metric).search(embeddings, top)
             rows = np.concatenate([rows, own + block.start], axis=1)
             distances = np.concatenate([distances, away], axis=1)
             order = np.argsort(distances, axis=1, kind="stable")[:, :top]
@@ -197,17 +194,11 @@ class Gallery:
         return [self._item(int(row)) for row in rows]
 
     def _item(self, row: int) -> Item:
-        label, embedding = int(self._file["labels"][row]), self._file["embeddings"][row]
         one = slice(row, row + 1)
-        return Item(
-            layout.read_texts(self._file, "ids", one)[0],
-            layout.read_texts(self._file, "paths", one)[0],
-            self._label_names[label] if 0 <= label < len(self._label_names) else None,
-            embedding,
-            embedding + self._file["cells"][row] * self._file["scales"][row],
-            self.record.geometry,
-            self.preprocess,
-        )
+        embedding, cells, scale, label = (self._file.read(name, one)[0] for name in ARRAYS)
+        own, path = (self._file.texts(name, one)[0] for name in TEXTS)
+        label = None if label < 0 else self._file.label_names[label]
+        return Item(own, path, label, embedding, embedding + cells * scale, self.record.geometry, self.preprocess)
 
     def row(self, name: str) -> int:
         """Find an image by its id.
@@ -222,7 +213,7 @@ class Gallery:
             DataError: If there is none.
         """
         if self._ids is None:
-            texts = (layout.read_texts(self._file, "ids", rows) for rows in layout.blocks(self._file, _BLOCK))
+            texts = (self._file.texts("ids", rows) for rows in self._file.blocks(_BLOCK))
             self._ids = {text: number for number, text in enumerate(text for part in texts for text in part)}
         if name not in self._ids:
             raise DataError(f"{self.path} has no image {name!r}; give one of its ids")
@@ -260,7 +251,7 @@ class Gallery:
         if self._common is None:
             total = np.zeros(self.record.network.dim)
             if self.record.network.metric == "euclidean":
-                for rows in layout.blocks(self._file, _BLOCK):
-                    total += self._file["embeddings"][rows].sum(axis=0, dtype=np.float64) / len(self)
+                for rows in self._file.blocks(_BLOCK):
+                    total += self._file.read("embeddings", rows).sum(axis=0, dtype=np.float64) / len(self)
             self._common = total.astype(np.float32)
         return self._common

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from ..utils.progress import counting
 from ..utils.resume import SavedParts, work_folder
 from ..utils.shards import Shards
 from . import format as layout
-from .format import GalleryRecord
+from .format import GalleryRecord, IndexFile
 
 _BLOCK = 1024  # images copied at a time
 
@@ -95,8 +94,8 @@ def index(
         if group.main:
             _assemble(record, samples, shards, out, append=append)
         group.wait()
-    with closing(layout.open_index(out)) as file:
-        return int(file["scales"].shape[0])
+    with IndexFile(out) as file:
+        return len(file)
 
 
 def quantise(
@@ -148,14 +147,14 @@ def _embedded(
 
 
 def _require_appendable(net: Network, record: GalleryRecord, samples: Samples, out: Path) -> None:
-    with closing(layout.open_index(out)) as file:
-        before, _ = layout.read_record(file, out)
+    with IndexFile(out) as file:
+        before = file.record
         before.network.require_same(net)
         if (before.cells, before.geometry) != (record.cells, record.geometry):
             raise DatabaseError(f"{out} has {before.cells} cells per image, the network {record.cells}; index again")
         new = set(samples.ids)
-        for rows in layout.blocks(file, 64 * _BLOCK):
-            if twice := new.intersection(layout.read_texts(file, "ids", rows)):
+        for rows in file.blocks(64 * _BLOCK):
+            if twice := new.intersection(file.texts("ids", rows)):
                 raise DataError(f"{min(twice)} is in {out} already; leave out what is indexed")
 
 
@@ -173,12 +172,12 @@ def _assemble(record: GalleryRecord, samples: Samples, shards: Shards, out: Path
     with atomic_path(out) as temporary, h5py.File(temporary, "w", libver="earliest") as file:
         names = list(samples.names)
         if append:
-            with closing(layout.open_index(out)) as old:
-                names = _joined(layout.read_record(old, out)[1], names)
+            with IndexFile(out) as old:
+                names = _joined(old.label_names, names)
                 layout.create(file, record, names, folder)
-                for rows in layout.blocks(old, _BLOCK):
-                    texts = {key: layout.read_texts(old, key, rows) for key in ("ids", "paths")}
-                    arrays = {key: old[key][rows] for key in ("embeddings", "cells", "scales", "labels")}
+                for rows in old.blocks(_BLOCK):
+                    texts = {key: old.texts(key, rows) for key in layout.TEXTS}
+                    arrays = {key: old.read(key, rows) for key in layout.ARRAYS}
                     layout.append(file, texts, **arrays)
         else:
             layout.create(file, record, names, folder)

@@ -1,5 +1,9 @@
 """An index finds what brute force finds, and its matches add up to the stored similarities."""
 
+import subprocess
+import sys
+
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -181,7 +185,7 @@ def test_what_is_no_index_is_refused(tmp_path, content):
     with pytest.raises(DatabaseError, match="no gallery index"):
         Gallery.open(path)
     path.write_bytes(content)
-    with pytest.raises(DatabaseError, match="no gallery index"):
+    with pytest.raises(DatabaseError, match="not a readable gallery index: it is not an HDF5 file"):
         Gallery.open(path)
 
 
@@ -189,3 +193,126 @@ def test_searching_without_a_network_is_refused(indexed):
     gallery, _, _ = indexed
     with Gallery.open(gallery.path) as alone, pytest.raises(DatabaseError, match="needs their network"):
         alone.search([Image.new("RGB", (8, 8))])
+
+
+@pytest.fixture(scope="module")
+def small(net, folder, tmp_path_factory):
+    """The bytes of an index of six images, and what is stored of them."""
+    path = tmp_path_factory.mktemp("small") / "gallery.h5"
+    index(net, load(f"folder:{folder}").subset(range(6)), path)
+    return path.read_bytes(), contents(path)
+
+
+def contents(path):
+    with Gallery.open(path) as gallery:
+        return [(item.id, item.path, item.label, item.embedding, item.cells) for item in gallery.items(range(6))]
+
+
+def assert_refused_or_same(path, expected):
+    try:
+        found = contents(path)
+    except DatabaseError as error:
+        assert "\n" not in str(error)
+        assert str(path) in str(error)
+        return 1
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours[:3] == theirs[:3]
+        np.testing.assert_array_equal(ours[3], theirs[3])
+        np.testing.assert_array_equal(ours[4], theirs[4])
+    return 0
+
+
+def test_every_flipped_bit_is_noticed_or_harmless(small, tmp_path):
+    """Flip one bit at 100 places of the file and at 500 in or near its headers: an error in one line, or what was written."""
+    (good, expected), rng, path = small, np.random.default_rng(0), tmp_path / "gallery.h5"
+    headers = [place for place in range(len(good)) if any(good[max(place - 8, 0) : place + 8])]
+    noticed = 0
+    for place in [*rng.integers(len(good), size=100), *rng.choice(headers, 500)]:
+        bad = bytearray(good)
+        bad[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bad)
+        noticed += assert_refused_or_same(path, expected)
+    assert noticed > 100
+
+
+def test_a_truncated_index_is_refused(small, tmp_path):
+    (good, expected), path = small, tmp_path / "gallery.h5"
+    for end in np.linspace(0, len(good) - 1, 60).astype(int):
+        path.write_bytes(good[:end])
+        assert assert_refused_or_same(path, expected) == 1
+
+
+def put(name, value):
+    def change(file):
+        file[name][...] = value
+
+    return change
+
+
+def replace(name, value, **options):
+    def change(file):
+        del file[name]
+        file.create_dataset(name, data=value, **options)
+
+    return change
+
+
+CHUNKED = {"chunks": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.attrs.modify("encoding-version", "2.0.0"), "reads 1.0.0, found 2.0.0; update embedcam"),
+        (
+            lambda f: f["network"].attrs.modify("dim", 9),
+            r"/embeddings: expected float32 \(6, 9\), found float32 \(6, 8",
+        ),
+        (lambda f: f["network"].attrs.modify("input_size", [10**5, 10**5]), "/network: .* more than 16,777,216 pixels"),
+        (lambda f: f["geometry"].attrs.modify("cell_stride", [0.0, 1.0]), "/geometry cell_stride: expected positive"),
+        (lambda f: f.attrs.modify("metric", "manhattan"), "metric: expected cosine or euclidean"),
+        (lambda f: f.__delitem__("scales"), "/scales: expected a dataset, found nothing"),
+        (replace("scales", np.ones(6, "f8"), **CHUNKED), "/scales: expected float32 .* found float64"),
+        (replace("labels", np.zeros(7, "i8"), **CHUNKED), r"/labels: expected int64 \(6,\), found int64 \(7,\)"),
+        (replace("labels", np.zeros(6, "i8")), "/labels: expected chunks of numbers"),
+        (replace("cells", np.zeros((6, 8), "i1"), **CHUNKED), "/cells: it is damaged"),
+        (replace("scales", np.zeros(10**8, "f4"), chunks=(10**7,), compression="gzip"), "/scales: its shape"),
+        (put("scales", np.nan), "/scales: expected finite numbers"),
+        (put("labels", 99), r"/labels: expected indices in -1\.\.2"),
+        (put("ids/ends", 3 - np.arange(6)), "/ids: expected rising ends"),
+        (put("ids/ends", 10**9), "/ids: expected rising ends"),
+        (put("ids/bytes", 255), "/ids: it is damaged .*utf-8"),
+        (lambda f: [f.__delitem__("cells"), f.__setitem__("cells", h5py.ExternalLink("o.h5", "/x"))], "found a link"),
+    ],
+)
+def test_wrong_content_is_refused_by_name(small, tmp_path, change, message):
+    path = tmp_path / "gallery.h5"
+    path.write_bytes(small[0])
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(DatabaseError, match=message) as caught:
+        contents(path)
+    assert str(path) in str(caught.value)
+
+
+def test_an_index_is_read_without_h5py(indexed):
+    code = f"import sys; sys.modules['h5py'] = None; import embedcam; embedcam.Gallery.open({str(indexed[0].path)!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+SMALL_SHARDS = """
+from embedcam.utils import shards
+shards.SHARD = 5
+"""
+
+
+def test_two_processes_write_the_index_of_one_to_the_bit(net, folder, tmp_path, processes):
+    net.save(tmp_path / "net.safetensors")
+    out, written = tmp_path / "gallery.h5", []
+    command = ("index", "--net", tmp_path / "net.safetensors", "--data", f"folder:{folder}", "--out", out)
+    for count in (1, 2):
+        done = processes(count, *command, before=SMALL_SHARDS)
+        assert [each.returncode for each in done] == [0] * count, done
+        assert [each.stdout.count("wrote") for each in done] == [1] + [0] * (count - 1)
+        written.append(out.read_bytes())
+    assert written[0] == written[1]

@@ -88,4 +88,4 @@ def test_a_weight_database_is_no_index(run, trained, folder, tmp_path):
         "match", query, "--net", trained / "net.safetensors", "--index", trained / "weights.h5", "--out", tmp_path
     )
     assert code == 1
-    assert "no gallery index" in error
+    assert "not a gallery" in error
