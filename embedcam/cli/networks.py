@@ -129,14 +129,12 @@ class NetworkChoice:
         Raises:
             EmbedcamError: If it cannot be loaded, or the device cannot be used.
         """
-        from ..nets.catalog import load_recorded
-
         if self.net is not None:
             return self.load(device)
         if self != NetworkChoice(check=self.check):
             raise typer.BadParameter("the options of a network need --net; without it, the database's own is used")
-        options: dict[str, Any] = {"metric": made.metric, "input_size": made.preprocess.input_size}
-        return load_recorded(made.source, folder, layer=made.layer, **options).to(console.device(device))
+        net: Network = made.load(folder)
+        return net.to(console.device(device))
 
 
 def takes_network(verb: Callable[..., None]) -> Callable[..., None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,23 @@ class NetworkRecord:
             net.sha256("bfloat16"),
             None if net.source is None else net.source.sealed(),
         )
+
+    def load(self, folder: Path) -> Any:
+        """Load the network from where it came from.
+
+        Args:
+            folder: In which the database lies; a file that is gone is looked for there.
+
+        Returns:
+            A `nets.Network`, in evaluation mode, on the CPU.
+
+        Raises:
+            NetworkError: If it is not recorded, loading it may run code, or its file is gone or has changed.
+        """
+        from ..nets.catalog import load_recorded  # needs torch
+
+        options: dict[str, Any] = {"metric": self.metric, "input_size": self.preprocess.input_size}
+        return load_recorded(self.source, folder, layer=self.layer, **options)
 
     def require_usable(self, net: Any) -> None:
         """Check that a network has the channels and dimensions that the database has.

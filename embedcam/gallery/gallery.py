@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.preprocess import Preprocess
 from ..database.neighbors import Neighbors, searchable
 from ..errors import DatabaseError, DataError
 from .format import ARRAYS, TEXTS, IndexFile
@@ -27,25 +28,19 @@ class Gallery:
 
     Args:
         file: An index.
-        net: The network that the index was made with, to search for images; None to explain stored ones only.
+        net: The network that the index was made with; None for the one that it records.
 
     Attributes:
         record: What the images have in common.
         path: Of the index.
-        net: As given.
-        preprocess: From a picture to what the network sees.
 
     Raises:
         DatabaseError: If the index is one of another network.
     """
 
     def __init__(self, file: IndexFile, net: Network | None = None) -> None:
-        self._file, self.path, self.record, self.net = file, file.path, file.record, net
-        if net is not None:
-            self.record.network.require_same(net)
-            if net.map_size != self.record.cells:
-                raise DatabaseError(f"{self.path} has {self.record.cells} cells per image, the network {net.map_size}")
-        self.preprocess = self.record.network.preprocess if net is None else net.preprocess
+        self._file, self.path, self.record = file, file.path, file.record
+        self._net = None if net is None else self._same(net)
         self._neighbors: Neighbors | None = None
         self._ids: dict[str, int] | None = None
         self._common: NDArray[np.float32] | None = None
@@ -56,7 +51,8 @@ class Gallery:
 
         Args:
             path: A file written by `index` or `embedcam index`.
-            net: The network that it was made with; not needed to explain stored images.
+            net: The network that it was made with; None for the one that it records, which is loaded when images are
+                searched for, and not to explain stored ones.
 
         Returns:
             The gallery.
@@ -65,6 +61,24 @@ class Gallery:
             DatabaseError: If there is no such file, it is damaged or newer, or of another network.
         """
         return cls(IndexFile(Path(path)), net)
+
+    @property
+    def net(self) -> Network:
+        """The network, loaded when first asked for if none was given."""
+        if self._net is None:
+            self._net = self._same(self.record.network.load(self.path.parent))
+        return self._net
+
+    def _same(self, net: Network) -> Network:
+        self.record.network.require_same(net)
+        if net.map_size != self.record.cells:
+            raise DatabaseError(f"{self.path} has {self.record.cells} cells per image, the network {net.map_size}")
+        return net
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """From a picture to what the network sees."""
+        return self.record.network.preprocess if self._net is None else self._net.preprocess
 
     def close(self) -> None:
         """Close the file."""
@@ -113,7 +127,7 @@ class Gallery:
             The matches.
 
         Raises:
-            DatabaseError: If the gallery was opened without a network.
+            NetworkError: If the gallery was opened without a network, and the recorded one cannot be loaded.
             DataError: If the images are none of these, or an embedding is not finite.
         """
         queries = self.see(images, ids)
@@ -139,15 +153,13 @@ class Gallery:
 
         from ..nets import layers
 
-        if self.net is None:
-            raise DatabaseError("searching for images needs their network: Gallery.open(path, net)")
-        preprocess = self.preprocess
-        batch = layers.as_images(self.net, torch.as_tensor(preprocess.batch(images)))
+        net, preprocess = self.net, self.preprocess
+        batch = layers.as_images(net, torch.as_tensor(preprocess.batch(images)))
         if tuple(batch.shape[2:]) != preprocess.input_size:
             raise DataError(f"the index has images of {preprocess.input_size} pixels, got {tuple(batch.shape[2:])}")
-        with layers.evaluating(self.net), torch.inference_mode():
-            seen = self.net.activations(batch)
-            cells = self.net.cells(seen).embeddings.permute(0, 2, 3, 1).float().cpu().numpy()
+        with layers.evaluating(net), torch.inference_mode():
+            seen = net.activations(batch)
+            cells = net.cells(seen).embeddings.permute(0, 2, 3, 1).float().cpu().numpy()
             embeddings = seen.embeddings.float().cpu().numpy()
         if not searchable(embeddings).all():
             raise DataError("the embedding of a query is not finite; check the image")

@@ -81,7 +81,9 @@ def load_recorded(source: NetworkSource | None, folder: Path, **options: Any) ->
         NetworkError: If it is not recorded, loading it may run code, or its file is gone or has changed.
     """
     if source is None:
-        raise NetworkError("the database does not record where its network came from; name it with --net")
+        raise NetworkError(
+            "the database does not record where its network came from; name it with --net, or pass it in Python"
+        )
     prefix, _, argument = source.spec.partition(":")
     family = NETWORKS[prefix] if argument and prefix in NETWORKS else None
     if family is not None and not family.safe:

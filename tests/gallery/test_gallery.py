@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+import embedcam
 from embedcam.data import load
-from embedcam.errors import DatabaseError, DataError
+from embedcam.errors import DatabaseError, DataError, NetworkError
 from embedcam.explain.comparison import Against
 from embedcam.gallery import Gallery, index
 from embedcam.gallery.matches import versus
-from embedcam.nets import DenseNet, EmbeddingNet
+from embedcam.nets import DenseNet, EmbeddingNet, load_network
 from embedcam.nets.inference import embed
 
 
@@ -189,10 +190,18 @@ def test_what_is_no_index_is_refused(tmp_path, content):
         Gallery.open(path)
 
 
-def test_searching_without_a_network_is_refused(indexed):
+def test_a_network_of_python_has_to_be_given(indexed):
     gallery, _, _ = indexed
-    with Gallery.open(gallery.path) as alone, pytest.raises(DatabaseError, match="needs their network"):
+    with Gallery.open(gallery.path) as alone, pytest.raises(NetworkError, match="does not record .*pass it in Python"):
         alone.search([Image.new("RGB", (8, 8))])
+
+
+def test_the_network_is_found_from_the_record(net, folder, tmp_path):
+    net.save(tmp_path / "net.safetensors")
+    samples = load(f"folder:{folder}")
+    index(load_network(tmp_path / "net.safetensors"), samples, tmp_path / "gallery.h5")
+    with embedcam.Gallery.open(tmp_path / "gallery.h5") as gallery:
+        assert gallery.search([samples.image(4)], top=1)[0][0].hit.id == samples.ids[4]
 
 
 @pytest.fixture(scope="module")
