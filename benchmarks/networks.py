@@ -376,7 +376,7 @@ def _line(error: object) -> str:
 
 def table(rows: list[Row]) -> str:
     """Format the results for `README.md`."""
-    right = sum(row.verdict == "right" for row in rows)
+    right = sum(row.verdict.startswith("right") for row in rows)
     refused = [row for row in rows if row.verdict.startswith("refused")]
     wrong = [row for row in rows if row.verdict.startswith("WRONG")]
     lines = [
