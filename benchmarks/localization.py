@@ -198,6 +198,8 @@ def run(net_file: str, db_file: str, spec: str, args: argparse.Namespace, drawn:
         two_layers = [method for method in rest if method.name.endswith("two layers")]
         controls = [*rivals(net, db), untrained_head(net, db, gallery)]
         extra = [*others, *controls, *with_partner(net, db, gallery, test.labels), *two_layers]
+    if args.methods:
+        extra = [method for method in extra if method.name in args.methods]
     options: dict[str, Any] = {"brief": args.brief, "explain_size": args.explain_size, "grid": args.grid}
     result = evaluate(net, db, test, training, compare=True, extra=extra, **options)
     if drawn is not None:
@@ -221,6 +223,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="at most this many test images, evenly spread; all by default")
     parser.add_argument("--out", type=Path, default=Path("runs/localization"), help="output folder")
     parser.add_argument("--explain-size", type=int, help="side in pixels; the database's by default")
+    parser.add_argument("--methods", nargs="+", help="of the other libraries, rivals and controls, only these")
     parser.add_argument("--brief", action="store_true", help="without the other transfers and weightings")
     args = parser.parse_args()
     progress.show()
