@@ -19,6 +19,8 @@ pytest.importorskip("nbclient", reason="the extra docs")
 pytestmark = pytest.mark.docs
 
 NOTEBOOKS = Path(__file__).parents[2] / "docs" / "notebooks"
+SHARED = Path(__file__).parents[3] / "shared"
+BIRDS = SHARED / "data" / "cub10"
 NAMES = ["own_network.ipynb", "cub.ipynb"]
 LARGEST = 600_000
 
@@ -61,6 +63,18 @@ def test_notebook_runs_and_shows_what_is_committed(script, name, tmp_path, monke
     script.execute(run, tmp_path)
     script.tidy(run)
     assert forms(run) == forms(committed)
+
+
+@pytest.mark.skipif(not BIRDS.is_dir(), reason="the real birds are not in this checkout")
+def test_cub_notebook_runs_on_real_birds(script, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUB", str(BIRDS))
+    monkeypatch.setenv("WEIGHTS", str(SHARED / "weights" / "mobilenet_v2_imagenet.safetensors"))
+    monkeypatch.setenv("OPACITY", "1")
+    run = without_outputs(nbformat.read(NOTEBOOKS / "cub.ipynb", as_version=4))
+    script.execute(run, tmp_path)
+    said = "".join(output.get("text", "") for cell in code_cells(run) for output in cell.outputs)
+    assert "images with a box" in said
+    assert "head over tail" in said
 
 
 def test_committed_cells_were_run_once_and_in_order(notebook):
