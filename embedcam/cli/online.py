@@ -156,7 +156,7 @@ def inspect(
         refuse_unused(context, "on a network", "top", "verify")
         printing.print_facts(net.load("cpu").facts())
         return
-    if is_index(file):
+    if file.is_file() and is_index(file):
         refuse_unused(context, "on a gallery index", "top", "verify")
         with Gallery.open(file) as gallery:
             printing.print_facts(gallery.facts())
