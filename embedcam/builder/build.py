@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from .._version import __version__
 from ..data.arrays import as_samples
-from ..data.samples import Samples, fingerprint, input_files, without_labels
+from ..data.samples import fingerprint, input_files, without_labels
 from ..database.weight_database import WeightDatabase
 from ..errors import DatabaseError, DataError
 from ..explain.explainer import Explainer
-from ..explain.likeness import alike_message
+from ..explain.likeness import warn_of_maps_alike
 from ..explain.weighting import WEIGHTINGS
-from ..nets.inference import Embedded, tensor_batches
+from ..nets.inference import Embedded
 from ..nets.network import Network
 from ..nets.reach import require_gradient
 from ..utils import shards as sharding
@@ -30,8 +30,6 @@ from .steps import Build, BuildOptions
 from .triplets import DRAWS, count_members
 
 logger = logging.getLogger("embedcam")
-
-_COMPARED = 16  # images whose maps are compared with each other
 
 
 def build_database(
@@ -144,19 +142,8 @@ def build_database(
     build = Build(net, samples, parts, group, options, **reading)
     database = build.run(embedded)
     if group.main:
-        _warn_of_maps_alike(net, database, build.readable, workers)
+        warn_of_maps_alike(Explainer(net, database), build.readable, workers=workers)
     return database
-
-
-def _warn_of_maps_alike(net: Network, database: WeightDatabase, samples: Samples, workers: int) -> None:
-    explainer = Explainer(net, database)
-    some = samples.subset(np.unique(np.linspace(0, len(samples) - 1, _COMPARED).astype(int)))
-    loaded = tensor_batches(
-        net, some, _COMPARED, "", preprocess=explainer.preprocess, strict=True, workers=workers, count=lambda _: None
-    )
-    message = alike_message(np.concatenate([explainer(images).heatmaps for _, images in loaded]))
-    if message is not None:
-        logger.warning("%s", message)
 
 
 def build_file(

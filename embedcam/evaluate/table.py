@@ -17,6 +17,7 @@ from ..database.checks import arrays
 from ..database.weight_database import WeightDatabase
 from ..errors import DataError
 from ..explain import Explainer
+from ..explain.likeness import warn_of_maps_alike
 from ..nets.network import Network
 from ..show.report import RETRIEVAL
 from ..utils import shards as sharding
@@ -131,6 +132,7 @@ def evaluate(
     ordered = [default, *natives, *methods[1:]]
     if grid:
         _ask(ordered, Composites.draw(net, test.subset(read), grid), database, searched)
+    warn_of_maps_alike(explainer, test.subset(read), workers=workers)
     rows = [method.row() for method in ordered]
     return {
         "schema": 1,

@@ -190,6 +190,8 @@ def _depends(results: list[Tensor], output: Tensor) -> bool:
     return gradient is not None and bool(gradient.any())
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _gradients(results: list[Tensor], outputs: list[Tensor]) -> Sequence[Tensor | None]:
     generator = torch.Generator().manual_seed(0)
     # A random direction, since the length of an embedding may be fixed; scaled, since half precision loses small ones.

@@ -19,6 +19,7 @@ class _Origin(NamedTuple):
     layers: frozenset[str] = frozenset()  # whose outputs it is, up to pointwise operations and normalisation
     factors: frozenset[str] = frozenset()  # the same of the two tensors whose product it is
     attention: bool = False  # computed by a softmax of such a product
+    gate: bool = False  # computed by a sigmoid
     upstream: int = 0  # layers that it depends on, one bit each
 
 
@@ -27,7 +28,7 @@ class Origins(TorchDispatchMode):
 
     A layer prepares attention, such as its queries, keys and values, if its output enters an attention without another
     linear operation between: `scaled_dot_product_attention`, or a softmax of a product of two tensors that depend on
-    the image.
+    the image. So does a layer of which a sigmoid is computed that multiplies other values.
 
     Args:
         image: The input of the pass.
@@ -56,6 +57,9 @@ class Origins(TorchDispatchMode):
         bits = 0
         for tensor in tensors:
             bits |= getattr(self._of(tensor), "upstream", 0)
+        return self._named(bits)
+
+    def _named(self, bits: int) -> set[str]:
         return {name for name, bit in self._bits.items() if bits & bit}
 
     def _of(self, tensor: Tensor) -> _Origin | None:
@@ -100,7 +104,11 @@ class Origins(TorchDispatchMode):
             if attention:
                 self.projections |= names
             return _Origin(factors=names if len(origins) > 1 else frozenset(), upstream=upstream)
-        return _Origin(names, factors, attention, upstream)
+        if name == "mul" and len(origins) == 2 and any(origin.gate for origin in origins):
+            gates, gated = sorted(origins, key=lambda origin: not origin.gate)
+            self.projections |= self._named(gates.upstream & ~gated.upstream)
+            return _Origin(gated.layers, factors, attention, upstream=upstream)
+        return _Origin(names, factors, attention, name == "sigmoid", upstream)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -269,8 +269,13 @@ class Survey:
             if runs is not None:
                 runs[name] += 1
 
-        with layers.evaluating(self.model), torch.no_grad(), observing(self.model, record), tracker:
-            self.model(images)
+        before = [(vars(module), vars(module).copy()) for module in self.model.modules()]
+        try:
+            with layers.evaluating(self.model), torch.no_grad(), observing(self.model, record), tracker:
+                self.model(images)
+        finally:
+            for attributes, values in before:  # such as a window size that a small image has changed
+                attributes.update({name: each for name, each in values.items() if isinstance(each, int | tuple)})
         seen.grids.update(each for each, _ in tracker.met)
         return seen
 

@@ -244,3 +244,9 @@ def test_masks_of_which_none_can_be_used_are_an_error(pair, test_images, tmp_pat
 def test_a_database_of_another_network_is_an_error(pair, test_images):
     with pytest.raises(DatabaseError, match="made for another network"):
         evaluate(EmbeddingNet("tiny", 8, image_size=48), pair[1], test_images)
+
+
+def test_maps_that_look_alike_are_reported(digits, caplog):
+    net, db, test, training = digits
+    evaluate(net, db, test.subset(np.zeros(6, int)), training)
+    assert "the maps of 6 images look alike" in caplog.text

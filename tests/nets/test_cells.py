@@ -324,3 +324,23 @@ def test_cell_embeddings_are_exported(make, layer, free, tmp_path):
     found = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     for one, other in zip(found, decomposed(net, images)[1], strict=True):
         torch.testing.assert_close(torch.from_numpy(one), other, rtol=1e-4, atol=1e-5)
+
+
+class PooledBesideCells(nn.Module):
+    """The mean of the cells is normalised among them, as in DINOv3's ConvNeXt."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x):
+        pooled, cells = x.mean(dim=(2, 3)), x.flatten(2).transpose(1, 2)
+        return self.norm(torch.cat([pooled.unsqueeze(1), cells], dim=1))[:, 0]
+
+
+def test_the_mean_of_cells_beside_them_is_decomposed():
+    torch.manual_seed(0)
+    net = embedcam.wrap(Wrapped(PooledBesideCells()), "trunk", preprocess=embedcam.Preprocess((32, 32)))
+    seen, cells = decomposed(net, torch.randn(3, 3, 32, 40))
+    assert net.require_decomposable().whole and not cells.rest.any()
+    assert torch.allclose(total(cells), seen.embeddings, atol=1e-5)

@@ -86,3 +86,39 @@ def test_a_layer_that_the_result_ignores_is_no_finer_layer():
     assert suggest_finer(Spare(), "last", (16, 16)) == "first"
     with pytest.raises(LayerError, match="has no layer 'middle'"):
         suggest_finer(Spare(), "middle", (16, 16))
+
+
+def test_layers_of_a_gate_are_left_out():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.attend = nn.Conv2d(3, 4, 3, 2, 1), nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 1, 1))
+
+        def forward(self, x):
+            x = self.trunk(x)
+            return (x * self.attend(x).sigmoid()).mean(dim=(2, 3))
+
+    assert suggest(Gated(), (32, 32)) == "trunk"
+
+
+def test_where_gradients_are_off_the_layer_is_the_same():
+    model = tiny()
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            assert suggest(model, (16, 16)) == "0"
+
+
+def test_a_module_that_adapts_to_small_images_is_left_as_it_was():
+    class Adapting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.window = nn.Conv2d(3, 4, 8, 8), 4
+
+        def forward(self, x):
+            x = self.trunk(x)
+            self.window = min(self.window, x.shape[2])
+            return x.flatten(2).mean(dim=2)
+
+    model = Adapting()
+    assert suggest(model, (32, 32)) == "trunk"
+    assert model.window == 4

@@ -48,6 +48,19 @@ def attended(node: Node) -> Any:
     return _named(node).get("value") if node.name in _NAMES else None
 
 
+def joined(node: Node) -> int:
+    """Return the axis along which a concatenation joins its parts.
+
+    Args:
+        node: The value that it returned.
+
+    Returns:
+        The axis, not negative.
+    """
+    axis: int = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    return axis % node.value.ndim
+
+
 def _named(node: Node) -> dict[str, Any]:
     return {**dict(zip(_NAMES[node.name].split(), node.args, strict=False)), **node.kwargs}
 

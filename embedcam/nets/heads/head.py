@@ -116,7 +116,7 @@ class Head:
 
     def _replayed(self, nodes: list[Node], output: Tensor) -> list[Node]:
         """Compute local values again from another output of the feature layer; all others stay."""
-        if any(state.kind == "rows" for state in self._states):
+        if any(state.attention for state in self._states):
             raise NetworkError("attention, which follows it, weighs only the cells that it saw")
         replayed: dict[Node, Node] = {}
 
@@ -136,5 +136,5 @@ class Head:
     def whole(self) -> bool:
         """Whether the embedding depends on nothing but the cells: on no class token and no path beside attention."""
         return not any(
-            state.kind == "rows" or (state.kind == "terms" and (state.before or state.after)) for state in self._states
+            state.attention or (state.kind == "terms" and (state.before or state.after)) for state in self._states
         )

@@ -42,7 +42,7 @@ def of_means(tape: Tape, maps: Tensor, embeddings: Tensor) -> Callable[[Tensor],
 
     try:
         embed(means)
-    except KeyError:  # a value from before the pooling
+    except (KeyError, RuntimeError):  # a value from before the pooling; number types of autocast within the network
         return None
     return torch.vmap(embed)
 

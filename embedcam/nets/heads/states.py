@@ -18,6 +18,7 @@ HELD = {"softmax", "sigmoid", "exp", "log", "sqrt", "rsqrt", "reciprocal", "norm
 # Functions that become a factor at their value: f(x) = x (f(x) / x).
 GATES = {"relu", "relu6", "gelu", "silu", "leaky_relu", "prelu", "elu", "selu", "celu", "mish", "softplus", "tanh",
          "hardtanh", "hardswish", "hardsigmoid", "pow", "square", "abs", "clamp", "clamp_min", "clamp_max"}  # fmt: skip
+JOINING = {"cat", "concat", "concatenate"}
 
 _OTHER, _FIRST = 1, 2  # numbers of what is no cell, and of the first cell: positive, so that ReLU leaves them
 _LARGEST = 2**22  # numbers per image where each cell needs a copy of the maps
@@ -27,7 +28,8 @@ class State(NamedTuple):
     """How a value depends on the cells.
 
     Attributes:
-        kind: "local": at each cell, on that cell only. "rows": each row is a sum over cells that attention weighs.
+        kind: "local": at each cell, on that cell only. "rows": each row is a sum over cells, as those that attention
+            weighs.
             "terms": a sum over cells. "held": not at all, or held at its value. "mixed": in another way.
         axes: Of a local value, the axes along which the cells lie, row by row; of rows, their axis.
         before: Number of other positions along a local value's axis before its cells, such as a class token's; of terms
@@ -71,11 +73,12 @@ def measure(nodes: list[Node], numbers: Tensor, cells: int) -> list[State]:
 
 class _Measured:
     def __init__(self, cells: int) -> None:
-        self.cells = cells
+        self.cells, self.attends = cells, False
         self.states: dict[Node, State] = {}
         self.numbers: dict[Node, Tensor] = {}  # of cells or rows, for values that keep them apart
 
     def run(self, nodes: list[Node], numbers: Tensor) -> list[State]:
+        self.attends = any(isinstance(arguments.attended(node), Node) for node in nodes)
         for node in nodes:
             if node.function is None:
                 self.numbers[node] = numbers + _FIRST
@@ -108,6 +111,8 @@ class _Measured:
             return attended
         if "rows" in kinds:
             return self._of_rows(node)
+        if node.name in JOINING and kinds == {"local", "terms"} and not self.attends:
+            return self._joined(node)
         if "local" in kinds:
             numbers = self._kept_apart(node, "local")
             if numbers is not None and (numbers == _OTHER).all():  # a class token's
@@ -133,11 +138,24 @@ class _Measured:
         axis, along = (0, 0) if first else (node.value.ndim - 2, value.value.ndim - 2)
         if self.states[value].axes != (along,):
             return None
+        self._number_rows(node, axis)
+        return State("rows", (axis,), attention=True)
+
+    def _joined(self, node: Node) -> State:
+        """The state of pooled cells beside the cells themselves, as a token before the others."""
+        axis = arguments.joined(node)
+        for part in node.args[0]:
+            state = self.states.get(part)
+            if state is None or (state.axes != (axis,) if state.kind == "local" else part.value.shape[axis] != 1):
+                return State("mixed")
+        self._number_rows(node, axis)
+        return State("rows", (axis,))
+
+    def _number_rows(self, node: Node, axis: int) -> None:
         shape = [1] * node.value.ndim
         shape[axis] = -1
         rows = torch.arange(node.value.shape[axis]).view(shape) + _FIRST
         self.numbers[node] = rows.expand(node.value.shape)
-        return State("rows", (axis,), attention=True)
 
     def _of_rows(self, node: Node) -> State:
         if node.name in HELD or node.name in GATES:  # the effect of an MLP belongs to no cell

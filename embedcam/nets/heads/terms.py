@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import arguments, attention
-from .states import GATES, State
+from .states import GATES, JOINING, State
 from .tape import Node
 
 # What changes neither shape nor value, outside of training; terms stay float32.
@@ -55,10 +55,22 @@ class Terms:
         if state.kind == "rows" and state.attention:
             assert row is not None
             return self._collected(*attention.row_terms(node, row), *self._margins(node))
+        if state.kind == "rows" and node.name in JOINING:
+            assert row is not None
+            return self._part(node, row)
         if state.pool:
             return self._pooled(node, state.pool)
         of_rows = any(self._states[parent].kind == "rows" for parent in node.parents)
         return self._applied(node, state.row if of_rows and state.kind == "terms" else row)
+
+    def _part(self, node: Node, row: int) -> Tensor:
+        """Compute the terms of a row of pooled cells beside the cells themselves."""
+        for part in node.args[0]:
+            rows = part.value.shape[self._states[node].axes[0]]
+            if row < rows:
+                return self.of(part, row if self._states[part].kind == "local" else None)
+            row -= rows
+        raise IndexError(row)
 
     def _margins(self, node: Node) -> tuple[int, int]:
         value = self._states[arguments.attended(node)]
