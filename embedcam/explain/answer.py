@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
 from .explanation import Explanation
 
 
@@ -107,7 +106,4 @@ class Answer(Explanation):
         """
         from ..show.overlay import overlay_signed
 
-        pictures = self._pictures(images)
-        if len(pictures) != len(self):
-            raise DataError(f"this explanation is of {len(self)} images, got {len(pictures)}; give the same batch")
-        return [overlay_signed(picture, signed, alpha) for picture, signed in zip(pictures, self.scaled, strict=True)]
+        return [overlay_signed(*pair, alpha) for pair in self._on_pictures(images, self.scaled)]

@@ -186,19 +186,8 @@ class Explanation:
         """
         from ..show.overlay import overlay
 
-        pictures = self._pictures(images)
-        if len(pictures) != len(self):
-            raise DataError(f"this explanation is of {len(self)} images, got {len(pictures)}; give the same batch")
-        preprocess = self.preprocess or Preprocess()
-        return [
-            overlay(
-                picture,
-                heatmap if picture.shape[:2] == heatmap.shape else preprocess.on_picture(heatmap, picture.shape[:2]),
-                alpha=alpha,
-                colormap=colormap,
-            )
-            for picture, heatmap in zip(pictures, self.heatmaps, strict=True)
-        ]
+        pairs = self._on_pictures(images, self.heatmaps)
+        return [overlay(picture, heatmap, alpha=alpha, colormap=colormap) for picture, heatmap in pairs]
 
     def boxes(self, threshold: float = 0.5) -> list[list[Box]]:
         """Find boxes around the strong regions of the heat maps.
@@ -241,6 +230,19 @@ class Explanation:
         from ..show.notebook import explanation_png
 
         return explanation_png(self)
+
+    def _on_pictures(
+        self, images: Any, maps: NDArray[np.float32]
+    ) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
+        """Pair each picture with its map, put back to its place where a picture is larger than what was explained."""
+        pictures = self._pictures(images)
+        if len(pictures) != len(self):
+            raise DataError(f"this explanation is of {len(self)} images, got {len(pictures)}; give the same batch")
+        preprocess = self.preprocess or Preprocess()
+        return [
+            (picture, own if picture.shape[:2] == own.shape else preprocess.on_picture(own, picture.shape[:2]))
+            for picture, own in zip(pictures, maps, strict=True)
+        ]
 
     def _pictures(self, images: Any) -> Sequence[NDArray[np.uint8]]:
         if hasattr(images, "detach"):

@@ -1,5 +1,7 @@
 """Asking: signed contributions that add up to similarities, beside the map that explains the same."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from embedcam.explain.contributions import common_embedding
 from embedcam.explain.explanation import FLAT, NOT_FINITE
 from embedcam.nets import EmbeddingNet, wrap
 from embedcam.nets.inference import embed
+from embedcam.show.overlay import overlay_signed
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -199,3 +202,14 @@ def test_images_of_another_size_than_the_networks_add_up_too(spread):
     expected = answer.embeddings.astype(float) @ (db.centroids[answer.clusters].astype(float) - db.centroids[0]).T
     assert_adds_up(answer, np.diag(expected))
     assert answer.signed.shape == (4, 48, 56)
+
+
+def test_evidence_of_a_centre_crop_is_drawn_where_it_lies_in_the_whole_picture(spread):
+    answer = Explainer(*spread)(IMAGES[:1], towards=0)
+    cropped = replace(answer, preprocess=replace(answer.preprocess, crop_pct=0.5))
+    picture = np.full((64, 64, 3), 128, dtype=np.uint8)
+    (drawn,) = cropped.signed_overlay([picture])
+    evidence = np.zeros((64, 64), dtype=np.float32)
+    evidence[16:48, 16:48] = answer.scaled[0]
+    np.testing.assert_array_equal(drawn, overlay_signed(picture, evidence))
+    assert not np.array_equal(drawn, answer.signed_overlay([picture])[0])
