@@ -62,9 +62,9 @@ class Belonging(nn.Module):
         """
         flat = cells.embeddings.flatten(start_dim=2)
         if not self.whole:
-            direction = question.target if question.versus is None else question.target - question.versus
+            direction = functional.normalize(question.direction(torch.zeros_like(self.common)))
             contrast = functional.normalize(flat - flat.mean(dim=2, keepdim=True), dim=1)
-            part: Tensor = _along(contrast, functional.normalize(direction)).clamp(min=0)
+            part: Tensor = _along(contrast, direction).clamp(min=0)
             return part.reshape(-1, *cells.embeddings.shape[2:])
         centred = flat - self.common[:, None]
         scale = torch.linalg.vector_norm(centred, dim=1).clamp(min=torch.finfo(centred.dtype).tiny) * TEMPERATURE

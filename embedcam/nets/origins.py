@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .of_tensors import OfTensors
 
 _PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "convolution"}
 _SOFTMAX = {"_softmax", "_safe_softmax", "softmax"}
@@ -41,33 +42,25 @@ class Origins(TorchDispatchMode):
         super().__init__()
         self.projections: set[str] = set()
         self._bits: dict[str, int] = {}
-        # By id of the tensor; the weak reference detects an id that is used again.
-        self._origins: dict[int, tuple[weakref.ref[Tensor], _Origin]] = {}
-        self._set(image, _Origin())
+        self._origins: OfTensors[_Origin] = OfTensors()
+        self._origins.set(image, _Origin())
 
     def note(self, layer: str, output: Tensor) -> None:
         """Record that a tensor is the output of a layer."""
-        origin = self._of(output)
+        origin = self._origins.get(output)
         if origin is not None:
             bit = self._bits.setdefault(layer, 1 << len(self._bits))
-            self._set(output, origin._replace(layers=origin.layers | {layer}, upstream=origin.upstream | bit))
+            self._origins.set(output, origin._replace(layers=origin.layers | {layer}, upstream=origin.upstream | bit))
 
     def upstream(self, tensors: Iterable[Tensor]) -> set[str]:
         """Return the names of the layers that any of some tensors depends on."""
         bits = 0
         for tensor in tensors:
-            bits |= getattr(self._of(tensor), "upstream", 0)
+            bits |= getattr(self._origins.get(tensor), "upstream", 0)
         return self._named(bits)
 
     def _named(self, bits: int) -> set[str]:
         return {name for name, bit in self._bits.items() if bits & bit}
-
-    def _of(self, tensor: Tensor) -> _Origin | None:
-        entry = self._origins.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
-
-    def _set(self, tensor: Tensor, origin: _Origin) -> None:
-        self._origins[id(tensor)] = (weakref.ref(tensor), origin)
 
     def __torch_dispatch__(
         self,
@@ -78,15 +71,15 @@ class Origins(TorchDispatchMode):
     ) -> Any:
         output = func(*args, **(kwargs or {}))
         inputs = (*args, *(kwargs or {}).values())
-        origins = [origin for tensor in _tensors(inputs) if (origin := self._of(tensor)) is not None]
+        origins = [origin for tensor in _tensors(inputs) if (origin := self._origins.get(tensor)) is not None]
         if origins:
             name = str(getattr(func, "overloadpacket", "")).removeprefix("aten.")
             origin = self._next(name, origins)
             for tensor in _tensors((output,)):
-                self._set(tensor, origin)
+                self._origins.set(tensor, origin)
                 if name.endswith("_") and tensor._base is not None:  # written into a part of it
-                    base = self._of(tensor._base) or _Origin()
-                    self._set(tensor._base, origin._replace(upstream=origin.upstream | base.upstream))
+                    base = self._origins.get(tensor._base) or _Origin()
+                    self._origins.set(tensor._base, origin._replace(upstream=origin.upstream | base.upstream))
         return output
 
     def _next(self, name: str, origins: list[_Origin]) -> _Origin:

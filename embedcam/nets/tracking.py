@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .geometry import PIXELS, Geometry
+from .of_tensors import OfTensors
 
 
 class Grid(NamedTuple):
@@ -42,18 +42,16 @@ class Tracker(TorchDispatchMode):
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()
-        # By id of the tensor; the weak reference detects an id that is used again.
-        self._grids: dict[int, tuple[weakref.ref[Tensor], Grid]] = {}
+        self._grids: OfTensors[Grid] = OfTensors()
         self.met: list[tuple[tuple[int, int], Geometry]] = []
         self._remember(image, Grid(PIXELS, (-2, -1)))
 
     def of(self, tensor: object) -> Grid | None:
         """Return the grid of a tensor of this pass; None if it could not be traced."""
-        entry = self._grids.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
+        return self._grids.get(tensor)
 
     def _remember(self, tensor: Tensor, grid: Grid) -> None:
-        self._grids[id(tensor)] = (weakref.ref(tensor), grid)
+        self._grids.set(tensor, grid)
         met = (_size(tensor, grid.axes), grid.geometry)
         if met not in self.met:
             self.met.append(met)
@@ -72,7 +70,7 @@ class Tracker(TorchDispatchMode):
                 if grid is not None:
                     self._remember(tensor, grid)
                 else:
-                    self._grids.pop(id(tensor), None)  # an operation in place may have moved the cells
+                    self._grids.remove(tensor)  # an operation in place may have moved the cells
         return output
 
     def _next(self, func: Callable[..., Any], args: tuple[Any, ...], output: Tensor) -> Grid | None:

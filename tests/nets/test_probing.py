@@ -4,23 +4,13 @@ import copy
 
 import pytest
 import torch
+from small_networks import Does
 from torch import nn
 from torchvision import models
 
 from embedcam.nets.probing import probe
 from embedcam.nets.receptive_field import Geometry, geometry
 from embedcam.nets.survey import measure
-
-
-class Does(nn.Module):
-    """A function as a layer."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 def space_to_depth(x, block):
