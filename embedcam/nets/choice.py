@@ -13,7 +13,7 @@ from . import layers
 from .grad_mode import GradientsKept
 from .layout import Layout
 from .origins import Origins
-from .passes import noise, observing
+from .passes import noise, observing, tensors
 from .survey import Survey
 
 # Share of the channels of tokens that the embedding must depend on.
@@ -152,12 +152,12 @@ def _traced(model: nn.Module, input_size: tuple[int, int], select: Callable[[Any
     def record(name: str, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> None:
         if not isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
             runs.append(_Run(name, output, bool((output < 0).any())))
-        vectors.extend(each for each in (*_tensors(inputs), output) if each.ndim == 2 and each.requires_grad)
+        vectors.extend(each for each in (*tensors(inputs), output) if each.ndim == 2 and each.requires_grad)
         origins.note(name, output)
 
     with GradientsKept(), torch.enable_grad(), layers.evaluating(model), observing(model, record), origins:
         output = model(image)
-    embedding = list(_tensors(output if select is None else select(output)))
+    embedding = list(tensors(output if select is None else select(output)))
     return _Trace(runs, origins, vectors, embedding)
 
 
@@ -283,13 +283,3 @@ def _no_layer(model: nn.Module, survey: Survey) -> str:
             f"that embeds one image, {repeated!r}: wrap(module.{repeated})"
         )
     return f"no layer of {name} has a spatial output; only such a layer gives a map"
-
-
-def _tensors(output: object) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, dict):
-        yield from _tensors(list(output.values()))
-    elif isinstance(output, list | tuple):
-        for item in output:
-            yield from _tensors(item)

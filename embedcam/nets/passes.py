@@ -120,3 +120,21 @@ def run(model: nn.Module, layer: str, image: Tensor, look: Callable[[Tensor], T]
     if not seen:
         raise LayerError(f"layer {layer!r} did not run, or its output is not a tensor; choose another")
     return seen[0]
+
+
+def tensors(output: object) -> Iterator[Tensor]:
+    """Yield the tensors in a module's output.
+
+    Args:
+        output: A tensor, or dictionaries, lists and tuples of them.
+
+    Yields:
+        Each tensor.
+    """
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, dict):
+        yield from tensors(list(output.values()))
+    elif isinstance(output, list | tuple):
+        for item in output:
+            yield from tensors(item)

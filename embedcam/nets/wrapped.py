@@ -12,10 +12,14 @@ from torch.nn import functional
 from ..data.preprocess import Preprocess
 from ..errors import LayerError, NetworkError
 from . import layers
+from .bypass import bypassing
 from .choice import suggest
 from .layout import GivenLayout
 from .network import Network
 from .survey import Survey, measure
+
+# Most of an embedding that may bypass the chosen layer; rounding in half precision stays below.
+_BYPASSING = 0.05
 
 
 class WrappedNet(Network):
@@ -44,7 +48,14 @@ class WrappedNet(Network):
             survey = Survey(module, size)
             with layers.evaluating(module):
                 self.layer = suggest(module, size, select=self._select, survey=survey)
-            self._readings[self.layer] = measure(self.body, self.layer, size, survey)
+            self._readings[self.layer] = layout = measure(self.body, self.layer, size, survey)
+            share = bypassing(module, self.layer, layout.batch, size, self._select)
+            if share > _BYPASSING:
+                raise LayerError(
+                    f"{share:.0%} of the embedding of {type(module).__name__} does not pass {self.layer!r}, the last "
+                    "layer with a grid of cells, but comes from earlier layers; name a layer to explain what passes it "
+                    "(layer=), or the part of the output that does (output=)"
+                )
             self._measure()
         else:
             self.layer = layer
