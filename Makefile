@@ -30,8 +30,7 @@ test-gpu: install
 
 # Networks of every family that timm, torchvision, transformers and OpenCLIP have; a quarter of an hour.
 test-networks: install
-	$(BIN)/python -m pip install --quiet timm transformers open_clip_torch facenet-pytorch
-	$(BIN)/python -m pip install --quiet --no-deps torchreid
+	$(BIN)/python -m pip install --quiet --no-deps facenet-pytorch torchreid
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m networks tests/networks
 
 # The documentation, and every command, snippet, notebook and benchmark that it shows.
