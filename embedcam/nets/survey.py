@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..errors import LayerError
 from . import layers
-from .grad_mode import GradientsKept
 from .layout import Layout
-from .passes import noise, observing, run
+from .passes import noise, observing
+from .token_order import ordered, said_prefix
 from .tracking import Tracker
 
 BATCHES = (2, 3)
 # Most tokens beside the cells, where a network takes one input size only and the number cannot be measured.
 _MOST_EXTRA = 16
-# To find the order of tokens: how many are probed; what makes a peak, its share of the gradient that tokens do not have
-# in common, and how many times the mean of all cells it is; and how far from its own cell it may lie.
-_PROBED, _SHARP, _HIGH, _NEAR = 8, 0.2, 4, 2.0
-# Without peaks: the mean rank of a token's own cell among all cells, from 0 to 1, that is no chance.
-_RANK = 0.85
-
 _SMALL = 64  # pixels; half of that may be a single cell
 
 _Grids = set[tuple[int, int]]
@@ -195,7 +187,7 @@ class Survey:
     def _known_grid(self, count: int) -> tuple[tuple[int, int], int] | None:
         """Find the grid of tokens whose number is the same at all sizes, among the grids of the convolutions."""
         grids = [(count - h * w, (h, w)) for h, w in self._halved if min(h, w) > 1]
-        said = _said_prefix(self.model)
+        said = said_prefix(self.model)
         grids = [each for each in grids if each[0] == said] or [each for each in grids if 0 <= each[0] <= _MOST_EXTRA]
         if grids:
             extra, grid = min(grids)
@@ -298,59 +290,7 @@ def measure(model: nn.Module, layer: str, input_size: tuple[int, int], survey: S
     layer = layers.path(model, layer)
     survey = survey or Survey(model, input_size)
     layout = survey.layout(layer)
-    return _ordered(model, layer, layout, survey.certain(layout)) if layout.is_tokens else layout
-
-
-@torch.inference_mode(False)
-def _ordered(model: nn.Module, layer: str, layout: Layout, certain: bool) -> Layout:
-    """Find how many of the further tokens come before the cells, and check that the cells are in rows.
-
-    The squared gradient of a token with respect to the image, less its mean over tokens, has its peak where the token's
-    cell is.
-    """
-    assert layout.grid is not None
-    assert layout.input_size is not None
-    (height, width), extra = layout.grid, layout.prefix
-    generator = torch.Generator().manual_seed(0)
-    image = noise(model, layout.input_size, 1).requires_grad_()
-    probed = torch.randperm(height * width - extra, generator=generator)[:_PROBED] + extra
-
-    def energies(output: Tensor) -> Tensor:
-        tokens = layout.tokens(output)[0].float()
-        signs = torch.randint(0, 2, (tokens.shape[1],), generator=generator).to(tokens.device) * 2 - 1
-        mixtures = [(tokens[int(index)] * signs).sum() for index in probed]
-        gradients = [torch.autograd.grad(each, image, retain_graph=True)[0] for each in mixtures]
-        energy = torch.cat(gradients).float().square().sum(dim=1, keepdim=True)
-        return functional.adaptive_avg_pool2d(energy, (height, width)).flatten(1).cpu()
-
-    try:
-        with GradientsKept(), torch.enable_grad():
-            energy = torch.nan_to_num(run(model, layer, image, energies))
-    except RuntimeError:  # a network without derivatives
-        return _as_said(model, layer, layout, certain)
-    share = energy / energy.sum(dim=1, keepdim=True).clamp(min=1e-30)
-    residual = (share - share.mean(dim=0)).clamp(min=0)
-    peak, place = residual.max(dim=1)
-    sharp = (peak > _SHARP * residual.sum(dim=1)) & (peak > _HIGH / (height * width))
-    if int(sharp.sum()) < _PROBED // 3:
-        own = (probed[:, None] - torch.arange(extra + 1)).clamp(max=height * width - 1)
-        ranks = (residual[:, None] < residual.gather(1, own)[..., None]).float().mean(dim=2).mean(dim=0)
-        prefix = int(ranks.argmax())
-        known = bool(ranks.max() > _RANK)
-        return (
-            replace(layout, prefix=prefix, suffix=extra - prefix) if known else _as_said(model, layer, layout, certain)
-        )
-    shift = (probed - place)[sharp]
-    usual = shift[(shift >= 0) & (shift <= extra)]
-    prefix = int(usual.mode().values) if len(usual) else extra
-    own, found = (probed - prefix)[sharp], place[sharp]
-    distance = torch.hypot((own // width - found // width).float(), (own % width - found % width).float())
-    if float(distance.median()) > _NEAR:
-        raise LayerError(
-            f"the tokens of layer {layer!r} are not in the order of rows: they respond to other places of the image; "
-            "choose a later layer, or order them with wrap(..., to_maps=...)"
-        )
-    return replace(layout, prefix=prefix, suffix=extra - prefix)
+    return ordered(model, layer, layout, survey.certain(layout)) if layout.is_tokens else layout
 
 
 def _halves(grids: _Grids) -> _Grids:
@@ -368,25 +308,6 @@ def _halves(grids: _Grids) -> _Grids:
 def _others(side: int) -> tuple[int, int]:
     """Return two other sides to try."""
     return (side * 2, side // 2) if side <= _SMALL else (side // 2, side * 2)
-
-
-def _as_said(model: nn.Module, layer: str, layout: Layout, certain: bool) -> Layout:
-    """Take the number of tokens before the cells from the library, or else put all of them there."""
-    said, extra = _said_prefix(model), layout.prefix
-    if said is not None and said <= extra:
-        return replace(layout, prefix=said, suffix=extra - said)
-    if not certain:
-        raise LayerError(
-            f"it cannot be measured whether the tokens of layer {layer!r} are a grid of cells: the network takes one "
-            "input size only, and its gradients do not show where the tokens are; use wrap(..., to_maps=...)"
-        )
-    return layout
-
-
-def _said_prefix(model: nn.Module) -> int | None:
-    """Return timm's number of tokens before the cells, if the model says it."""
-    said = (getattr(module, "num_prefix_tokens", None) for module in model.modules())
-    return next((number for number in said if isinstance(number, int)), None)
 
 
 def _even_grid(count: int, input_size: tuple[int, int]) -> tuple[int, int] | None:
