@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 OPSET = 18
 # Prefix of inputs and outputs during the export, since the exporter may give other values the same names.
 _OWN = "embedcam."
-# Largest allowed difference between a heat map of the file and the explainer's, at any pixel.
-_TOLERANCE = 1e-4
+# Largest allowed difference between a heat map of the file and the explainer's, at any pixel. Where the explainer's own
+# map changes more with the last bit of the image (a nearly flat map of few cells, whose small deviations `spread`
+# follows), differences up to so many times its change are rounding.
+_TOLERANCE, _ROUNDINGS = 1e-4, 10
 
 
 @dataclass(frozen=True)
@@ -275,15 +277,17 @@ def _compare(explainer: Explainer, path: Path, images: NDArray[np.float32] | Non
     batches += [] if images is None else [images]
     maps = embeddings = 0.0
     for batch in batches:
-        ours, theirs = explainer(batch), written(batch)
-        maps = max(maps, _difference(ours.heatmaps, theirs.heatmaps))
+        ours, nudged, theirs = explainer(batch), explainer(np.nextafter(batch, np.float32(np.inf))), written(batch)
+        allowed = max(_TOLERANCE, _ROUNDINGS * _difference(ours.heatmaps, nudged.heatmaps))
+        difference = _difference(ours.heatmaps, theirs.heatmaps)
+        maps = max(maps, difference)
         embeddings = max(embeddings, _difference(ours.embeddings, theirs.embeddings))
         assert ours.clusters is not None
         different = int(np.sum(ours.clusters != theirs.clusters))
-        if not maps <= _TOLERANCE or different:
+        if not difference <= allowed or different:
             raise NetworkError(
-                f"the results of the exported graph differ from the explainer's: heat maps by {maps:.1e} (at most "
-                f"{_TOLERANCE:.0e} is allowed), {different} of {len(batch)} images have another cluster; nothing was "
+                f"the results of the exported graph differ from the explainer's: heat maps by {difference:.1e} (at "
+                f"most {allowed:.0e} is allowed), {different} of {len(batch)} images have another cluster; nothing was "
                 "written, update torch, onnxscript and onnxruntime or use another backbone"
             )
     return sum(map(len, batches)), maps, embeddings
