@@ -14,6 +14,7 @@ import typer
 from ..errors import EmbedcamError
 from ..utils import progress
 from ..utils.distributed import leave, local_rank, main_process
+from ..utils.memory import keep_freed_memory
 from . import streams
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def run(command: Callable[..., Any], *, debug: bool) -> int:
     Returns:
         The exit code: 0 done, 1 an error, 2 wrong usage, 130 interrupted, 141 done but not printed.
     """
+    keep_freed_memory()
     streams.protect()
     if main_process():
         progress.show()
