@@ -53,7 +53,7 @@ def demo(out: str | Path, seed: int = 0) -> dict[str, Any]:
     torch.manual_seed(seed)
     net = EmbeddingNet("tiny", 64, image_size=_IMAGE_SIZE)
     # From random weights, proxy anchor learns shapes in a minute; triplets take far longer.
-    options = TrainOptions("proxy-anchor", epochs=5, batch_size=20, lr=3e-3, head_lr=3e-3, seed=seed)
+    options = TrainOptions("proxy-anchor", epochs=5, batch_size=20, lr=3e-3, head_lr=3e-3, augment=False, seed=seed)
     train(net, training, test, out / "net.safetensors", options)
 
     say("2/4  building the weight database")

@@ -89,7 +89,7 @@ def fused(folder):
     with pytest.MonkeyPatch.context() as patch:
         # It is not trained, and would be explained in its own size: it knows images in no other.
         patch.setattr("embedcam.builder.refinement._RECOGNISED", 0.0)
-        return net, build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=5)
+        return net, build_database(net, f"folder:{folder}", clusters=4, top_k=12, pairs=5, finer_weights=True)
 
 
 @pytest.fixture(scope="session")

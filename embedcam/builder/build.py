@@ -15,8 +15,6 @@ from ..data.arrays import as_samples
 from ..data.samples import fingerprint, input_files, without_labels
 from ..database.weight_database import WeightDatabase
 from ..errors import DatabaseError, DataError
-from ..explain.explainer import Explainer
-from ..explain.likeness import warn_of_maps_alike
 from ..explain.weighting import WEIGHTINGS
 from ..nets.inference import Embedded
 from ..nets.network import Network
@@ -42,6 +40,7 @@ def build_database(
     method: str = "gradcam",
     exemplars: bool = True,
     refinement: bool = True,
+    finer_weights: bool = False,
     embedded: Embedded | NDArray[Any] | None = None,
     unlabelled: bool = False,
     seed: int = 0,
@@ -74,8 +73,11 @@ def build_database(
             50 of any other.
         method: Name of a channel weighting, one of `WEIGHTINGS`, such as "gradcam" or "gradcam++-exact".
         exemplars: Keep the embedding and the strongest channels of every image too.
-        refinement: Also run some images of each cluster at a larger size, for sharper maps by default. Without it,
-            images are explained at the network's own size and by its feature layer alone.
+        refinement: Explain images at a larger size by default if the network recognises them there, which is tried with
+            12 images, and refine the maps by a finer layer. Without it, images are explained at the network's own size
+            and by its feature layer alone.
+        finer_weights: Also average the channel weights of the finer layer, over 8 images of each cluster, for transfers
+            in two layers. Always done if the network is not decomposable: its default map needs them.
         embedded: Embeddings that exist already, (N, D) in the order of the images, or of `given.load_embeddings` or
             `nets.inference.embed`. Those of up to 32 images are compared with the network's own.
         unlabelled: Let clusters stand for classes although there are labels, as for self-supervised networks, which
@@ -127,7 +129,7 @@ def build_database(
     reading: dict[str, Any] = {"strict": strict, "workers": workers}
     if embedded is not None:
         embedded = check_embeddings(net, samples, embedded, batch_size=batch_size, **reading)
-    options = BuildOptions(clusters, top_k, draws, method, exemplars, refinement, seed, batch_size)
+    options = BuildOptions(clusters, top_k, draws, method, exemplars, refinement, finer_weights, seed, batch_size)
     parts = Parts()
     if work is not None:
         run = {
@@ -139,11 +141,7 @@ def build_database(
             **asdict(options),
         }
         parts = SavedParts(work, run, resume=resume, group=group)
-    build = Build(net, samples, parts, group, options, **reading)
-    database = build.run(embedded)
-    if group.main:
-        warn_of_maps_alike(Explainer(net, database), build.readable, workers=workers)
-    return database
+    return Build(net, samples, parts, group, options, **reading).run(embedded)
 
 
 def build_file(

@@ -1,4 +1,4 @@
-"""What the default explainer needs besides the published method: a larger size, and the weights of a finer layer."""
+"""What the default explainer adds to the published method: a larger size, and a finer layer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,120 +15,136 @@ from torch import Tensor
 
 from ..data.preprocess import Preprocess
 from ..data.samples import Samples
-from ..database.neighbors import Neighbors
 from ..database.record import Fusion, Refinement
+from ..database.weight_database import WeightDatabase
+from ..explain.explainer import Explainer
 from ..explain.grad_weights import weigh
+from ..explain.likeness import alike_message
 from ..nets import layers, receptive_field
 from ..nets.choice import suggest_finer
-from ..nets.geometry import Geometry
 from ..nets.inference import tensor_batches
 from ..nets.layout import Layout
 from ..nets.network import Network
+from .clusters import Clustered
 
 logger = logging.getLogger("embedcam")
 
 # Chosen on training images, see docs/heat-maps.md: maps improve up to the first factor, and more pixels cost time. The
 # second factor is for networks that do not recognise images of the larger size.
 _ENLARGED, _MULTIPLE = (1.75, 1.25), 32
-# Of the images recognised at the network's size, this share must be recognised at the larger one.
-_RECOGNISED = 0.95
+# Images that are explained at the larger size: enough to tell whether they are recognised, and how far distances grow.
+# They cost a tenth of embedding 400 images.
+_EXPLAINED = 12
+# Of the images recognised at the network's size, this share must be recognised at the larger one: all but one of 12.
+_RECOGNISED = 0.9
 # Finer layers respond to edges instead of parts of objects.
 _LEAST_STRIDE = 8
-# Images per cluster: their mean is accurate enough, and the cost does not grow with the data.
+# Images per cluster of which channel weights are averaged: accurate enough, and the cost does not grow with the data.
 _MEMBERS = 8
 
+Weigh = Callable[[str, Preprocess], NDArray[np.float32]]
 
-def measure_refinement(
+
+def refine(
     net: Network,
+    database: WeightDatabase,
     samples: Samples,
-    centroids: NDArray[np.float32],
-    cluster: NDArray[np.int64],
-    distance: NDArray[np.float32],
+    clustered: Clustered,
     labels: NDArray[np.int64],
-    directions: Callable[[NDArray[np.int64]], Tensor],
-    method: str = "gradcam",
+    weigh_finer: Weigh | None,
     *,
-    batch_size: int = 16,
     workers: int = 2,
-) -> Refinement | None:
-    """Run some images of each cluster at a larger size, and average their channel weights at a finer layer.
+) -> WeightDatabase:
+    """Choose the size and the finer layer of the default explainer, by explaining a few training images.
+
+    Logs a warning if their maps look alike.
 
     Args:
         net: The network.
+        database: Its database, without a refinement.
         samples: The training images.
-        centroids: (C, D).
-        cluster: (N,) of each image.
-        distance: (N,) from each image to its centroid.
+        clustered: Their clusters.
         labels: (N,) of each image; its cluster if there are no labels.
-        directions: From image indices (B,) to the directions of their triplets, (B, pairs, D) or (B, 1, D).
-        method: Name of a channel weighting, one of `WEIGHTINGS`.
-        batch_size: Images per batch.
+        weigh_finer: From a layer and a preprocessing to the mean channel weights (C, K') of the clusters' images; None
+            leaves them out.
         workers: Threads that read images ahead.
 
     Returns:
-        The size to explain at, and the finer layer; None if there is neither.
+        The database with the refinement; without one if there is neither a larger size nor a finer layer.
     """
-    layer, geometry = _finer(net)
-    chosen = _spread(cluster, distance)
+    finer, chosen = _finer(net), _evenly(clustered.cluster, clustered.distance)
     for preprocess in _sizes(net, samples):
-        own_size = preprocess == net.preprocess
-        if own_size and layer is None:
-            return None
+        own_size, fusion = preprocess == net.preprocess, finer
+        if finer is not None and weigh_finer is not None:
+            fusion = replace(finer, weights_mean=weigh_finer(finer.layer, preprocess))
+        refinement = None if own_size and fusion is None else Refinement(preprocess.input_size, 1.0, fusion)
+        refined = replace(database, refinement=refinement)
         loaded = tensor_batches(
-            net,
-            samples.subset(chosen),
-            batch_size,
-            f"refining, {' x '.join(map(str, preprocess.input_size))}",
-            preprocess=preprocess,
-            strict=True,
-            workers=workers,
+            net, samples.subset(chosen), _EXPLAINED, "refining", preprocess=preprocess, strict=True, workers=workers
         )
-        weights = _Mean(cluster[chosen], len(centroids))
-        embeddings: list[NDArray[np.float32]] = []
-        with layers.evaluating(net):
-            for rows, images in loaded:
-                if layer is not None:
-                    weighed = weigh(net, layer, images, directions(chosen[rows]), method)
-                    weights.add(rows, weighed.weights.float().cpu().numpy())
-                    embeddings.append(weighed.embeddings.float().cpu().numpy())
-                else:
-                    with torch.inference_mode():
-                        embeddings.append(net(images).float().cpu().numpy())
-        nearest, grown = Neighbors(centroids, net.metric).nearest(np.concatenate(embeddings))
-        if own_size or _recognised(nearest, cluster, labels, chosen):
+        explainer = Explainer(net, refined)
+        (explanation,) = (explainer(images) for _, images in loaded)
+        clusters, distances = explanation.clusters, explanation.distances
+        assert clusters is not None
+        assert distances is not None
+        scale = _scale(clustered.distance[chosen], distances)
+        if own_size or _recognised(clusters, clustered.cluster, labels, chosen):
             break
-    fusion = None
-    if layer is not None and geometry is not None:
-        fusion = Fusion(layers.path(net.body, layer), geometry, weights.result())
-    return Refinement(preprocess.input_size, _scale(distance[chosen], grown), fusion)
+    message = alike_message(explanation.heatmaps)
+    if message is not None:
+        logger.warning("%s", message)
+    if refinement is None:
+        return refined
+    return replace(refined, refinement=replace(refinement, distance_scale=scale))
 
 
-def _finer(net: Network) -> tuple[str, Geometry] | tuple[None, None]:
+def finer_weights(
+    net: Network,
+    layer: str,
+    preprocess: Preprocess,
+    samples: Samples,
+    clustered: Clustered,
+    directions: Callable[[NDArray[np.int64]], Tensor],
+    method: str,
+    **reading: Any,
+) -> NDArray[np.float32]:
+    """Average the channel weights of a finer layer over some images of each cluster.
+
+    Args:
+        net: The network.
+        layer: Dotted name of the finer layer.
+        preprocess: Of the size at which images are explained.
+        samples: The training images.
+        clustered: Their clusters.
+        directions: From image indices (B,) to the directions of their triplets, (B, pairs, D) or (B, 1, D).
+        method: Name of a channel weighting, one of `WEIGHTINGS`.
+        reading: Batch size and workers of `tensor_batches`.
+
+    Returns:
+        (C, K').
+    """
+    chosen = _spread(clustered.cluster, clustered.distance)
+    size = " x ".join(map(str, preprocess.input_size))
+    loaded = tensor_batches(
+        net, samples.subset(chosen), what=f"weighing, {size}", preprocess=preprocess, strict=True, **reading
+    )
+    weights = []
+    with layers.evaluating(net):
+        for rows, images in loaded:
+            weighed = weigh(net, layer, images, directions(chosen[rows]), method)
+            weights.append(weighed.weights.float().cpu().numpy())
+    cluster, each = clustered.cluster[chosen], np.concatenate(weights).astype(np.float64)
+    return np.stack([each[cluster == c].mean(axis=0) for c in range(len(clustered.centroids))]).astype(np.float32)
+
+
+def _finer(net: Network) -> Fusion | None:
     """Choose the finer layer, if there is one that responds to more than edges."""
     size = net.preprocess.input_size
     layer = suggest_finer(net.body, net.layer, size)
     if layer is None:
-        return None, None
+        return None
     geometry = receptive_field.geometry(net.body, layer, size, net.reading(layer))
-    return (layer, geometry) if min(geometry.cell_stride) >= _LEAST_STRIDE else (None, None)
-
-
-class _Mean:
-    """Mean of the rows of each cluster, accumulated batch by batch."""
-
-    def __init__(self, cluster: NDArray[np.int64], clusters: int) -> None:
-        self._cluster = cluster
-        self._counts = np.bincount(cluster, minlength=clusters)
-        self._sums: NDArray[np.float64] | None = None
-
-    def add(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-        if self._sums is None:
-            self._sums = np.zeros((len(self._counts), values.shape[1]))
-        np.add.at(self._sums, self._cluster[rows], values)
-
-    def result(self) -> NDArray[np.float32]:
-        assert self._sums is not None
-        return (self._sums / self._counts[:, None]).astype(np.float32)
+    return Fusion(layers.path(net.body, layer), geometry) if min(geometry.cell_stride) >= _LEAST_STRIDE else None
 
 
 def _sizes(net: Network, samples: Samples) -> Iterator[Preprocess]:
@@ -178,6 +195,13 @@ def _recognised(
     most_common = counts.argmax(axis=1)
     before, now = (np.mean(most_common[c] == labels[chosen]) for c in (cluster[chosen], nearest))
     return bool(now >= _RECOGNISED * before)
+
+
+def _evenly(cluster: NDArray[np.int64], distance: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Select images evenly from all clusters, and from the innermost to the outermost."""
+    order = np.lexsort((distance, cluster))
+    positions = np.linspace(0, len(order) - 1, min(_EXPLAINED, len(order)))
+    return np.sort(order[positions.round().astype(int)])
 
 
 def _spread(cluster: NDArray[np.int64], distance: NDArray[np.float32]) -> NDArray[np.int64]:

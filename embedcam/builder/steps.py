@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._version import __version__
+from ..data.preprocess import Preprocess
 from ..data.samples import Samples
 from ..database.neighbors import Neighbors, partition
 from ..database.record import Exemplars, NetworkRecord, top_channels
 from ..database.weight_database import WeightDatabase
 from ..errors import DataError, NetworkError
+from ..explain.explainer import Explainer
 from ..explain.grad_weights import direction, grad_weights, weigh
+from ..explain.likeness import warn_of_maps_alike
 from ..explain.weighting import WEIGHTINGS
 from ..nets import layers, receptive_field
 from ..nets.inference import Embedded, tensor_batches
@@ -32,7 +35,7 @@ from ..utils.resume import Parts, Rows, SavedParts
 from ..utils.shards import Shards
 from . import clusters as clustering
 from .embedding import embed_shards, read_embeddings
-from .refinement import measure_refinement
+from .refinement import finer_weights, refine
 from .triplets import ClassSums, Partners, count_members
 
 logger = logging.getLogger("embedcam")
@@ -53,6 +56,7 @@ class BuildOptions:
     method: str
     exemplars: bool
     refinement: bool
+    finer_weights: bool
     seed: int
     batch_size: int
 
@@ -218,21 +222,8 @@ class Build:
                 "its cells, or are all the same; choose another layer or other images"
             )
         channels, weights = top_channels(mean, options.top_k)
-        refinement = None
-        if options.refinement:
-            refinement = measure_refinement(
-                net,
-                self.readable,
-                clustered.centroids,
-                clustered.cluster,
-                clustered.distance,
-                self.labels,
-                self.directions,
-                options.method,
-                **self.reading,
-            )
         names = tuple(self.readable.names)
-        return WeightDatabase(
+        database = WeightDatabase(
             network=NetworkRecord.of(net),
             geometry=receptive_field.geometry(net.body, net.layer, net.preprocess.input_size, net.reading()),
             method=options.method,
@@ -252,8 +243,25 @@ class Build:
             if labels is None
             else clustering.histogram(clustered.cluster, labels, len(counts), len(names)),
             exemplars=self._exemplars() if options.exemplars else None,
-            refinement=refinement,
             embedcam_version=__version__,
+        )
+        workers = self.reading["workers"]
+        if not options.refinement:
+            warn_of_maps_alike(Explainer(net, database), self.readable, workers=workers)
+            return database
+        weigh_finer = self._finer_weights if options.finer_weights or not net.decomposable else None
+        return refine(net, database, self.readable, clustered, self.labels, weigh_finer, workers=workers)
+
+    def _finer_weights(self, layer: str, preprocess: Preprocess) -> NDArray[np.float32]:
+        return finer_weights(
+            self.net,
+            layer,
+            preprocess,
+            self.readable,
+            self.clustered,
+            self.directions,
+            self.options.method,
+            **self.reading,
         )
 
     def _exemplars(self) -> Exemplars:

@@ -88,6 +88,14 @@ def train(
             help="Train only the layers after this one, on activations that are computed once.", metavar="LAYER"
         ),
     ] = None,
+    augment: Annotated[
+        bool | None,
+        training_option(
+            "--augment/--no-augment",
+            help="Crop and flip the training pictures at random; done by default unless --train-from is given. Text "
+            "and digits need --no-augment.",
+        ),
+    ] = None,
     resume: ResumeOption = False,
     seed: SeedOption = 0,
     strict: StrictOption = False,
@@ -129,6 +137,7 @@ def train(
         head_lr=(1e-3 if pretrained else 3e-3) if head_lr is None else head_lr,
         train_from=train_from,
         freeze_norm=pretrained,
+        augment=augment,
         seed=seed,
     )
     reading: dict[str, Any] = {"strict": strict, "workers": workers}
@@ -164,8 +173,14 @@ def build(
         bool, weights_option(help="Store the embedding and channels of every image, for --transfer nearest.")
     ] = True,
     refinement: Annotated[
-        bool, weights_option(help="Also run some images of each cluster at a larger size, for sharper maps.")
+        bool, weights_option(help="Explain at a larger size and by a finer layer, if they suit: sharper maps.")
     ] = True,
+    finer_weights: Annotated[
+        bool,
+        weights_option(
+            "--finer-weights", help="Average the weights of a finer layer too, for transfers in two layers."
+        ),
+    ] = False,
     unlabelled: Annotated[
         bool, weights_option("--unlabelled", help="Let clusters stand for classes, as without labels.")
     ] = False,
@@ -220,6 +235,7 @@ def build(
         method=method,
         exemplars=exemplars,
         refinement=refinement,
+        finer_weights=finer_weights,
         embedded=load_embeddings(embeddings, paths, training) if embeddings and paths else None,
         unlabelled=unlabelled,
         seed=seed,

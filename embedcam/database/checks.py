@@ -92,7 +92,7 @@ def arrays(db: Record) -> dict[str, NDArray[Any]]:
         if (partitions := db.exemplars.partitions) is not None:
             listed["/exemplars/partitions/centroids"] = partitions.centroids
             listed["/exemplars/partitions/partition"] = partitions.partition
-    if db.fusion is not None:
+    if db.fusion is not None and db.fusion.weights_mean is not None:
         listed["/refinement/fusion/weights_mean"] = db.fusion.weights_mean
     return listed
 

@@ -77,7 +77,7 @@ def item_names(file: Hdf5) -> list[str]:
         file: The file.
 
     Returns:
-        Their paths; for optional groups only if the file has them.
+        Their paths; what is optional only if the file has it.
 
     Raises:
         DatabaseError: If its groups are damaged.
@@ -87,12 +87,13 @@ def item_names(file: Hdf5) -> list[str]:
         "labels": ("names", "histogram"),
         "exemplars": (*EXEMPLARS, "path"),
         "exemplars/partitions": PARTITIONS,
-        "refinement/fusion": ("weights_mean",),
     }
     with about(""):
-        return [
+        names = [
             f"{group}/{key}" for group, keys in groups.items() if group == "clusters" or group in file for key in keys
         ]
+        finer = "refinement/fusion/weights_mean"
+        return [*names, finer] if finer in file else names
 
 
 def read_item(file: Hdf5, name: str) -> NDArray[Any]:
@@ -185,10 +186,10 @@ def _read_refinement(file: Hdf5, items: Mapping[str, NDArray[Any]]) -> Refinemen
     if "refinement" not in file:
         return None
     fusion = None
-    if (weights := items.get("refinement/fusion/weights_mean")) is not None:
+    if "refinement/fusion" in file:
         attrs, geometry = read_attrs(file, "refinement/fusion"), read_geometry(file, "refinement/fusion")
         with about("refinement/fusion"):
-            fusion = Fusion(str(attrs["layer"]), geometry, weights)
+            fusion = Fusion(str(attrs["layer"]), geometry, items.get("refinement/fusion/weights_mean"))
     attrs = read_attrs(file, "refinement")
     with about("refinement"):
         height, width = attrs["input_size"].tolist()

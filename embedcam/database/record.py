@@ -186,12 +186,13 @@ class Fusion:
     Attributes:
         layer: Dotted name of the finer layer.
         geometry: Where its cells lie.
-        weights_mean: (C, K') float32, mean channel weights at this layer over a sample of each cluster's images.
+        weights_mean: (C, K') float32, mean channel weights at this layer over a sample of each cluster's images; None
+            if no weights are transferred to it.
     """
 
     layer: str
     geometry: Geometry
-    weights_mean: NDArray[np.float32]
+    weights_mean: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,8 @@ def _fill(file: h5py.File, db: Record, folder: Path) -> None:
         fusion = _group(file, "refinement/fusion")
         fusion.attrs["layer"] = db.fusion.layer
         _geometry(fusion, db.fusion.geometry)
-        _array(fusion, "weights_mean", db.fusion.weights_mean)
+        if db.fusion.weights_mean is not None:
+            _array(fusion, "weights_mean", db.fusion.weights_mean)
 
 
 def write_network(file: h5py.File, record: NetworkRecord, geometry: Geometry, folder: Path) -> None:

@@ -258,7 +258,7 @@ def _explained(refinement: Refinement | None) -> str:
     if refinement is None:
         return "at the input's size, by the feature layer alone"
     fusion = refinement.fusion
-    fused = f", fused with {fusion.layer}, {fusion.weights_mean.shape[1]} channels" if fusion is not None else ""
+    fused = f", fused with {fusion.layer}" if fusion is not None else ""
     return f"at {' x '.join(map(str, refinement.input_size))} pixels{fused}"
 
 

@@ -135,6 +135,7 @@ def rebuilt(net: Network, db: WeightDatabase, samples: Samples, **options: Any) 
         "pairs": db.pairs or None,
         "method": db.method if db.method in WEIGHTINGS else "gradcam",
         "refinement": db.refinement is not None,
+        "finer_weights": db.fusion is not None and db.fusion.weights_mean is not None,
         "seed": db.seed,
     }
     return build_database(net, samples, exemplars=False, **{**of_db, **options})

@@ -139,8 +139,8 @@ def rivals(net: Network, db: WeightDatabase) -> list[Method]:
 
     Returns:
         One row each for EigenCAM, the channel sum and FEM, for the cluster farthest from the image's own, and for the
-        mean weights of all clusters; and, if the database has a finer layer, one with two layers. Last, a Gaussian in
-        the centre.
+        mean weights of all clusters; and, if the database has a finer layer and its weights, one with two layers. Last,
+        a Gaussian in the centre.
     """
     methods = []
     mean = _mean_of_clusters(db)
@@ -148,6 +148,8 @@ def rivals(net: Network, db: WeightDatabase) -> list[Method]:
         options: dict[str, Any] = {"transfer": "cluster", "fused": bool(layers_used)}
         for name, reduce in _OF_MAPS.items():
             methods.append(_control(f"{name}{layers_used}", of_maps(net, db, reduce, fused=bool(layers_used))))
+        if layers_used and (db.fusion is None or db.fusion.weights_mean is None):
+            continue
         methods.append(_farthest(f"cluster farthest away{layers_used}", Explainer(net, db, **options)))
         methods.append(of_explainer(f"mean of all clusters{layers_used}", Explainer(net, mean, **options)))
     methods.append(_farthest("embedcam, cluster farthest away", Explainer(net, db)))
@@ -226,7 +228,7 @@ def _mean_of_clusters(db: WeightDatabase) -> WeightDatabase:
     weights = mean(db.weights_mean)
     strongest, top_weights = top_channels(weights, db.top_k)
     changed = replace(db, weights_mean=weights, top_channels=strongest, top_weights=top_weights, exemplars=None)
-    if db.refinement is None or db.fusion is None:
+    if db.refinement is None or db.fusion is None or db.fusion.weights_mean is None:
         return changed
     fusion = replace(db.fusion, weights_mean=mean(db.fusion.weights_mean))
     return replace(changed, refinement=replace(db.refinement, fusion=fusion))

@@ -91,10 +91,6 @@ class Explainer:
             db = assumed_for(net, db)
         if preset not in PRESETS:
             raise DatabaseError(f"unknown preset {preset!r}; use one of {', '.join(PRESETS)}")
-        if fused is None:
-            fused = preset == "default" and transfer is None and db.fusion is not None
-        elif fused and db.fusion is None:
-            raise DatabaseError("this weight database has no finer layer to fuse; build it again, with a refinement")
         paper = preset == "paper"
         placement = placement or ("stretch" if paper else "receptive-field")
         if placement not in PLACEMENTS:
@@ -102,10 +98,16 @@ class Explainer:
         # The published method explains images at the size that the network was trained at.
         refinement = db.refinement if preset == "default" and transfer is None else None
         net = _at_layer(net, db)
+        chosen = transfer is not None
         if transfer is None:
             transfer = "cluster" if paper else _default_transfer(net)
         elif transfer == CELLS:
             require_decomposable(net)
+        lacking = _lacking_to_fuse(db, transfer)
+        if fused and lacking:
+            raise DatabaseError(f"this weight database has no {lacking}")
+        if fused is None:
+            fused = not (paper or chosen or lacking)
         self.transfer = transfer
         self.module = ExplainerModule(
             net,
@@ -305,6 +307,15 @@ def _default_transfer(net: Network) -> str:
         logger.info("stored channel weights are transferred, since %s", error)
         return "soft-contrast"
     return CELLS
+
+
+def _lacking_to_fuse(db: WeightDatabase, transfer: str) -> str:
+    """Name what a database lacks to fuse two layers, with the fix; "" if nothing."""
+    if db.fusion is None:
+        return "finer layer to fuse; build it again, with a refinement"
+    if transfer != CELLS and db.fusion.weights_mean is None:
+        return f"channel weights of layer {db.fusion.layer!r} to fuse; build it again with finer weights"
+    return ""
 
 
 def _on_host(outputs: Iterable[Tensor]) -> list[Tensor]:

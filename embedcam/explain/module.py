@@ -272,9 +272,9 @@ class ExplainerModule(nn.Module):
 
     def _require_channels(self, fine: Tensor) -> None:
         assert self.fusion is not None
-        stored = self.fusion.weights_mean.shape[1]
-        if fine.shape[1] != stored:
+        weights = self.fusion.weights_mean
+        if weights is not None and fine.shape[1] != weights.shape[1]:
             raise DatabaseError(
-                f"layer {self.fusion.layer!r} has {fine.shape[1]} channels, the weight database {stored}; "
+                f"layer {self.fusion.layer!r} has {fine.shape[1]} channels, the weight database {weights.shape[1]}; "
                 "build it again"
             )

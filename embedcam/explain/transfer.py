@@ -92,7 +92,7 @@ class ClusterTransfer(Transfer):
         super().__init__(database)
         self._soft = soft
         tables = [database.weights_mean]
-        if database.fusion is not None:
+        if database.fusion is not None and database.fusion.weights_mean is not None:
             tables.append(database.fusion.weights_mean)
         for layer, table in enumerate(tables):
             if contrast and database.clusters > 1:  # with a single one nothing would be left

@@ -13,6 +13,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from ..data.loading import batches, in_order
@@ -22,6 +23,7 @@ from ..nets.embedding import EmbeddingNet
 from ..nets.inference import tensor_batches, to_network
 from ..utils.distributed import Group
 from ..utils.progress import track
+from .augmentation import augment
 
 logger = logging.getLogger("embedcam")
 
@@ -122,12 +124,16 @@ class Inputs:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def batches(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
+    def batches(
+        self, order: NDArray[np.int64], batch_size: int, augment_with: tuple[int, int] | None = None
+    ) -> Iterator[Batch]:
         """Iterate over images in a given order.
 
         Args:
             order: Rows of the readable images; may repeat.
             batch_size: Images per batch, of all processes together.
+            augment_with: Seed and epoch, with which pictures are augmented; None leaves them as they are, as cached
+                activations and prepared images always are.
 
         Yields:
             The batches, with this process's images or activations.
@@ -139,14 +145,22 @@ class Inputs:
                 activations = torch.from_numpy(self._store[self._store_row[rows[own]]])
                 yield Batch(rows, own, to_network(self._net, activations))
             return
-        mine = [int(row) for rows, own in zip(cuts, shares, strict=True) for row in rows[own]]
-        with contextlib.closing(
-            in_order(self._prepared, mine, self._workers, batch_size + self._workers, "decode")
-        ) as loaded:
+        mine = [
+            (number * batch_size + int(place), int(cuts[number][place]))
+            for number, own in enumerate(shares)
+            for place in own
+        ]
+
+        def prepare(item: tuple[int, int]) -> NDArray[np.float32]:
+            position, row = item
+            image = self._samples.image(row)
+            if augment_with is not None and isinstance(image, Image.Image):
+                # By the position in the epoch: the same for any number of processes, and another if images repeat.
+                image = augment(image, np.random.default_rng([*augment_with, position]))
+            return self._net.preprocess(image)
+
+        with contextlib.closing(in_order(prepare, mine, self._workers, batch_size + self._workers, "decode")) as loaded:
             for rows, own in zip(cuts, shares, strict=True):
                 images = [torch.from_numpy(image) for image in itertools.islice(loaded, len(own))]
                 batch = torch.stack(images) if images else torch.empty(0, 3, *self._net.preprocess.input_size)
                 yield Batch(rows, own, to_network(self._net, batch))
-
-    def _prepared(self, row: int) -> NDArray[np.float32]:
-        return self._net.preprocess(self._samples.image(row))

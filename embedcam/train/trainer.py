@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,9 @@ class TrainOptions:
         head_lr: Highest learning rate of the head and of the objective's proxies.
         train_from: Train only the layers after this one, on its activations, which are computed once; None trains all.
         freeze_norm: Keep the batch-norm statistics (for pretrained weights).
-        seed: Seed of sampling and of the objective's proxies.
+        augment: Crop and flip the training pictures at random, see `augmentation.augment`; None does so if the whole
+            network is trained. Activations that are computed once cannot be augmented.
+        seed: Seed of sampling, augmentation and the objective's proxies.
     """
 
     objective: str = "triplet"
@@ -55,6 +57,7 @@ class TrainOptions:
     head_lr: float = 1e-3
     train_from: str | None = None
     freeze_norm: bool = False
+    augment: bool | None = None
     seed: int = 0
 
 
@@ -95,6 +98,13 @@ def train(
         OutputError: If `out` cannot be written, or the interrupted run is another one.
     """
     options, out, group = options or TrainOptions(), Path(out), group or Group()
+    if options.augment and options.train_from is not None:
+        raise NetworkError(
+            f"the activations of layer {options.train_from!r} are computed once and cannot be augmented; leave out "
+            "--augment or --train-from"
+        )
+    if options.augment is None:
+        options = replace(options, augment=options.train_from is None)
     if out.suffix != ".safetensors":
         raise NetworkError(f"the network file {out} must end in .safetensors; rename --out")
     for file in (out, out.with_suffix(".png")):
@@ -176,7 +186,7 @@ def _epoch(
     steps = math.ceil(len(order) / size)
     target = torch.from_numpy(labels).to(net.device)
     losses: list[float] = []
-    batches = inputs.batches(order, size)
+    batches = inputs.batches(order, size, (options.seed % 2**63, epoch) if options.augment else None)
     with synchronized(second, group):
         for step, batch in enumerate(track(batches, f"epoch {epoch}", len(order), unit=size)):
             _set_rate(optimizer, options, (epoch - 1) * steps + step, options.epochs * steps)

@@ -109,7 +109,7 @@ def test_an_interrupted_build_is_resumed_to_the_same_bytes(
 
 def test_only_the_same_build_is_resumed(net, folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "measure_refinement", lambda *args, **options: 1 / 0)
+        patch.setattr(steps, "refine", lambda *args, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             build_file(net, folder, tmp_path / "a.h5")
     with pytest.raises(OutputError, match=r"another run \(pairs 0 then, 6 now\)"):

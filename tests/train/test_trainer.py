@@ -95,6 +95,20 @@ def test_training_from_a_layer_changes_only_what_comes_after(folder, tmp_path):
     assert {"backbone.features.6.weight", "backbone.features.12.weight", "head.weight"} <= changed
 
 
+def test_augmentation_is_part_of_the_seed_and_on_unless_activations_are_cached(folder, tmp_path):
+    def trained(name, **changes):
+        run(folder, tmp_path / f"{name}.safetensors", epochs=1, **changes)
+        return (tmp_path / f"{name}.safetensors").read_bytes()
+
+    augmented = trained("a")
+    assert augmented == trained("b", augment=True) == trained("c")
+    assert augmented != trained("d", augment=False)
+    cached = trained("e", train_from="features.5")
+    assert cached == trained("f", train_from="features.5", augment=False)
+    with pytest.raises(NetworkError, match="'features.5' are computed once and cannot be augmented"):
+        trained("g", train_from="features.5", augment=True)
+
+
 def test_frozen_statistics_stay_while_the_layers_learn(folder, tmp_path):
     net = fresh_net()
     before = {name: value.clone() for name, value in net.state_dict().items()}
