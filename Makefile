@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-gpu test-networks docs fuzz test-versions test-extras format clean
+.PHONY: install demo test test-gpu bench-gpu test-networks docs fuzz test-versions test-extras format clean
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,10 @@ test: install
 test-gpu: install
 	$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'test-gpu: torch finds no CUDA GPU here, nothing was tested')"
 	$(BIN)/pytest -m gpu
+
+# Explanations, builds, indexes and matches timed on the GPU, under 6 minutes; an error without one.
+bench-gpu: install
+	$(BIN)/python benchmarks/gpu.py
 
 # Networks of every family that timm, torchvision, transformers and OpenCLIP have; a quarter of an hour.
 test-networks: install

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .._version import __version__
 from ..data.samples import Samples, fingerprint
@@ -17,7 +18,7 @@ from ..database.neighbors import searchable
 from ..database.record import NetworkRecord
 from ..errors import DatabaseError, DataError, OutputError
 from ..nets import layers, receptive_field
-from ..nets.inference import tensor_batches
+from ..nets.inference import collected, tensor_batches
 from ..nets.network import Network
 from ..utils import shards as sharding
 from ..utils.clock import now
@@ -98,9 +99,7 @@ def index(
         return len(file)
 
 
-def quantise(
-    cells: NDArray[np.float32], embeddings: NDArray[np.float32]
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantise(cells: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
     """Round cell embeddings to 8 bits, as differences from the embedding, which is stored in full.
 
     Args:
@@ -108,12 +107,13 @@ def quantise(
         embeddings: float32 (n, D).
 
     Returns:
-        int8 (n, h, w, D), and the scale (n,) of each image: cells are about the embedding plus the product of both.
+        int8 (n, h, w, D), and the scale (n,) of each image: cells are about the embedding plus the product of both. The
+        scale is not finite if a number is not.
     """
     differences = cells - embeddings[:, None, None]
-    scales = np.abs(differences).max(axis=(1, 2, 3)) / 127
-    steps = np.where(scales > 0, scales, 1)[:, None, None, None]
-    return np.rint(differences / steps).astype(np.int8), scales.astype(np.float32)
+    scales = differences.abs().amax(dim=(1, 2, 3)) / 127
+    steps = torch.where(scales > 0, scales, 1)[:, None, None, None]
+    return (differences / steps).round().to(torch.int8), scales
 
 
 def _embedded(
@@ -123,16 +123,13 @@ def _embedded(
     subset = samples.subset(images)
     with layers.evaluating(net), torch.inference_mode():
         loaded = tensor_batches(net, subset, batch_size, "indexing", strict=strict, workers=workers, count=count)
-        for rows, batch in loaded:
-            seen = net.activations(batch)
-            cells = net.cells(seen).embeddings.permute(0, 2, 3, 1).cpu().numpy()
-            embeddings = seen.embeddings.float().cpu().numpy()
-            if not searchable(embeddings).all() or not np.isfinite(cells).all():
-                bad = int(rows[np.argmin(searchable(embeddings))]) + images.start
+        for rows, (embeddings, codes, scales) in collected((rows, _stored(net, batch)) for rows, batch in loaded):
+            usable = searchable(embeddings) & np.isfinite(scales)
+            if not usable.all():
+                bad = int(rows[np.argmin(usable)]) + images.start
                 raise DataError(
                     f"the embedding of {samples.ids[bad]} is not finite; check the network and its training"
                 )
-            codes, scales = quantise(cells, embeddings)
             arrays: list[NDArray[Any]] = [rows + images.start, embeddings, codes, scales]
             for values, array in zip(parts.values(), arrays, strict=True):
                 values.append(array)
@@ -144,6 +141,13 @@ def _embedded(
         "scales": np.empty(0, np.float32),
     }
     return {key: np.concatenate([empty[key], *values]) for key, values in parts.items()}
+
+
+def _stored(net: Network, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute embeddings, quantised cell embeddings and their scales; nothing waits for a GPU."""
+    seen = net.activations(images)
+    embeddings = seen.embeddings.float()
+    return embeddings, *quantise(net.cells(seen).embeddings.permute(0, 2, 3, 1), embeddings)
 
 
 def _require_appendable(net: Network, record: GalleryRecord, samples: Samples, out: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,9 +118,41 @@ def to_network(net: Network, images: Tensor) -> Tensor:
     Returns:
         The same shape; images in the order in memory that suits the network.
     """
-    images = images.pin_memory() if net.device.type == "cuda" else images
     memory_format = net.memory_format if images.ndim == 4 else torch.contiguous_format
     return layers.as_input(net, images).contiguous(memory_format=memory_format)
+
+
+def collected(
+    results: Iterable[tuple[NDArray[np.int64], Sequence[Tensor]]],
+) -> Iterator[tuple[NDArray[np.int64], list[NDArray[Any]]]]:
+    """Copy the results of batches to the host, each after the next is on its way: a GPU never waits for the host.
+
+    Args:
+        results: Indices (b,) of a batch and the tensors that were computed of it.
+
+    Yields:
+        The same, as arrays.
+    """
+    waiting: tuple[NDArray[np.int64], list[Tensor], Any] | None = None
+    for indices, tensors in results:
+        copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        event = None
+        if tensors[0].device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(tensors[0].device))
+        if waiting is not None:
+            yield _arrived(*waiting)
+        waiting = indices, copies, event
+    if waiting is not None:
+        yield _arrived(*waiting)
+
+
+def _arrived(
+    indices: NDArray[np.int64], copies: list[Tensor], event: Any
+) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
+    if event is not None:
+        event.synchronize()
+    return indices, [copy.numpy() for copy in copies]
 
 
 def embed(
@@ -158,17 +190,16 @@ def embed(
     pooled = pooled and net.head_of_means() is not None
     with layers.evaluating(net), torch.inference_mode():
         loaded = tensor_batches(net, samples, batch_size, what, strict=strict, workers=workers, count=count)
-        for indices, images in loaded:
-            seen = net.activations(images)
-            columns = [seen.embeddings]
-            if pooled:
-                columns.append(seen.maps.mean(dim=(2, 3)))
-            dim = seen.embeddings.shape[1]
-            on_host = torch.cat(columns, dim=1).cpu().numpy()  # one copy per batch
+        seen = ((indices, net.activations(images)) for indices, images in loaded)
+        results = (
+            (indices, (each.embeddings, each.maps.mean(dim=(2, 3))) if pooled else (each.embeddings,))
+            for indices, each in seen
+        )
+        for indices, (own, *means) in collected(results):
             kept.add(indices)
-            embeddings.add(on_host[:, :dim])
-            if pooled:
-                vectors.add(on_host[:, dim:])
+            embeddings.add(own)
+            if means:
+                vectors.add(*means)
     if not len(kept):
         raise DataError(f"none of the {len(samples)} images can be read; see the warnings above")
     return Embedded(kept.result(), embeddings.result(), vectors.result() if pooled else None)

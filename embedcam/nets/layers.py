@@ -173,6 +173,8 @@ def as_input(model: nn.Module, values: Tensor) -> Tensor:
         (B, 3, H, W); the same tensor if nothing has to change.
     """
     parameter = next((each for each in model.parameters() if each.is_floating_point()), torch.empty(0))
+    if parameter.is_cuda and not (values.is_cuda or values.requires_grad):
+        values = values.pin_memory()  # or the host would wait for the copy
     return values.to(parameter.device, non_blocking=True).to(parameter.dtype)
 
 
