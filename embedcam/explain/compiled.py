@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import EmbedcamError, NetworkError
 from ..nets import layers
+from .attached import Attached
 from .explainer import Explainer
 from .explanation import Outputs
 
@@ -45,6 +46,17 @@ class CompiledExplainer(Explainer):
             NetworkError: Always.
         """
         raise NetworkError("a compiled explainer cannot be asked towards or versus anything; use Explainer")
+
+    def attached(self, model: nn.Module) -> Attached:
+        """Refuse: hooks cannot read a compiled pass.
+
+        Args:
+            model: Of `Explainer.attached`.
+
+        Raises:
+            NetworkError: Always.
+        """
+        raise NetworkError("a compiled explainer cannot be attached to another forward pass; use Explainer")
 
     def _explain(self, images: Tensor) -> tuple[Outputs, NDArray[np.int64] | None]:
         size = (int(images.shape[2]), int(images.shape[3]))

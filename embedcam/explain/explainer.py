@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..database.neighbors import Neighbors, searchable
 from ..database.record import NetworkRecord
@@ -22,6 +23,7 @@ from ..errors import DatabaseError, LayerError, NetworkError
 from ..nets import layers
 from ..nets.network import Activations, Network
 from .answer import Answer
+from .attached import Attached, Latest
 from .contributions import require_decomposable
 from .explanation import Explanation, Outputs
 from .maps import PLACEMENTS
@@ -128,6 +130,8 @@ class Explainer:
             self._exemplars = Neighbors(db.exemplars.embeddings, db.network.metric, db.exemplars.partitions)
         self._towards: Reference | None = None
         self._versus: Reference | None = None
+        self._latest = Latest()
+        self._missing: tuple[int, int] | None = None  # times as many cells would be in a pass of its own
         # Listed once: walking through them takes longer than a heat map.
         self._modules = list(self.net.modules())
 
@@ -158,6 +162,7 @@ class Explainer:
         """
         require_decomposable(self.net)
         asking = copy.copy(self)
+        asking._latest = Latest()
         references = References(self.net, self.database, self.preprocess)
         own = Reference.of_clusters(self.database, range(self.database.clusters))
         asking._towards = own if towards is None else references.find(towards)
@@ -197,33 +202,93 @@ class Explainer:
         batch = layers.as_images(self.net, torch.as_tensor(self.preprocess.batch(images)))
         batch = batch.contiguous(memory_format=self.net.memory_format)
         if self._towards is not None:
-            return self._answer(batch, self._towards, self._versus)
+            return self._answer(self._run(batch), _size(batch), self._towards, self._versus)
         return self._explanation(*self._explain(batch))
+
+    def attached(self, model: nn.Module) -> Attached:
+        """Explain the forward passes of a module that runs anyway, in a `with` block: no pass is added.
+
+            with explainer.attached(model) as attached:
+                embeddings = model(images)
+            explanation = attached.explanation      # the same as explainer.last()
+
+        The images are explained at their own size, in the number type and memory format of the pass. A compiled module
+        runs as plain Python inside the block. Passes of other threads are not explained.
+
+        Args:
+            model: The network, its module, or a module that contains it, in evaluation mode.
+
+        Returns:
+            A context manager, whose `explanation` is that of the last pass.
+
+        Raises:
+            NetworkError: If `model` does not contain the explainer's network.
+        """
+        plain = self._of_plain_pass()
+        fusion = plain.module.fusion
+        return Attached(self._latest, plain.net, None if fusion is None else fusion.layer, plain._explained, model)
+
+    def last(self) -> Explanation:
+        """Return the explanation of the last forward pass that this thread ran in an `attached` block.
+
+        Returns:
+            As for a call.
+
+        Raises:
+            DataError: If there was none.
+        """
+        return self._latest.explanation
+
+    def _of_plain_pass(self) -> Explainer:
+        """Make an explainer of what the network's own forward pass sees, where this one sees denser cells."""
+        if self.net.plain is self.net:
+            return self
+        plain = copy.copy(self)
+        plain.module = self.module.of(self.net.plain)
+        plain._missing = self.net.density
+        return plain
+
+    def _explained(self, seen: Activations, size: tuple[int, int]) -> Callable[[], Explanation]:
+        """Explain on the device; what is returned copies the explanation to the host."""
+        if self._towards is not None:
+            answer = self._answer(seen, size, self._towards, self._versus)
+            return lambda: answer
+        outputs, exemplars = self._outputs(seen, size)
+        # A copy, since the embeddings may be the network's output, which its caller may change.
+        outputs = outputs._replace(embedding=outputs.embedding.clone())
+        return partial(self._explanation, outputs, exemplars)
 
     def _explanation(self, outputs: Outputs, exemplars: NDArray[np.int64] | None) -> Explanation:
         arrays = Outputs(*(values.numpy() for values in _on_host(outputs)))
         if exemplars is None and self._exemplars is not None:
             exemplars = self._search(arrays.embedding, 1)
         neighbors = None if exemplars is None else exemplars[:, 0]
-        return Explanation.of_outputs(arrays, self.net.preprocess, neighbors)
+        explanation = Explanation.of_outputs(arrays, self.net.preprocess, neighbors)
+        if self._missing is not None:
+            for notes in explanation.notes:
+                notes.append(
+                    "explained at the cells of the network's own pass, {} x {} times fewer than the explainer "
+                    "makes in a pass of its own".format(*self._missing)
+                )
+        return explanation
 
     def _explain(self, images: Tensor) -> tuple[Outputs, NDArray[np.int64] | None]:
-        seen, exemplars = self._run(images)
-        with _full_precision(images):
-            return self.module.explain(seen, _size(images), _tensor(exemplars, images)), exemplars
+        return self._outputs(self._run(images), _size(images))
 
-    def _answer(self, images: Tensor, towards: Reference, versus: Reference | None) -> Answer:
-        with layers.evaluating(self.net, self._modules):
-            seen = self.module.run(images)
-        with _full_precision(images):
+    def _outputs(self, seen: Activations, size: tuple[int, int]) -> tuple[Outputs, NDArray[np.int64] | None]:
+        exemplars = self._exemplars_of(seen.embeddings.float())
+        with _full_precision(seen.maps):
+            return self.module.explain(seen, size, _tensor(exemplars, seen.maps)), exemplars
+
+    def _answer(self, seen: Activations, size: tuple[int, int], towards: Reference, versus: Reference | None) -> Answer:
+        with _full_precision(seen.maps):
             embeddings = torch.nan_to_num(seen.embeddings.float())
             target = towards.choose(embeddings, self.net.metric)
             other = None if versus is None else versus.choose(embeddings, self.net.metric)
             question = Question(target.embeddings, None if other is None else other.embeddings, target.clusters)
-            count = self.module.exemplars
-            exemplars = self._search(target.embeddings.cpu().numpy(), count) if count else None
-            outputs = self.module.explain(seen, _size(images), _tensor(exemplars, images), question)
-            similarity, *parts = _on_host(self.module.answer(seen, _size(images), question))
+            exemplars = self._exemplars_of(target.embeddings)
+            outputs = self.module.explain(seen, size, _tensor(exemplars, seen.maps), question)
+            similarity, *parts = _on_host(self.module.answer(seen, size, question))
         return Answer.of_evidence(
             self._explanation(outputs, None),
             similarity.numpy(),
@@ -242,18 +307,21 @@ class Explainer:
         Returns:
             The feature layer's maps (B, K, h, w) and their weights (B, K), zero for channels that are not used.
         """
-        seen, exemplars = self._run(images)
+        seen = self._run(images)
+        exemplars = self._exemplars_of(seen.embeddings.float())
         with _full_precision(images):
             lookup = self.module.look_up(seen.embeddings.float(), _size(images), _tensor(exemplars, images))
             transfer = self.module.transfer or TRANSFERS["soft-contrast"](self.database).to(images.device)
             return seen.maps.float(), transfer(lookup, 0)
 
-    def _run(self, images: Tensor) -> tuple[Activations, NDArray[np.int64] | None]:
-        """Run the network, and search exemplars where the transfer needs them."""
+    def _run(self, images: Tensor) -> Activations:
         with layers.evaluating(self.net, self._modules):
-            seen = self.module.run(images)
+            return self.module.run(images)
+
+    def _exemplars_of(self, embeddings: Tensor) -> NDArray[np.int64] | None:
+        """Search exemplars where the transfer needs them."""
         count = self.module.exemplars
-        return seen, self._search(seen.embeddings.float().cpu().numpy(), count) if count else None
+        return self._search(embeddings.cpu().numpy(), count) if count else None
 
     def to(self, device: torch.device | str) -> Explainer:
         """Copy the explainer to a device.
@@ -265,6 +333,7 @@ class Explainer:
             An explainer with a network of its own; the database is shared.
         """
         moved = copy.copy(self)
+        moved._latest = Latest()
         moved.module = copy.deepcopy(self.module, {id(self.database): self.database}).to(device)
         moved._modules = list(moved.net.modules())
         return moved
@@ -320,7 +389,7 @@ def _lacking_to_fuse(db: WeightDatabase, transfer: str) -> str:
 
 def _on_host(outputs: Iterable[Tensor]) -> list[Tensor]:
     """Copy to the host, waiting for a GPU only once."""
-    copies = [(values.device, values.to("cpu", non_blocking=True)) for values in outputs]
+    copies = [(values.device, values.detach().to("cpu", non_blocking=True)) for values in outputs]
     if copies and copies[0][0].type == "cuda":
         torch.cuda.current_stream(copies[0][0]).synchronize()
     return [copy for _, copy in copies]

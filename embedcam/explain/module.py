@@ -113,8 +113,21 @@ class ExplainerModule(nn.Module):
                 "this transfer searches all training images, which no graph holds; choose --transfer cluster, "
                 "contrast, soft or soft-contrast"
             )
+        return self.of(self.net, size=size, at_image_size=at_image_size)
+
+    def of(self, net: Network, *, size: tuple[int, int] | None = None, at_image_size: bool = True) -> ExplainerModule:
+        """Make the same module for a network.
+
+        Args:
+            net: With the same parameters.
+            size: As for `fixed`.
+            at_image_size: Likewise.
+
+        Returns:
+            A module that shares the transfer.
+        """
         return ExplainerModule(
-            self.net,
+            net,
             self.database,
             self.transfer,
             fused=self.fusion is not None,

@@ -86,6 +86,15 @@ class DenseNet(Network):
         """Embed images as the plain network does."""
         return self.net.embed(images)
 
+    def finish(self, output: Any) -> Tensor:
+        """Compute embeddings as the plain network does."""
+        return self.net.finish(output)
+
+    @property
+    def plain(self) -> Network:
+        """The network as given."""
+        return self.net
+
     def as_maps(self, output: Tensor, images: Tensor, layer: str | None = None) -> Tensor:
         """Convert a layer's output to feature maps as the plain network does, those of offset 0."""
         return self.net.as_maps(output[: images.shape[0]], images, layer)

@@ -87,6 +87,10 @@ class EmbeddingNet(Network):
         """Embed images."""
         return self.head_embed(self.backbone(images))
 
+    def finish(self, output: Tensor) -> Tensor:
+        """Compute embeddings from the backbone's output."""
+        return self.head_embed(output)
+
     def head_embed(self, vector: Tensor) -> Tensor:
         """Compute embeddings from the backbone's output.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -96,6 +96,20 @@ class Network(nn.Module, ABC):
             NetworkError: If a module does not return embeddings.
         """
 
+    @abstractmethod
+    def finish(self, output: Any) -> Tensor:
+        """Compute embeddings from what `body` returned.
+
+        Args:
+            output: Of `body`.
+
+        Returns:
+            As for `embed`.
+
+        Raises:
+            NetworkError: If a module does not return embeddings.
+        """
+
     def forward(self, images: Tensor) -> Tensor:
         """Embed images.
 
@@ -134,15 +148,35 @@ class Network(nn.Module, ABC):
         Raises:
             LayerError: If a layer does not exist, does not run, or has no spatial output.
         """
+        with self.recording(fine) as seen:
+            embeddings = self.embed(layers.as_input(self, images))
+        return seen(embeddings, images)
+
+    @contextlib.contextmanager
+    def recording(self, fine: str | None = None) -> Iterator[Callable[[Tensor, Tensor], Activations]]:
+        """Observe one forward pass of this thread.
+
+        Args:
+            fine: As for `activations`.
+
+        Yields:
+            From the embeddings (B, D) and the images to what `activations` returns. Embeddings must be computed inside.
+
+        Raises:
+            LayerError: As for `activations`.
+        """
         captured = {name: layers.resolve(self.body, name) for name in (self._layer, fine) if name is not None}
         tape = None if isinstance(self._head, str) else Tape(captured[self._layer])
+
+        def seen(embeddings: Tensor, images: Tensor) -> Activations:
+            for name in captured:
+                if name not in grabbed:
+                    raise LayerError(f"layer {name!r} did not run; choose one on the way to the embedding")
+            maps = {name: self.as_maps(output, images, name).float() for name, output in grabbed.items()}
+            return Activations(maps[self._layer], embeddings, maps[fine] if fine is not None else None, tape)
+
         with layers.capture(captured) as grabbed, tape or contextlib.nullcontext():
-            embeddings = self.embed(layers.as_input(self, images))
-        for name in captured:
-            if name not in grabbed:
-                raise LayerError(f"layer {name!r} did not run; choose one on the way to the embedding")
-        maps = {name: self.as_maps(output, images, name).float() for name, output in grabbed.items()}
-        return Activations(maps[self._layer], embeddings, maps[fine] if fine is not None else None, tape)
+            yield seen
 
     def cells(self, seen: Activations, output: Tensor | None = None) -> Cells:
         """Decompose embeddings over the cells of the feature layer, without a backward pass.
@@ -324,6 +358,11 @@ class Network(nn.Module, ABC):
     def dim(self) -> int:
         """Number D of dimensions of the embedding."""
         return self._measure()[3]
+
+    @property
+    def plain(self) -> Network:
+        """The network whose forward pass is that of `body` alone; itself unless strides are undone."""
+        return self
 
     @property
     def density(self) -> tuple[int, int]:

@@ -69,15 +69,25 @@ class WrappedNet(Network):
 
     def embed(self, images: Tensor) -> Tensor:
         """Embed images."""
-        embeddings = self._select(self.module(images))
-        if not isinstance(embeddings, Tensor) or embeddings.ndim != 2 or embeddings.shape[0] != images.shape[0]:
-            got = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
-            raise NetworkError(
-                f"{self.architecture} must return embeddings (B, D) for {len(images)} images, got {got}; "
-                "choose the right part of its output with wrap(..., output=...)"
-            )
+        embeddings = self.finish(self.module(images))
+        if embeddings.shape[0] != images.shape[0]:
+            raise self._no_embeddings(embeddings, f" for {len(images)} images")
+        return embeddings
+
+    def finish(self, output: Any) -> Tensor:
+        """Select embeddings in what the module returned, and normalise them."""
+        embeddings = self._select(output)
+        if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
+            raise self._no_embeddings(embeddings)
         embeddings = embeddings.float()  # before normalising: in half precision, lengths are off by 0.1 %
         return functional.normalize(embeddings) if self.metric == "cosine" else embeddings
+
+    def _no_embeddings(self, output: Any, wanted: str = "") -> NetworkError:
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        return NetworkError(
+            f"{self.architecture} must return embeddings (B, D){wanted}, got {got}; "
+            "choose the right part of its output with wrap(..., output=...)"
+        )
 
     def _select(self, output: Any) -> Any:
         if callable(self._output):

@@ -87,7 +87,7 @@ def test_wrong_outputs_are_named():
         embedcam.wrap(WithLogits(), "trunk")(IMAGES)
     with pytest.raises(NetworkError, match="has no output 5"):
         embedcam.wrap(WithLogits(), "trunk", output=5)(IMAGES)
-    with pytest.raises(NetworkError, match=r"must return embeddings \(B, D\) for 2 images, got \(2, 8, 12, 12\)"):
+    with pytest.raises(NetworkError, match=r"must return embeddings \(B, D\), got \(2, 8, 12, 12\)"):
         embedcam.wrap(Plain().trunk, "2")(IMAGES)
 
 
