@@ -17,7 +17,7 @@ from ..errors import EmbedcamError
 
 T = TypeVar("T")
 
-# Requests whose bodies are read ahead, so that computation does not wait for the network.
+# Requests whose bodies are read beyond two batches per thread, so that computation does not wait for the network.
 _READ_AHEAD = 3
 # Addresses that are tracked; the least recently seen is forgotten.
 _MAX_ADDRESSES = 4096
@@ -47,7 +47,9 @@ class Limits:
         pixels: Maximum number of pixels of a picture.
         rate: Requests per minute and client address; a burst of that size is allowed.
         queue: Maximum number of requests in progress or waiting; others get status 503.
-        concurrency: Pictures explained at the same time, one thread each.
+        concurrency: Batches of pictures explained at the same time, one thread each.
+        batch: Maximum number of pictures in a batch. Only pictures that wait at the same time share one; 1 explains
+            each alone, with the same bits whatever the load.
         timeout: Maximum time to receive a picture, in seconds.
     """
 
@@ -56,6 +58,7 @@ class Limits:
     rate: int = 600
     queue: int = 256
     concurrency: int = 1
+    batch: int = 2
     timeout: float = 30.0
 
     def __post_init__(self) -> None:
@@ -79,7 +82,7 @@ class Gate:
 
     def __init__(self, limits: Limits) -> None:
         self._max_requests, self._requests = limits.queue, 0
-        self._readers = asyncio.Semaphore(limits.concurrency + _READ_AHEAD)
+        self._readers = asyncio.Semaphore(2 * limits.concurrency * limits.batch + _READ_AHEAD)
         self._threads = ThreadPoolExecutor(limits.concurrency, thread_name_prefix="embedcam-serve")
 
     @contextlib.asynccontextmanager

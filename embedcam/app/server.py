@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,14 +27,16 @@ from starlette.responses import FileResponse, Response
 from .._version import __version__
 from ..errors import EmbedcamError
 from ..utils import progress
+from ..utils.memory import keep_freed_memory
 from .guard import STATIC, Guard, client_address, error_response
 from .limits import Gate, Limits, RateLimit, Refused
 from .schemas import Channel, CompareResponse, Error, ExplainOptions, ExplainResponse, Info
-from .service import Service
+from .service import Prepared, Service
 from .uploads import Upload, read_uploads, require_length
 
 if TYPE_CHECKING:
     from ..explain import Explainer
+    from ..explain.explanation import Explanation
     from ..onnx import OnnxExplainer
 
 logger = logging.getLogger("embedcam")
@@ -101,6 +104,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         gate.close()
+        service.close()
 
     app = FastAPIOffline(
         redoc_url=None,
@@ -117,36 +121,48 @@ def create_app(
     app.add_middleware(Guard, token=token, hosts=hosts, rate=rate, root_path=prefix, open_policy={"/docs"})
     _add_error_handlers(app)
 
-    async def respond(request: Request, fields: tuple[str, ...], work: Callable[..., Response]) -> Response:
+    async def respond(request: Request, fields: tuple[str, ...], work: Callable[..., Awaitable[Response]]) -> Response:
         rate.take(client_address(request))
         require_length(request, limits, len(fields))
         async with gate.entered():
             uploads = await read_uploads(request, limits, fields)
             if await request.is_disconnected():
                 raise ClientDisconnect
-            return await gate.compute(partial(work, *uploads))
+            return await work(*uploads)
 
     @app.post("/explain", response_model=ExplainResponse, openapi_extra=_body("image"), responses=_FILE_RESPONSES)
     async def explain(request: Request, options: Annotated[ExplainOptions, Query()]) -> Response:
         """Explain one picture: its cluster, and the heat map of the regions that put it there."""
 
-        def work(upload: Upload) -> Response:
-            result = service.explain(upload, options)
-            return _json(result) if isinstance(result, BaseModel) else _file(result, upload.name, options.format)
+        def drawn(prepared: Prepared, explanation: Explanation) -> Response:
+            result = service.respond(prepared, explanation, options)
+            return _json(result) if isinstance(result, BaseModel) else _file(result, prepared.name, options.format)
+
+        async def work(upload: Upload) -> Response:
+            prepared = await gate.compute(partial(service.prepare, upload, options))
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            explanation = await asyncio.wrap_future(service.explain(prepared))
+            return await gate.compute(partial(drawn, prepared, explanation))
 
         return await respond(request, ("image",), work)
 
     @app.post("/compare", response_model=CompareResponse, openapi_extra=_body("image", "other"))
     async def compare(request: Request) -> Response:
         """Compare two pictures: what they share, and where they differ."""
-        return await respond(request, ("image", "other"), lambda image, other: _json(service.compare(image, other)))
+
+        async def work(image: Upload, other: Upload) -> Response:
+            return await gate.compute(lambda: _json(service.compare(image, other)))
+
+        return await respond(request, ("image", "other"), work)
 
     @app.post("/channels", response_model=list[Channel], openapi_extra=_body("image"))
     async def channels(request: Request) -> Response:
         """List the strongest channels of a picture."""
 
-        def work(upload: Upload) -> Response:
-            return Response(_CHANNELS.dump_json(service.channels(upload)), media_type="application/json")
+        async def work(upload: Upload) -> Response:
+            found = await gate.compute(partial(service.channels, upload))
+            return Response(_CHANNELS.dump_json(found), media_type="application/json")
 
         return await respond(request, ("image",), work)
 
@@ -194,6 +210,7 @@ def serve(
         EmbedcamError: If the address is not available, or the token is empty.
         DataError: If the data set cannot be read, or has none of the exemplars.
     """
+    keep_freed_memory()
     with _listen(host, port) as server_socket:
         address, port = server_socket.getsockname()[:2]
         loopback = ipaddress.ip_address(address).is_loopback

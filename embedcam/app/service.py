@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any, get_args
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
 from ..errors import EmbedcamError, NetworkError
 from ..explain.answer import Answer
-from ..explain.explanation import Explanation
+from ..explain.explanation import AnyExplainer, Explanation
 from ..explain.json_lines import explanation_line
 from ..onnx.explainer import OnnxExplainer
 from ..show import Box, colorize, draw_boxes
 from ..show.drawing import bounded, scale_box
 from ..show.overlay import overlay
 from . import schemas
+from .batches import Batches
 from .limits import Limits
 from .schemas import (
     Channel,
@@ -39,6 +41,30 @@ if TYPE_CHECKING:
 _LONGEST_SIDE = 1600  # of overlays, in pixels
 _THRESHOLDS = tuple(step / 20 for step in range(1, 20))
 _NO_NETWORK = "an ONNX file has no network to inspect; start the server with --net and --db"
+
+
+class Prepared(NamedTuple):
+    """A picture that is ready to be explained.
+
+    Attributes:
+        name: File name of the upload.
+        size: (height, width) of the picture.
+        image: float32 (3, H, W), normalised.
+        shown: uint8 (H', W', 3), the picture to draw on, or None if nothing is drawn.
+        explainer: The explainer, which asks what the request asks.
+    """
+
+    name: str
+    size: tuple[int, int]
+    image: NDArray[np.float32]
+    shown: NDArray[np.uint8] | None
+    explainer: AnyExplainer
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The picture to draw on."""
+        assert self.shown is not None
+        return self.shown
 
 
 class Service:
@@ -65,6 +91,7 @@ class Service:
 
             database, self._inspector = explainer.database, NetworkInspector(explainer)
             explainer.net.eval()  # permanently, since threads share the network
+        self._batches = Batches(limits.batch, limits.concurrency)
         self.training_images = TrainingImages(database, data)
         self._has_data = data is not None
 
@@ -96,34 +123,71 @@ class Service:
             colormaps={name: base64_text(colorize(ramp, name).tobytes()) for name in get_args(Colormap)},
         )
 
-    def explain(self, upload: Upload, options: ExplainOptions) -> ExplainResponse | bytes:
-        """Explain a picture.
+    def prepare(self, upload: Upload, options: ExplainOptions) -> Prepared:
+        """Decode a picture and prepare it for the network.
 
         Args:
             upload: The picture.
             options: Options of the response.
 
         Returns:
-            The response, or the bytes of the requested file.
+            What is left of it: the full picture is not kept.
 
         Raises:
             Refused: If the picture cannot be read, or is too large.
             EmbedcamError: If what is asked about is unknown, or the network cannot be asked.
         """
         picture = upload.picture(self._limits)
-        explanation = self._asked(options)(self._explainer.preprocess(picture)[None])
-        explanation = explanation.on_picture((picture.height, picture.width))
+        drawn = options.format in ("overlay", "evidence") or not options.include.isdisjoint(("overlay", "picture"))
+        return Prepared(
+            upload.name,
+            (picture.height, picture.width),
+            self._explainer.preprocess(picture),
+            bounded(picture, _LONGEST_SIDE) if drawn else None,
+            self._asked(options),
+        )
+
+    def explain(self, prepared: Prepared) -> Future[Explanation]:
+        """Explain a picture, together with those that wait at the same time.
+
+        Args:
+            prepared: The picture.
+
+        Returns:
+            Its explanation.
+        """
+        return self._batches.explain(prepared.explainer, prepared.image)
+
+    def respond(self, prepared: Prepared, explanation: Explanation, options: ExplainOptions) -> ExplainResponse | bytes:
+        """Draw and describe an explanation.
+
+        Args:
+            prepared: The picture.
+            explanation: Its explanation.
+            options: Options of the response.
+
+        Returns:
+            The response, or the bytes of the requested file.
+
+        Raises:
+            EmbedcamError: If there is no evidence, since nothing was asked.
+        """
+        explanation = explanation.on_picture(prepared.size)
         if options.format == "evidence":
             if not isinstance(explanation, Answer):
                 raise EmbedcamError("evidence is for or against something; ask towards or versus a label or a cluster")
-            return encode_image(explanation.signed_overlay([bounded(picture, _LONGEST_SIDE)])[0], "PNG")
+            return encode_image(explanation.signed_overlay([prepared.pixels])[0], "PNG")
         if options.format == "npz":
             return _npz(explanation)
         if options.format == "heatmap":
             return _heatmap_file(explanation)
         if options.format == "overlay":
-            return _overlay_file(picture, explanation, options)
-        return self._response(upload.name, picture, explanation, options)
+            return _overlay_file(prepared, explanation, options)
+        return self._response(prepared, explanation, options)
+
+    def close(self) -> None:
+        """Shut down the threads that explain."""
+        self._batches.close()
 
     def _asked(self, options: ExplainOptions) -> Explainer | OnnxExplainer:
         if options.towards is None and options.versus is None:
@@ -137,14 +201,12 @@ class Service:
         towards, versus = sides
         return self._explainer.asking(towards=towards, versus=versus)
 
-    def _response(
-        self, name: str, picture: Image.Image, explanation: Explanation, options: ExplainOptions
-    ) -> ExplainResponse:
-        raw, size = explanation.raw[0], picture.size
+    def _response(self, prepared: Prepared, explanation: Explanation, options: ExplainOptions) -> ExplainResponse:
+        raw, size = explanation.raw[0], prepared.size
         fields: dict[str, Any] = {
-            **explanation_line(explanation, 0, name, self._explainer),
-            "width": size[0],
-            "height": size[1],
+            **explanation_line(explanation, 0, prepared.name, self._explainer),
+            "width": size[1],
+            "height": size[0],
             "looks_like": self._looks_like(explanation),
             "boxes": _boxes(explanation, options.threshold, size),
             "raw_range": (float(raw.min()), float(raw.max())),
@@ -155,9 +217,9 @@ class Service:
         if "heatmap" in options.include:
             fields["heatmap"] = base64_text(_heatmap_file(explanation))
         if "overlay" in options.include:
-            fields["overlay"] = base64_text(_overlay_file(picture, explanation, options))
+            fields["overlay"] = base64_text(_overlay_file(prepared, explanation, options))
         if "picture" in options.include:
-            fields["picture"] = base64_text(encode_image(bounded(picture, _LONGEST_SIDE), "JPEG"))
+            fields["picture"] = base64_text(encode_image(prepared.pixels, "JPEG"))
         return ExplainResponse(**fields)
 
     def _looks_like(self, explanation: Explanation) -> list[schemas.TrainingImage]:
@@ -207,15 +269,15 @@ def _boxes(explanation: Explanation, threshold: float, size: tuple[int, int]) ->
 
 
 def _scaled_boxes(explanation: Explanation, threshold: float, size: tuple[int, int]) -> list[Box]:
-    """Boxes of the first heat map, in pixels of a picture of (width, height)."""
-    return [scale_box(box, explanation.heatmaps.shape[1:], size[::-1]) for box in explanation.boxes(threshold)[0]]
+    """Boxes of the first heat map, in pixels of a picture of (height, width)."""
+    return [scale_box(box, explanation.heatmaps.shape[1:], size) for box in explanation.boxes(threshold)[0]]
 
 
-def _overlay_file(picture: Image.Image, explanation: Explanation, options: ExplainOptions) -> bytes:
-    pixels = bounded(picture, _LONGEST_SIDE)
+def _overlay_file(prepared: Prepared, explanation: Explanation, options: ExplainOptions) -> bytes:
+    pixels = prepared.pixels
     drawn = overlay(pixels, explanation.heatmaps[0], alpha=options.alpha, colormap=options.colormap)
     if options.boxes:
-        drawn = draw_boxes(drawn, _scaled_boxes(explanation, options.threshold, (pixels.shape[1], pixels.shape[0])))
+        drawn = draw_boxes(drawn, _scaled_boxes(explanation, options.threshold, pixels.shape[:2]))
     return encode_image(drawn, "PNG")
 
 

@@ -24,6 +24,8 @@ from .options import (
     refuse_unused,
 )
 
+_GPU_BATCH = 32  # images of requests that wait at the same time
+
 
 @takes_network
 def export(
@@ -210,7 +212,7 @@ def serve(
         refuse_unused(context, "on an ONNX file", "device", "data")
         from ..onnx.explainer import OnnxExplainer
 
-        concurrency = concurrency or console.default_concurrency()
+        batch, concurrency = Limits.batch, concurrency or console.default_concurrency()
         explainer = OnnxExplainer(onnx, threads=max(console.cores() // concurrency, 1))
     else:
         import torch
@@ -219,8 +221,10 @@ def serve(
 
         assert db is not None
         network, database = net.with_database(db, device)
-        concurrency = concurrency or (console.default_concurrency() if network.device.type == "cpu" else 1)
+        on_cpu = network.device.type == "cpu"
+        batch = Limits.batch if on_cpu else _GPU_BATCH
+        concurrency = concurrency or (console.default_concurrency() if on_cpu else 1)
         torch.set_num_threads(max(console.cores() // concurrency, 1))
         explainer = Explainer(network, database)
-    limits = Limits(concurrency=concurrency)
+    limits = Limits(concurrency=concurrency, batch=batch)
     run(explainer, host, port, token=token, data=data, limits=limits, root_path=root_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -128,6 +128,21 @@ class Explanation:
             raw = np.where(finite[:, None, None], raw, 0)
         heatmaps = normalize(raw)
         return cls(heatmaps, raw, _notes(finite, heatmaps), **attributes)
+
+    def of_image(self, row: int) -> Self:
+        """Take one image out of the batch.
+
+        Args:
+            row: Index of the image.
+
+        Returns:
+            The explanation of a batch of that image alone, which shares the arrays.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts: dict[str, Any] = {
+            name: each[row : row + 1] for name, each in values.items() if isinstance(each, np.ndarray | list)
+        }
+        return replace(self, **parts)
 
     def on_picture(self, size: tuple[int, int]) -> Self:
         """Put the maps of one image back to their place in its picture, from which a centre crop was explained.

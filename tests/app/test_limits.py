@@ -48,7 +48,7 @@ def test_addresses_are_counted_apart_and_only_so_many_are_remembered(monkeypatch
 
 def test_few_bodies_are_read_and_no_more_than_the_queue_waits():
     async def crowd():
-        gate = Gate(Limits(queue=20, concurrency=2))
+        gate = Gate(Limits(queue=20, concurrency=2, batch=2))
         inside, most, refused = 0, 0, []
 
         async def one():
@@ -70,7 +70,7 @@ def test_few_bodies_are_read_and_no_more_than_the_queue_waits():
         return most, refused
 
     most, refused = asyncio.run(crowd())
-    assert most == 2 + 3
+    assert most == 2 * 2 * 2 + 3
     assert len(refused) == 10
     assert {error.status for error in refused} == {503}
     assert all("Retry-After" in error.headers for error in refused)
@@ -98,7 +98,7 @@ def test_only_so_many_computations_run_at_once():
     assert most == 2
 
 
-@pytest.mark.parametrize("name", ["upload", "pixels", "rate", "queue", "concurrency", "timeout"])
+@pytest.mark.parametrize("name", ["upload", "pixels", "rate", "queue", "concurrency", "batch", "timeout"])
 def test_a_limit_that_lets_nothing_through_is_an_error(name):
     with pytest.raises(EmbedcamError, match=f"the limit {name} must be positive, got 0"):
         Limits(**{name: 0})

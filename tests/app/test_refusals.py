@@ -156,7 +156,7 @@ def test_there_is_no_other_way_in(client):
 
 
 def test_a_failure_of_the_server_is_one_line_too(explainer, monkeypatch, file):
-    monkeypatch.setattr("embedcam.app.service.Service.explain", lambda *_: 1 / 0)
+    monkeypatch.setattr("embedcam.app.service.Service.respond", lambda *_: 1 / 0)
     with TestClient(create_app(explainer), raise_server_exceptions=False) as client:
         refused(client.post("explain", files={"image": ("a.png", file)}), 500, "see the server log")
 
