@@ -47,6 +47,20 @@ class ExplainOptions(BaseModel):
     colormap: Annotated[Colormap, Field(description="Colormap of the overlay.")] = "turbo"
 
 
+class MatchOptions(BaseModel):
+    """Options of a search."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top: Annotated[int, Field(ge=1, le=100, description="Number of hits.")] = 10
+    hit: Annotated[
+        list[str],
+        Field(max_length=100, description="Images of the index, by id, to explain the matches with; none searches."),
+    ] = []
+    versus: Annotated[bool, Field(description="Also explain why the first hit is above each other one.")] = False
+    include: Annotated[set[Literal["cells", "picture"]], Field(description="Additional fields of the JSON.")] = set()
+
+
 class Box(BaseModel):
     """Bounding box of a strong region, in pixels of the picture."""
 
@@ -85,6 +99,7 @@ class TrainingImage(BaseModel):
     label: str | None
     distance: float = Field(description="To the picture's embedding: 1 - cosine, or Euclidean.")
     thumbnail: str | None = Field(description="Path of its thumbnail, if the server has the data set.")
+    indexed: bool = Field(description="Whether the gallery index has it: `POST /match?hit=NAME` tells what is shared.")
 
 
 class ExplainResponse(BaseModel):
@@ -139,6 +154,62 @@ class CompareResponse(BaseModel):
     differs: LevelsPair = Field(description="Maps of the negative contributions.")
 
 
+class Correspondence(BaseModel):
+    """A place of the query and the place of the hit that goes with it."""
+
+    query: tuple[float, float] = Field(description="(y, x) as a share of what the network sees of the picture.")
+    hit: tuple[float, float]
+    strength: float
+
+
+class Rather(BaseModel):
+    """Why the first hit is above this one."""
+
+    contributions: list[list[float]] = Field(
+        description="What each cell of the query adds to the difference of the two similarities."
+    )
+    rest: float = Field(description="What no cell adds to the difference.")
+
+
+class Hit(BaseModel):
+    """A hit, and why it matches."""
+
+    rank: int
+    hit: str = Field(description="Id in the index.")
+    label: str | None
+    similarity: float = Field(description="Sum of the contributions of all cells, of either side, and its rest.")
+    distance: float = Field(description="1 - cosine, or Euclidean.")
+    contributions: dict[Literal["query", "hit"], list[list[float]]] = Field(
+        description="Of each cell; the positive ones are what the two pictures share."
+    )
+    rest: dict[Literal["query", "hit"], float] = Field(description="What no cell contributes.")
+    correspondences: list[Correspondence] = Field(description="Places that go together, strongest first.")
+    first_rather_than_this: Rather | None = Field(None, description="With `versus`.")
+    picture: str | None = Field(description="Path of what the network saw of its picture; null if it is missing.")
+    cells: str | None = Field(None, description="As of the query, if included.")
+
+
+class MatchResponse(BaseModel):
+    """The hits of a query, most similar first."""
+
+    image: str = Field(description="File name as sent.")
+    width: int = Field(description="Of the upright picture, in pixels.")
+    height: int
+    seen: tuple[int, int, int, int] = Field(
+        description="(left, top, right, bottom) of what the network sees of it, in pixels."
+    )
+    rows: list[float] = Field(description="Centres of the rows of cells, as shares of what the network sees.")
+    columns: list[float]
+    metric: str = Field(description="cosine or euclidean.")
+    cells: str | None = Field(
+        None,
+        description="Base64 of the directions of the cell embeddings, one signed byte per number, cell by cell, if "
+        "included; the cosine of two cells is that of their bytes.",
+    )
+    picture: str | None = Field(None, description="What the network sees, JPEG in base64, if included.")
+    hits: list[Hit]
+
+
 class Channel(BaseModel):
     """A channel of the feature layer."""
 
@@ -149,14 +220,16 @@ class Channel(BaseModel):
 
 
 class Info(BaseModel):
-    """The explainer and limits of this server."""
+    """What this server can do, and its limits."""
 
     about: str = Field(description="One-line summary.")
     facts: dict[str, str]
-    compare: bool = Field(description="Whether two pictures can be compared.")
-    compare_hint: str = Field(description="Why pictures cannot be compared.")
-    channels: bool = Field(description="Whether channels can be shown.")
-    thumbnails: bool = Field(description="Whether training images can be shown.")
+    explain: bool = Field(False, description="Whether pictures can be explained.")
+    compare: bool = Field(False, description="Whether two pictures can be compared.")
+    compare_hint: str = Field("", description="Why pictures cannot be compared.")
+    channels: bool = Field(False, description="Whether channels can be shown.")
+    thumbnails: bool = Field(False, description="Whether training images can be shown.")
+    gallery: dict[str, str] | None = Field(None, description="Facts of the gallery index; null if there is none.")
     upload: int = Field(description="Maximum size of a file, in bytes.")
     pixels: int = Field(description="Maximum number of pixels of a picture.")
     colormaps: dict[str, str] = Field(description="Base64 of the 256 RGB colours of each colormap.")

@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ipaddress
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from functools import partial
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
 import uvicorn
-from fastapi import FastAPI, Query, Request, Security
+from fastapi import FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel, TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 
 from .._version import __version__
 from ..errors import EmbedcamError
+from ..show import colorize
 from ..utils import progress
 from ..utils.memory import keep_freed_memory
 from .guard import STATIC, Guard, client_address, error_response
 from .limits import Gate, Limits, RateLimit, Refused
-from .schemas import Channel, CompareResponse, Error, ExplainOptions, ExplainResponse, Info
-from .service import Prepared, Service
-from .uploads import Upload, read_uploads, require_length
+from .routes import add_explanations, add_search
+from .schemas import Colormap, Error, Info, base64_text
+from .search import Search
+from .service import Service
+from .uploads import read_uploads, require_length
 
 if TYPE_CHECKING:
     from ..explain import Explainer
-    from ..explain.explanation import Explanation
+    from ..gallery import Gallery
     from ..onnx import OnnxExplainer
 
 logger = logging.getLogger("embedcam")
 
-# Media type and end of the name of each file format.
-_FILES = {
-    "overlay": ("image/png", "overlay.png"),
-    "heatmap": ("image/png", "heatmap.png"),
-    "evidence": ("image/png", "evidence.png"),
-    "npz": ("application/octet-stream", "maps.npz"),
-}
-_BINARY = {"type": "string", "format": "binary"}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Error, "description": description}
     for status, description in {
@@ -61,15 +52,12 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         503: "Too many requests are waiting; see Retry-After.",
     }.items()
 }
-_FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {kind: {"schema": _BINARY} for kind, _ in _FILES.values()}}
-}
-_CHANNELS = TypeAdapter(list[Channel])
 
 
 def create_app(
-    explainer: Explainer | OnnxExplainer,
+    explainer: Explainer | OnnxExplainer | None = None,
     *,
+    gallery: Gallery | None = None,
     token: str | None = None,
     data: str | None = None,
     limits: Limits | None = None,
@@ -79,7 +67,8 @@ def create_app(
     """Create the ASGI application.
 
     Args:
-        explainer: The explainer.
+        explainer: The explainer, or None to search alone.
+        gallery: The images that are searched, or None.
         token: Token that every request must have, or None.
         data: SPEC of the data set that the weight database was built from, to show training images. None names them.
         limits: Limits of the server.
@@ -92,26 +81,37 @@ def create_app(
 
     Raises:
         DataError: If the data set cannot be read, or has none of the exemplars.
-        EmbedcamError: If the token is empty.
+        EmbedcamError: If the token is empty, or neither an explainer nor a gallery is given.
     """
+    if explainer is None and gallery is None:
+        raise EmbedcamError("nothing to serve; give an explainer, a gallery, or both")
     if token is not None and not token.strip():
         raise EmbedcamError("the token is empty; use one that is hard to guess, or None")
     limits = limits or Limits()
-    service, gate, rate = Service(explainer, limits, data), Gate(limits), RateLimit(limits.rate)
-    server_info = service.info()
+    gate, rate = Gate(limits), RateLimit(limits.rate)
+    service = None if explainer is None else Service(explainer, limits, data, gallery)
+    search = None if gallery is None else Search(gallery, limits)
+    ramp = np.linspace(0, 1, 256)[None]
+    server_info = Info(
+        **(search.info() if search else {}) | (service.info() if service else {}),
+        upload=limits.upload,
+        pixels=limits.pixels,
+        colormaps={name: base64_text(colorize(ramp, name).tobytes()) for name in get_args(Colormap)},
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         gate.close()
-        service.close()
+        if service is not None:
+            service.close()
 
     app = FastAPIOffline(
         redoc_url=None,
         static_url="/static/docs",
         title="embedcam",
         version=__version__,
-        description="Explains pictures with an embedding network. No picture is stored.",
+        description="Explains pictures and matches with an embedding network. No picture is stored.",
         responses=_ERRORS,
         lifespan=lifespan,
         # For the documentation only: `Guard` checks the token.
@@ -130,52 +130,15 @@ def create_app(
                 raise ClientDisconnect
             return await work(*uploads)
 
-    @app.post("/explain", response_model=ExplainResponse, openapi_extra=_body("image"), responses=_FILE_RESPONSES)
-    async def explain(request: Request, options: Annotated[ExplainOptions, Query()]) -> Response:
-        """Explain one picture: its cluster, and the heat map of the regions that put it there."""
-
-        def drawn(prepared: Prepared, explanation: Explanation) -> Response:
-            result = service.respond(prepared, explanation, options)
-            return _json(result) if isinstance(result, BaseModel) else _file(result, prepared.name, options.format)
-
-        async def work(upload: Upload) -> Response:
-            prepared = await gate.compute(partial(service.prepare, upload, options))
-            if await request.is_disconnected():
-                raise ClientDisconnect
-            explanation = await asyncio.wrap_future(service.explain(prepared))
-            return await gate.compute(partial(drawn, prepared, explanation))
-
-        return await respond(request, ("image",), work)
-
-    @app.post("/compare", response_model=CompareResponse, openapi_extra=_body("image", "other"))
-    async def compare(request: Request) -> Response:
-        """Compare two pictures: what they share, and where they differ."""
-
-        async def work(image: Upload, other: Upload) -> Response:
-            return await gate.compute(lambda: _json(service.compare(image, other)))
-
-        return await respond(request, ("image", "other"), work)
-
-    @app.post("/channels", response_model=list[Channel], openapi_extra=_body("image"))
-    async def channels(request: Request) -> Response:
-        """List the strongest channels of a picture."""
-
-        async def work(upload: Upload) -> Response:
-            found = await gate.compute(partial(service.channels, upload))
-            return Response(_CHANNELS.dump_json(found), media_type="application/json")
-
-        return await respond(request, ("image",), work)
+    if service is not None:
+        add_explanations(app, service, respond, gate)
+    if search is not None:
+        add_search(app, search, respond, gate)
 
     @app.get("/info")
     async def info() -> Info:
         """Describe the explainer and the limits of the server."""
         return server_info
-
-    @app.get("/exemplars/{number}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
-    async def exemplar(number: int) -> Response:
-        """Return a thumbnail of a training image."""
-        content = await gate.compute(partial(service.training_images.thumbnail, number))
-        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -186,10 +149,11 @@ def create_app(
 
 
 def serve(
-    explainer: Explainer | OnnxExplainer,
+    explainer: Explainer | OnnxExplainer | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
     *,
+    gallery: Gallery | None = None,
     token: str | None = None,
     data: str | None = None,
     limits: Limits | None = None,
@@ -198,9 +162,10 @@ def serve(
     """Serve the page and the API until interrupted.
 
     Args:
-        explainer: The explainer.
+        explainer: As for `create_app`.
         host: Address or host name to listen on; by default only this machine can connect.
         port: TCP port; 0 picks a free one.
+        gallery: As for `create_app`.
         token: Token that every request must have, or None.
         data: SPEC of the data set that the weight database was built from, to show training images. None names them.
         limits: Limits of the server.
@@ -217,7 +182,9 @@ def serve(
         if not loopback and token is None:
             logger.warning("anyone who can reach %s can use this server; set a --token", host)
         hosts = {"localhost", "127.0.0.1", "::1", address, host.lower()} if loopback else None
-        app = create_app(explainer, token=token, data=data, limits=limits, hosts=hosts, root_path=root_path)
+        app = create_app(
+            explainer, gallery=gallery, token=token, data=data, limits=limits, hosts=hosts, root_path=root_path
+        )
         url_host = f"[{host}]" if ":" in host else host
         progress.say(f"serving at http://{url_host}:{port} (API documentation at /docs); press Ctrl-C to stop")
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
@@ -235,26 +202,6 @@ def _listen(host: str, port: int) -> socket.socket:
         raise EmbedcamError(
             f"cannot listen on {host}, port {port}: {reason}; choose another --port or --host"
         ) from error
-
-
-def _body(*fields: str) -> dict[str, Any]:
-    """OpenAPI description of a request body."""
-    form = {"type": "object", "required": list(fields), "properties": dict.fromkeys(fields, _BINARY)}
-    content: dict[str, dict[str, Any]] = {"multipart/form-data": {"schema": form}}
-    if len(fields) == 1:
-        content["image/*"] = {"schema": _BINARY}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def _json(result: BaseModel) -> Response:
-    return Response(result.model_dump_json(by_alias=True), media_type="application/json")
-
-
-def _file(content: bytes, name: str, kind: str) -> Response:
-    media_type, suffix = _FILES[kind]
-    filename = quote(f"{PurePosixPath(name).stem}-{suffix}", safe="")
-    headers = {"Content-Disposition": f"inline; filename*=UTF-8''{filename}"}
-    return Response(content, media_type=media_type, headers=headers)
 
 
 def _docs(request: Request) -> str:

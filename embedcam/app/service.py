@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from ..explain.answer import Answer
 from ..explain.explanation import AnyExplainer, Explanation
 from ..explain.json_lines import explanation_line
 from ..onnx.explainer import OnnxExplainer
-from ..show import Box, colorize, draw_boxes
+from ..show import Box, draw_boxes
 from ..show.drawing import bounded, scale_box
 from ..show.overlay import overlay
 from . import schemas
@@ -22,11 +22,9 @@ from .batches import Batches
 from .limits import Limits
 from .schemas import (
     Channel,
-    Colormap,
     CompareResponse,
     ExplainOptions,
     ExplainResponse,
-    Info,
     Levels,
     base64_text,
     encode_image,
@@ -36,6 +34,7 @@ from .uploads import Upload
 
 if TYPE_CHECKING:
     from ..explain import Explainer
+    from ..gallery import Gallery
     from .inspector import NetworkInspector
 
 _LONGEST_SIDE = 1600  # of overlays, in pixels
@@ -74,6 +73,7 @@ class Service:
         explainer: A torch explainer, whose network is put into evaluation mode, or an ONNX explainer.
         limits: Limits of the server.
         data: SPEC of the data set that the weight database was built from, to show training images. None names them.
+        gallery: An index that may have the training images too, or None.
 
     Attributes:
         training_images: The training images.
@@ -82,7 +82,13 @@ class Service:
         DataError: If the data set cannot be read, or has none of the exemplars.
     """
 
-    def __init__(self, explainer: Explainer | OnnxExplainer, limits: Limits, data: str | None = None) -> None:
+    def __init__(
+        self,
+        explainer: Explainer | OnnxExplainer,
+        limits: Limits,
+        data: str | None = None,
+        gallery: Gallery | None = None,
+    ) -> None:
         self._explainer, self._limits = explainer, limits
         self._inspector: NetworkInspector | None = None
         database = None
@@ -92,14 +98,14 @@ class Service:
             database, self._inspector = explainer.database, NetworkInspector(explainer)
             explainer.net.eval()  # permanently, since threads share the network
         self._batches = Batches(limits.batch, limits.concurrency)
-        self.training_images = TrainingImages(database, data)
+        self.training_images = TrainingImages(database, data, gallery)
         self._has_data = data is not None
 
-    def info(self) -> Info:
-        """Describe the explainer and the limits.
+    def info(self) -> dict[str, Any]:
+        """Describe the explainer.
 
         Returns:
-            The description.
+            Fields of `Info`.
         """
         if isinstance(self._explainer, OnnxExplainer):
             record = self._explainer.record.network | self._explainer.record.database
@@ -109,19 +115,16 @@ class Service:
             database = self._explainer.database
             facts = dict(database.facts())
             about = database.network.architecture, database.clusters, int(database.counts.sum())
-        ramp = np.linspace(0, 1, 256)[None]
         compare_hint = _NO_NETWORK if self._inspector is None else self._inspector.compare_hint
-        return Info(
-            about=f"{about[0]}, {about[1]} clusters of {about[2]} training images",
-            facts=facts,
-            compare=not compare_hint,
-            compare_hint=compare_hint,
-            channels=self._inspector is not None,
-            thumbnails=self._has_data,
-            upload=self._limits.upload,
-            pixels=self._limits.pixels,
-            colormaps={name: base64_text(colorize(ramp, name).tobytes()) for name in get_args(Colormap)},
-        )
+        return {
+            "about": f"{about[0]}, {about[1]} clusters of {about[2]} training images",
+            "facts": facts,
+            "explain": True,
+            "compare": not compare_hint,
+            "compare_hint": compare_hint,
+            "channels": self._inspector is not None,
+            "thumbnails": self._has_data,
+        }
 
     def prepare(self, upload: Upload, options: ExplainOptions) -> Prepared:
         """Decode a picture and prepare it for the network.

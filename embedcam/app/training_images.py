@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,11 @@ from ..show.drawing import bounded
 from .limits import Refused
 from .schemas import TrainingImage, encode_image
 
+if TYPE_CHECKING:
+    from ..gallery import Gallery
+
 _MAX_IMAGES, _THUMBNAIL_SIZE, _CACHED_THUMBNAILS = 8, 192, 512
+_SAME_EMBEDDING = 1e-3  # the network ran on other batches, perhaps on another device
 
 
 class TrainingImages:
@@ -25,12 +30,16 @@ class TrainingImages:
     Args:
         database: The weight database, with or without exemplars.
         data: SPEC of the data set that the database was built from. None shows no thumbnails.
+        gallery: An index that may have them too, or None.
 
     Raises:
         DataError: If the data set cannot be read, or has none of the exemplars.
     """
 
-    def __init__(self, database: WeightDatabase | None, data: str | None = None) -> None:
+    def __init__(
+        self, database: WeightDatabase | None, data: str | None = None, gallery: Gallery | None = None
+    ) -> None:
+        self._gallery = gallery
         self._exemplars = None if database is None else database.exemplars
         self._label_names = () if database is None or database.label_names is None else database.label_names
         self._cosine = database is not None and database.network.metric == "cosine"
@@ -72,7 +81,19 @@ class TrainingImages:
             label=self._label_names[label] if 0 <= label < len(self._label_names) else None,
             distance=distance,
             thumbnail=f"exemplars/{number}" if name in self._rows else None,
+            indexed=self._is_indexed(number),
         )
+
+    def _is_indexed(self, number: int) -> bool:
+        """Whether the index has this image, and not just one of its name."""
+        assert self._exemplars is not None
+        if self._gallery is None:
+            return False
+        try:
+            embedding = self._gallery.items([self._gallery.row(self._exemplars.path[number])])[0].embedding
+        except DataError:
+            return False
+        return np.allclose(embedding, self._exemplars.embeddings[number], atol=_SAME_EMBEDDING)
 
     def thumbnail(self, number: int) -> bytes:
         """Return a thumbnail of a training image.

@@ -178,6 +178,9 @@ def serve(
     net: NetworkChoice = NetworkChoice(),  # noqa: B008
     db: DbOrNone = None,
     onnx: OnnxOrNone = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Gallery index to search; alone or with --db.", metavar="FILE")
+    ] = None,
     data: Annotated[
         str | None, data_option(help=f"The training images, to show those that are similar: {SPEC}")
     ] = None,
@@ -197,19 +200,22 @@ def serve(
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Serve a web page and an HTTP API that explain images.
+    """Serve a web page and an HTTP API that explain images, and search a gallery.
 
     \b
-    Example:
+    Examples:
       embedcam serve --net net.safetensors --db weights.h5 --data folder:birds
+      embedcam serve --index gallery.h5
     """
-    require_explainer(net, db, onnx)
+    if index is None or db is not None or onnx is not None:
+        require_explainer(net, db, onnx)
     from ..app import serve as run
     from ..app.limits import Limits
 
-    explainer: Any
+    explainer: Any = None
+    gallery = None
     if onnx is not None:
-        refuse_unused(context, "on an ONNX file", "device", "data")
+        refuse_unused(context, "on an ONNX file", "device", "data", "index")
         from ..onnx.explainer import OnnxExplainer
 
         batch, concurrency = Limits.batch, concurrency or console.default_concurrency()
@@ -218,13 +224,19 @@ def serve(
         import torch
 
         from ..explain import Explainer
+        from ..gallery import Gallery
 
-        assert db is not None
-        network, database = net.with_database(db, device)
+        if db is not None:
+            network, database = net.with_database(db, device)
+            explainer = Explainer(network, database)
+        elif index is not None:
+            refuse_unused(context, "without --db", "data")
+            with Gallery.open(index) as stored:
+                network = net.load_as(stored.record.network, index.parent, device)
+        gallery = None if index is None else Gallery.open(index, network)
         on_cpu = network.device.type == "cpu"
         batch = Limits.batch if on_cpu else _GPU_BATCH
         concurrency = concurrency or (console.default_concurrency() if on_cpu else 1)
         torch.set_num_threads(max(console.cores() // concurrency, 1))
-        explainer = Explainer(network, database)
     limits = Limits(concurrency=concurrency, batch=batch)
-    run(explainer, host, port, token=token, data=data, limits=limits, root_path=root_path)
+    run(explainer, host, port, gallery=gallery, token=token, data=data, limits=limits, root_path=root_path)

@@ -257,6 +257,22 @@ class Preprocess:
         rows, columns = self._window((height, width))
         return np.asarray(resized)[rows, columns].astype(bool)
 
+    def seen(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Find the part of a picture that becomes the input.
+
+        Args:
+            size: (height, width) of the picture.
+
+        Returns:
+            (left, top, right, bottom) in pixels of the picture, as Pillow's `crop` takes it.
+        """
+        resized = self._resized(size)
+        (top, bottom), (left, right) = (
+            (round(part.start * side / whole), round(part.stop * side / whole))
+            for part, side, whole in zip(self._window(resized), size, resized, strict=True)
+        )
+        return left, top, right, bottom
+
     def on_picture(self, heatmap: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
         """Put a heat map of an input back to its place in the picture.
 

@@ -1,7 +1,9 @@
 """A server of a tiny network, as an application and as a process would run it."""
 
+import base64
 import contextlib
 import io
+import shutil
 import socket
 import threading
 from dataclasses import replace
@@ -17,11 +19,14 @@ from embedcam.app import create_app
 from embedcam.builder.build import build_database
 from embedcam.data import load
 from embedcam.explain import Explainer
+from embedcam.gallery import Gallery, index
 from embedcam.nets import EmbeddingNet
 from embedcam.nets.inference import embed
 from embedcam.onnx import OnnxExplainer
 from embedcam.onnx.export import export
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 # What no label should do to a page.
 EVIL = "<img src=x onerror=document.body.dataset.broken=1>"
 
@@ -74,6 +79,14 @@ def explainer(folder):
 
 
 @pytest.fixture(scope="session")
+def gallery(explainer, folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("gallery") / "gallery.h5"
+    index(explainer.net, load(f"folder:{folder}"), path)
+    with Gallery.open(path, explainer.net) as gallery:
+        yield gallery
+
+
+@pytest.fixture(scope="session")
 def onnx_file(explainer, tmp_path_factory):
     path = tmp_path_factory.mktemp("onnx") / "explainer.onnx"
     export(explainer, path)
@@ -108,3 +121,48 @@ def _running(app):
         finally:
             server.should_exit = True
             thread.join()
+
+
+@pytest.fixture(scope="module")  # while it runs, asyncio cannot
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *CAMERA])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser, address):
+    """Open the page in a window of any kind; afterwards nothing may have gone wrong or come from elsewhere."""
+    contexts, wrong = [], []
+
+    def start(at=address, **how):
+        context = browser.new_context(permissions=["camera"], **how)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda request: request.url.startswith((at, "blob:")) or wrong.append(request.url))
+        page.on("console", lambda said: "Content Security" in said.text and wrong.append(said.text))
+        page.goto(at)
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+@pytest.fixture(scope="session")
+def pixels():
+    return _pixels
+
+
+def _pixels(page, selector="#view"):
+    """What a canvas shows, at 80 x 40."""
+    address = page.evaluate("selector => document.querySelector(selector).toDataURL()", selector)
+    shown = Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB")
+    return np.asarray(shown.resize((80, 40), Image.Resampling.BOX)).astype(float)

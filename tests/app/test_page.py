@@ -1,9 +1,7 @@
 """The page in a real browser, as a visitor with mouse, keyboard, camera, phone or dark screen has it."""
 
-import base64
 import io
 import json
-import shutil
 import zipfile
 
 import numpy as np
@@ -16,46 +14,11 @@ from embedcam.app import create_app
 from embedcam.explain.comparison import Against
 from embedcam.show.overlay import colorize
 
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *CAMERA])
-        yield browser
-        browser.close()
-
 
 @pytest.fixture(scope="module")
 def address(explainer, folder, running):
     with running(create_app(explainer, data=f"folder:{folder}")) as address:
         yield address
-
-
-@pytest.fixture
-def opened(browser, address):
-    """Open the page in a window of any kind; afterwards nothing may have gone wrong or come from elsewhere."""
-    contexts, wrong = [], []
-
-    def start(at=address, **how):
-        context = browser.new_context(permissions=["camera"], **how)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(600_000)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: request.url.startswith((at, "blob:")) or wrong.append(request.url))
-        page.on("console", lambda said: "Content Security" in said.text and wrong.append(said.text))
-        page.goto(at)
-        return page
-
-    yield start
-    for context in contexts:
-        context.close()
-    assert wrong == []
 
 
 @pytest.fixture
@@ -88,18 +51,11 @@ def explain(page, upload):
     page.wait_for_selector("#explanation:not([hidden])")
 
 
-def pixels(page, selector="#view"):
-    """What a canvas shows, at 80 x 40."""
-    address = page.evaluate("selector => document.querySelector(selector).toDataURL()", selector)
-    shown = Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB")
-    return np.asarray(shown.resize((80, 40), Image.Resampling.BOX)).astype(float)
-
-
 def slide(page, selector, value):
     page.locator(selector).fill(str(value))
 
 
-def test_a_picture_is_explained_and_the_sliders_work_without_the_server(page, upload, image, explainer):
+def test_a_picture_is_explained_and_the_sliders_work_without_the_server(page, upload, image, explainer, pixels):
     explain(page, upload)
     direct = explainer(explainer.preprocess(image)[None])
     assert page.inner_text("#words h2").lower() == direct.typicality_in_words(0)
@@ -147,7 +103,7 @@ def test_the_strongest_channels_are_shown_when_they_are_wanted(page, upload):
     assert "% of the map" in page.inner_text("#channels figcaption >> nth=0")
 
 
-def test_two_pictures_are_compared(page, upload, image, picture, encoded, explainer):
+def test_two_pictures_are_compared(page, upload, image, picture, encoded, explainer, pixels):
     import torch
 
     other = picture(40, 40, seed=3)
@@ -245,7 +201,7 @@ def test_more_files_than_a_zip_archive_can_hold_are_an_error(page):
     assert "exceed the limits of a zip archive" in error
 
 
-def test_the_camera_is_explained_until_it_is_stopped(page):
+def test_the_camera_is_explained_until_it_is_stopped(page, pixels):
     page.click("#camera")
     page.wait_for_selector("#explanation:not([hidden])")
     assert page.inner_text("#camera") == "Stop and keep this picture"
@@ -294,7 +250,7 @@ def test_it_fits_a_phone_and_is_dark_where_that_is_wanted(opened, upload, tmp_pa
     assert brightness["dark"] < 60
 
 
-def test_what_the_browser_cannot_show_the_server_does(page, image, encoded):
+def test_what_the_browser_cannot_show_the_server_does(page, image, encoded, pixels):
     explain(page, {"name": "a.tif", "mimeType": "image/tiff", "buffer": encoded(image, "TIFF")})
     slide(page, "#alpha", 0)
     assert np.abs(pixels(page) - np.asarray(image)).mean() < 4  # as a JPEG

@@ -59,3 +59,11 @@ export function accepts(input, handle) {
     input.value = ""; // so that the same file can be chosen again
   });
 }
+
+// Call `handle` with a pasted file while a tab is shown.
+export function onPaste(panel, handle) {
+  document.addEventListener("paste", (event) => {
+    const [file] = event.clipboardData.files;
+    if (file && !panel.hidden) handle(file);
+  });
+}

@@ -1,33 +1,34 @@
 // The first tab: one picture, from a file or the camera.
 
 import { bytes, download, post, stem } from "./api.js";
-import { accepts, breakable, byId, make, showError, sortedLabels, working } from "./dom.js";
-import { decode, draw, drawOptions } from "./draw.js";
+import { accepts, breakable, byId, make, onPaste, showError, sortedLabels, working } from "./dom.js";
+import { decode, draw, drawOptions, loadPicture } from "./draw.js";
+import { placed, shared } from "./likeness.js";
 
-const [LONGEST_SIDE, LONGEST_CHANNEL_SIDE] = [1600, 480];
+const [LONGEST_SIDE, LONGEST_CHANNEL_SIDE, LONGEST_TRAINING_SIDE] = [1600, 480, 320];
 const MIN_FRAME_MS = 200;
 
-let shown = null; // { file, image, explanation, channels }
+// { file, image, explanation, channels, figures of training images by name, matches with them, current of these or null }
+let shown = null;
 let latest = 0; // number of the latest request; older responses are dropped
 let stream = null;
 
 export function start(info) {
   byId("channels").hidden = !info.channels;
   accepts(byId("file"), ([file]) => showFile(file));
-  document.addEventListener("paste", (event) => {
-    const [file] = event.clipboardData.files;
-    if (file && !byId("explain").hidden) showFile(file);
-  });
+  onPaste(byId("explain"), showFile);
   byId("downloads").addEventListener("click", ({ target }) => target.dataset.format && save(target.dataset.format));
   byId("channels").addEventListener("toggle", showChannels);
-  byId("camera").addEventListener("click", () => (stream ? stopCamera() : startCamera()));
+  byId("camera").addEventListener("click", () => (stream ? keepFrame() : startCamera()));
 }
 
 export function redraw() {
   if (!shown) return;
-  const { levels, boxes_at, width, height } = shown.explanation;
+  const { boxes_at, width, height } = shown.explanation;
   const boxes = drawOptions().boxes ? boxes_at[drawOptions().threshold] : [];
+  const levels = shown.current ? shown.current.own : shown.explanation.levels;
   draw(byId("view"), shown.image, levels, LONGEST_SIDE, { boxes, width, height });
+  for (const { canvas, image, other } of shown.matches) draw(canvas, image, other, LONGEST_TRAINING_SIDE);
   for (const { canvas, levels } of shown.channels) draw(canvas, shown.image, levels, LONGEST_CHANNEL_SIDE);
 }
 
@@ -35,14 +36,17 @@ async function explain(file) {
   const image = await decode(file);
   const query = [["include", "levels"], ...(image ? [] : [["include", "picture"]])];
   const explanation = await (await post("explain", { image: file }, query)).json();
-  return { file, explanation, channels: [], image: image || (await decode(new Blob([bytes(explanation.picture)]))) };
+  const empty = { channels: [], figures: new Map(), matches: [], current: null };
+  return { file, explanation, ...empty, image: image || (await decode(new Blob([bytes(explanation.picture)]))) };
 }
 
 async function showFile(file) {
   const mine = ++latest;
   if (stream) stopCamera();
   const result = await working("Explaining", () => explain(file));
-  if (mine === latest) show(result || null);
+  if (mine !== latest) return;
+  show(result || null);
+  if (result) showShared();
 }
 
 function show(result) {
@@ -53,7 +57,7 @@ function show(result) {
   redraw();
   byId("view").setAttribute("aria-label", `${result.explanation.image} with its heat map`);
   byId("words").replaceChildren(...description(result.explanation));
-  byId("looks-like").replaceChildren(...trainingImages(result.explanation.looks_like));
+  byId("looks-like").replaceChildren(...trainingImages(result));
 }
 
 function description(explanation) {
@@ -76,16 +80,51 @@ function description(explanation) {
   ];
 }
 
-function trainingImages(images) {
+function trainingImages({ explanation: { looks_like: images }, figures }) {
   if (!images.length) return [];
   const title = make("h3", {}, "Most similar training images");
-  if (!images.some((image) => image.thumbnail))
+  if (!images.some((image) => image.thumbnail || image.indexed))
     return [title, make("ul", { className: "names" }, ...images.map((image) => make("li", {}, breakable(image.image))))];
-  const figures = images.map((image) => {
+  for (const image of images) {
     const thumbnail = image.thumbnail ? [make("img", { src: image.thumbnail, alt: image.image })] : [];
-    return make("figure", {}, ...thumbnail, make("figcaption", {}, breakable(image.label || image.image)));
-  });
-  return [title, make("div", { className: "gallery" }, ...figures)];
+    figures.set(image.image, make("figure", {}, ...thumbnail, make("figcaption", {}, breakable(image.label || image.image))));
+  }
+  return [title, make("div", { className: "gallery" }, ...figures.values())];
+}
+
+// What the picture shares with its training images, on both sides, for those that a gallery index has.
+async function showShared() {
+  const mine = shown;
+  const names = mine.explanation.looks_like.filter(({ indexed }) => indexed).map(({ image }) => ["hit", image]);
+  if (!names.length) return;
+  const match = await working("Comparing", async () => (await post("match", { image: mine.file }, names)).json());
+  if (!match) return;
+  const { seen, width, height } = match;
+  const area = seen.map((edge, index) => edge / (index % 2 ? height : width));
+  const matches = await Promise.all(
+    match.hits.map(async (hit) => ({
+      name: hit.hit,
+      image: await loadPicture(hit.picture),
+      own: { ...placed(match, shared(hit, "query")), area },
+      other: placed(match, shared(hit, "hit")),
+    })),
+  );
+  if (mine !== shown) return;
+  for (const each of matches) {
+    each.canvas = make("canvas", { tabIndex: 0, role: "img", ariaLabel: `What the picture shares with ${each.name}` });
+    const setCurrent = (current) => () => {
+      shown.current = current;
+      redraw();
+    };
+    for (const kind of ["pointerenter", "focus"]) each.canvas.addEventListener(kind, setCurrent(each));
+    for (const kind of ["pointerleave", "blur"]) each.canvas.addEventListener(kind, setCurrent(null));
+    const figure = mine.figures.get(each.name);
+    figure.querySelector("img")?.remove();
+    figure.prepend(each.canvas);
+  }
+  mine.matches = matches;
+  byId("looks-like").append(make("p", { className: "hint" }, "Point at one to see what the picture shares with it."));
+  redraw();
 }
 
 async function showChannels() {
@@ -147,6 +186,11 @@ async function frame(video) {
   const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
   canvas.getContext("2d").drawImage(video, 0, 0);
   return new File([await canvas.convertToBlob({ type: "image/jpeg", quality: 0.9 })], "camera.jpg");
+}
+
+function keepFrame() {
+  stopCamera();
+  if (shown) showShared();
 }
 
 function stopCamera() {
