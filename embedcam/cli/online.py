@@ -207,6 +207,8 @@ def serve(
       embedcam serve --net net.safetensors --db weights.h5 --data folder:birds
       embedcam serve --index gallery.h5
     """
+    if (db, onnx, index) == (None, None, None):
+        raise typer.BadParameter("give --db, --index or both, with --net if they record no network, or --onnx alone")
     if index is None or db is not None or onnx is not None:
         require_explainer(net, db, onnx)
     from ..app import serve as run
