@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-# Full deflate takes several times as long on photographs and heat maps, and saves nothing.
-_SAVE_OPTIONS = {"PNG": {"compress_type": zlib.Z_RLE, "compress_level": 1}, "JPEG": {}}
+# Full deflate takes several times as long on photographs and saves nothing.
+_SAVE_OPTIONS = {"PNG": {"compress_type": zlib.Z_RLE}, "JPEG": {}}
 # A fixed list, since the browser draws with them too.
 Colormap = Literal["turbo", "viridis", "inferno", "magma", "cividis", "jet", "gray"]
 

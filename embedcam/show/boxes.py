@@ -57,9 +57,10 @@ def find_boxes(heatmap: ArrayLike, threshold: float = 0.5, min_area: int = 1) ->
     heat = check_heatmap(heatmap)
     if not 0.0 < threshold <= 1.0:
         raise EmbedcamError(f"threshold must lie in (0, 1], got {threshold}; 0.5 is usual")
-    components, count = ndimage.label(heat >= threshold, structure=np.ones((3, 3), dtype=bool))
-    areas = np.bincount(components.ravel(), minlength=count + 1)
-    sums = np.bincount(components.ravel(), weights=heat.ravel(), minlength=count + 1)
+    inside = heat >= threshold
+    components, _ = ndimage.label(inside, structure=np.ones((3, 3), dtype=bool))
+    members = components[inside]
+    areas, sums = np.bincount(members), np.bincount(members, weights=heat[inside])
     boxes = [
         Box(
             columns.start,
