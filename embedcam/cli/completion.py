@@ -15,6 +15,7 @@ _REGISTRIES = {
     "transfers": "explain.transfer:TRANSFERS",
     "weightings": "explain.weighting:WEIGHTINGS",
     "scores": "evaluate.scores:SCORES",
+    "searchers": "gallery.searching:SEARCHERS",
 }
 
 
@@ -22,7 +23,7 @@ def registry(name: str) -> Registry[Any]:
     """Import a registry by the name that entry points and help texts use.
 
     Args:
-        name: "datasets", "networks", "transfers", "weightings" or "scores".
+        name: "datasets", "networks", "transfers", "weightings", "scores" or "searchers".
 
     Returns:
         The registry.

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import printing
+from . import completion, printing
 from .networks import NetworkChoice, takes_network
 from .options import (
+    SPEC,
     BatchSizeOption,
-    DataOption,
     DeviceOption,
     ResumeOption,
     StrictOption,
     WorkersOption,
+    data_option,
     method_option,
+    refuse_unused,
 )
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
 
-    from ..gallery.matches import Item, Match
+    from ..data.samples import FileSamples
+    from ..gallery import Gallery, Matches
 
 
 @takes_network
 def index(
-    net: NetworkChoice,
-    data: DataOption,
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Gallery index to write.", metavar="FILE")],
+    merged: Annotated[
+        list[Path] | None, typer.Argument(help="Indexes, with --merge.", metavar="[INDEX...]", show_default=False)
+    ] = None,
+    net: NetworkChoice = NetworkChoice(),  # noqa: B008
+    data: Annotated[str | None, data_option(help=f"Images: {SPEC}")] = None,
     append: Annotated[bool, typer.Option("--append", help="Add the images to those of the file.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge indexes that one network made, instead of indexing images.")
+    ] = False,
     batch_size: BatchSizeOption = 32,
     resume: ResumeOption = False,
     strict: StrictOption = False,
@@ -41,19 +53,37 @@ def index(
     """Index the images that are searched, so that matches with them can be explained.
 
     \b
-    Example:
+    Examples:
       embedcam index --net net.safetensors --data folder:birds --out gallery.h5
+      embedcam index --merge monday.h5 tuesday.h5 --out gallery.h5
     """
-    from ..data import load
-    from ..gallery import index as write
-    from ..utils.distributed import join
     from ..utils.files import require_writable
 
-    group = join()
-    require_writable(out, net.files)
-    network, samples = net.load(device), load(data, "all")
-    options = {"append": append, "resume": resume, "strict": strict}
-    count = write(network, samples, out, batch_size=batch_size, workers=workers, group=group, **options)
+    files = merged or []
+    if merge:
+        names = [parameter.name or "" for parameter in context.command.params]
+        refuse_unused(context, "with --merge", *(name for name in names if name not in ("out", "merge", "merged")))
+        if not files:
+            raise typer.BadParameter("--merge needs indexes: embedcam index --merge INDEX INDEX --out FILE")
+    elif files:
+        raise typer.BadParameter(f"unexpected argument {files[0]}; indexes are merged with --merge")
+    elif net.net is None or data is None:
+        raise typer.BadParameter("give --net and --data, or --merge and indexes")
+    require_writable(out, [*net.files, *files])
+    if merge:
+        from ..gallery import merge as write_merged
+
+        count = write_merged(files, out)
+    else:
+        from ..data import load
+        from ..gallery import index as write
+        from ..utils.distributed import join
+
+        assert data is not None
+        group = join()
+        network, samples = net.load(device), load(data, "all")
+        options = {"append": append, "resume": resume, "strict": strict}
+        count = write(network, samples, out, batch_size=batch_size, workers=workers, group=group, **options)
     printing.echo_once(f"wrote {out}: {count} images")
 
 
@@ -66,6 +96,21 @@ def match(
     net: NetworkChoice = NetworkChoice(),  # noqa: B008
     out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="DIR")] = Path("runs/match"),
     top: Annotated[int, method_option(min=1, help="Hits per query.", metavar="N")] = 10,
+    searcher: Annotated[
+        str | None,
+        method_option(
+            "--searcher",
+            help="Search engine instead of the index: {searchers}.",
+            metavar="ENGINE",
+            autocompletion=completion.registered("searchers"),
+        ),
+    ] = None,
+    hits: Annotated[
+        Path | None,
+        method_option(
+            "--hits", help="Hits of any search instead: JSON lines with id or path, and score, query.", metavar="FILE"
+        ),
+    ] = None,
     versus: Annotated[
         bool, method_option("--versus", help="Also show why the first hit is above each other one.")
     ] = False,
@@ -74,8 +119,9 @@ def match(
     """Search a gallery, and explain why each hit matches: write sheets, JSON lines and a report.
 
     \b
-    Example:
+    Examples:
       embedcam match photo.jpg --index gallery.h5
+      embedcam match photo.jpg --index gallery.h5 --searcher qdrant:http://localhost:6333/birds
     """
     from ..batch.files import find_files
     from ..gallery import Gallery
@@ -83,16 +129,19 @@ def match(
     from ..utils.files import require_writable
     from ..utils.progress import track
 
+    if searcher is not None and hits is not None:
+        raise typer.BadParameter("give --searcher or --hits, not both")
     samples = find_files(queries, out)
-    require_writable(out / "matches.jsonl", [*samples.files, *net.files, index])
+    require_writable(out / "matches.jsonl", [*samples.files, *net.files, index, hits])
     with Gallery.open(index) as stored:
         network = net.load_as(stored.record.network, index.parent, device)
     with Gallery.open(index, network) as gallery:
+        search = _search(gallery, samples, top, searcher, hits)
 
-        def found(number: int) -> tuple[Item, NDArray[np.uint8], list[Match]]:
+        def found(number: int) -> tuple[Matches, NDArray[np.uint8]]:
             image = samples.image(number)
-            result = gallery.search([image], top, ids=[samples.ids[number]])
-            return result.queries[0], seen_picture(result.queries[0], image), result[0]
+            matches = search(number, image)
+            return matches, seen_picture(matches.queries[0], image)
 
         lines = write_matches(
             track(map(found, range(len(samples))), "matching", len(samples)), out, compare_hits=versus
@@ -103,3 +152,18 @@ def match(
     if len(lines) > 20:
         typer.echo(f"... and {len(lines) - 20} more")
     typer.echo(f"wrote {out / 'matches.html'}, matches.jsonl and sheets/")
+
+
+def _search(
+    gallery: Gallery, samples: FileSamples, top: int, searcher: str | None, hits: Path | None
+) -> Callable[[int, Image.Image], Matches]:
+    """Return what finds the matches of a query, by its number and picture."""
+    if hits is not None:
+        from ..gallery.hits import HitsFile
+
+        given = HitsFile(hits).of(samples.ids, samples.files)
+        return lambda number, image: gallery.explain_hits([image], [given[number][:top]], ids=[samples.ids[number]])
+    from ..gallery import open_searcher
+
+    engine = None if searcher is None else open_searcher(searcher, gallery.record.network.metric)
+    return lambda number, image: gallery.search([image], top, searcher=engine, ids=[samples.ids[number]])

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.images import read_image
 from ..data.preprocess import Preprocess
 from ..database.neighbors import Neighbors, searchable
 from ..errors import DatabaseError, DataError
 from .format import ARRAYS, TEXTS, IndexFile
 from .matches import Item, Match, Matches
+from .names import Names
+from .searching import Hit, Searcher, find
 
 if TYPE_CHECKING:
     from ..nets.network import Network
 
+logger = logging.getLogger("embedcam")
+
 # Embeddings up to this size in bytes are kept in memory; of larger galleries, blocks are read for every search.
 _IN_MEMORY = 2**28
 _BLOCK = 2**16
+# Quantised embeddings of search engines change similarities by less; those of other images by more.
+_TOLERANCE = 0.1
 
 
 class Gallery:
@@ -42,7 +51,7 @@ class Gallery:
         self._file, self.path, self.record = file, file.path, file.record
         self._net = None if net is None else self._same(net)
         self._neighbors: Neighbors | None = None
-        self._ids: dict[str, int] | None = None
+        self._names: dict[str, Names] = {}
         self._common: NDArray[np.float32] | None = None
 
     @classmethod
@@ -114,13 +123,16 @@ class Gallery:
             ("Made", f"{self.record.created} by embedcam {self.record.embedcam_version}"),
         ]
 
-    def search(self, images: Any, top: int = 10, *, ids: Sequence[str] | None = None) -> Matches:
+    def search(
+        self, images: Any, top: int = 10, *, searcher: Searcher | None = None, ids: Sequence[str] | None = None
+    ) -> Matches:
         """Find the most similar images of the gallery, and explain why they are.
 
         Args:
             images: Pictures, Pillow images or uint8 (H, W, 3); or a batch (B, 3, H, W), normalised, of the network's
                 input size.
             top: Number of hits per query.
+            searcher: What finds them; None for an exact search of the index. See `open_searcher`.
             ids: Names of the queries; their numbers if None.
 
         Returns:
@@ -128,16 +140,83 @@ class Gallery:
 
         Raises:
             NetworkError: If the gallery was opened without a network, and the recorded one cannot be loaded.
-            DataError: If the images are none of these, or an embedding is not finite.
+            DataError: If the images are none of these, an embedding is not finite, or the searcher cannot search.
         """
         queries = self.see(images, ids)
-        hits, _ = self.nearest(np.stack([query.embedding for query in queries]), top)
-        rows = np.unique(hits)
-        items = dict(zip(rows.tolist(), self.items(rows), strict=True))
-        return Matches(
-            queries,
-            [[self._match(q, items[hit]) for hit in row] for q, row in zip(queries, hits.tolist(), strict=True)],
-        )
+        embeddings = np.stack([query.embedding for query in queries])
+        if searcher is None:
+            return self.explain_hits(
+                queries, [[Hit(row) for row in own] for own in self.nearest(embeddings, top)[0].tolist()]
+            )
+        matches = self.explain_hits(queries, find(searcher, embeddings, top))
+        self._compare_scores(matches)
+        return matches
+
+    def explain_hits(self, images: Any, hits: Sequence[Sequence[Hit]], *, ids: Sequence[str] | None = None) -> Matches:
+        """Explain hits of any search.
+
+        A hit that is not in the gallery is explained from its picture, on which the network runs.
+
+        Args:
+            images: As for `search`; or what `see` returned of them.
+            hits: Of each image, the best first.
+            ids: Names of the images; their numbers if None.
+
+        Returns:
+            The matches; hits that have no picture either are `missing`, with a warning.
+
+        Raises:
+            NetworkError: As for `search`.
+            DataError: If the images are none of these, or not as many as there are lists of hits.
+        """
+        given = isinstance(images, list) and all(isinstance(image, Item) for image in images)
+        queries: list[Item] = images if given else self.see(images, ids)
+        if len(hits) != len(queries):
+            raise DataError(f"got hits of {len(hits)} queries for {len(queries)} images; give a list of hits for each")
+        found = {hit: self._found(hit) for hit in dict.fromkeys(hit for own in hits for hit in own)}
+        if missing := [hit for hit, item in found.items() if item is None]:
+            more = f" and {len(missing) - 1} more hits are" if len(missing) > 1 else " is"
+            logger.warning("%s%s not in %s, and without a picture that can be read", missing[0], more, self.path)
+        explained, left_out = [], []
+        for query, own in zip(queries, hits, strict=True):
+            items = [(rank, hit, found[hit]) for rank, hit in enumerate(own, 1)]
+            explained.append([replace(self._match(query, item), score=hit.score) for _, hit, item in items if item])
+            left_out.append({rank: hit for rank, hit, item in items if item is None})
+        return Matches(queries, explained, left_out)
+
+    def _found(self, hit: Hit) -> Item | None:
+        """Find a hit in the index by its id or path, or else run the network on its picture."""
+        if isinstance(hit.id, int):
+            row = hit.id if 0 <= hit.id < len(self) else None
+            path = hit.path
+        else:
+            path = hit.path or hit.id
+            row = self._row("ids", hit.id)
+        if row is None and path:
+            row = self._row("paths", str(Path(path).absolute()))
+        if row is not None:
+            return self._item(row)
+        try:
+            return replace(self.see([read_image(Path(path))], [str(hit)])[0], path=path) if path else None
+        except DataError:
+            return None
+
+    def _compare_scores(self, matches: Matches) -> None:
+        """Warn if a search engine's scores are not the similarities of the images that it names."""
+        zero = 1 if self.record.network.metric == "cosine" else 0  # the score at distance 0
+        apart = [
+            abs(zero - match.distance - match.score) / max(1.0, match.distance)
+            for own in matches
+            for match in own
+            if match.score is not None
+        ]
+        if apart and np.median(apart) > _TOLERANCE:
+            logger.warning(
+                "the search engine's scores differ from the similarities of the images in %s, by %.2g in the median; "
+                "check that it has the embeddings of this index, under its ids",
+                self.path,
+                np.median(apart),
+            )
 
     def see(self, images: Any, ids: Sequence[str] | None = None) -> list[Item]:
         """Run the network on images.
@@ -224,12 +303,15 @@ class Gallery:
         Raises:
             DataError: If there is none.
         """
-        if self._ids is None:
-            texts = (self._file.texts("ids", rows) for rows in self._file.blocks(_BLOCK))
-            self._ids = {text: number for number, text in enumerate(text for part in texts for text in part)}
-        if name not in self._ids:
+        row = self._row("ids", name)
+        if row is None:
             raise DataError(f"{self.path} has no image {name!r}; give one of its ids")
-        return self._ids[name]
+        return row
+
+    def _row(self, key: str, text: str) -> int | None:
+        if key not in self._names:
+            self._names[key] = Names(self._file, key)
+        return self._names[key].row(text)
 
     def explain_match(self, query: Item | str | int, hit: Item | str | int) -> Match:
         """Explain why two images are similar.

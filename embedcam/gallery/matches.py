@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from ..data.preprocess import Preprocess
 from ..explain.explanation import Explanation
 from ..explain.maps import place
 from ..nets.geometry import Geometry
+from .searching import Hit
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Match:
         similarity: Cosine, or the product of the two differences from the gallery's mean embedding.
         distance: 1 - cosine, or Euclidean.
         common: float32 (D,), the embedding m.
+        score: Of the search engine that found the hit; None if the index was searched.
     """
 
     query: Item
@@ -81,6 +83,7 @@ class Match:
     similarity: float
     distance: float
     common: NDArray[np.float32]
+    score: float | None = None
 
     def contributions(self, side: str = "query") -> NDArray[np.float32]:
         """Decompose the similarity over the cells of one side.
@@ -171,6 +174,7 @@ class Match:
             "label": self.hit.label,
             "similarity": self.similarity,
             "distance": self.distance,
+            "score": self.score,
             "contributions": {side: self.contributions(side).tolist() for side in ("query", "hit")},
             "rest": {side: self.rest(side) for side in ("query", "hit")},
             "correspondences": [pair._asdict() for pair in self.correspondences()],
@@ -197,10 +201,12 @@ class Matches:
     Attributes:
         queries: The queries.
         hits: For each query its matches, the most similar first.
+        missing: For each query the hits that could not be explained, by their rank; empty if there are none.
     """
 
     queries: list[Item]
     hits: list[list[Match]]
+    missing: list[dict[int, Hit]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.hits)

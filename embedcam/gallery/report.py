@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from ..show.grid import grid, save_png
 from ..show.overlay import overlay, overlay_signed
 from ..utils.files import write_text
 from ..utils.names import bounded_name
-from .matches import Item, Match, versus
+from .matches import Item, Match, Matches, versus
+from .searching import Hit
 
 logger = logging.getLogger("embedcam")
 
@@ -36,14 +38,14 @@ _STYLE = (
 
 
 def write_matches(
-    matches: Iterable[tuple[Item, NDArray[np.uint8], list[Match]]], out: str | Path, *, compare_hits: bool = False
+    found: Iterable[tuple[Matches, NDArray[np.uint8]]], out: str | Path, *, compare_hits: bool = False
 ) -> list[dict[str, Any]]:
     """Write explained matches to a folder.
 
     Writes `sheets/<query>.png`, `matches.jsonl` with one line per hit, and `matches.html`.
 
     Args:
-        matches: Of each query the item, its picture as the network saw it, and its hits.
+        found: Matches of one query each, and its picture as the network saw it.
         out: The folder.
         compare_hits: Also show why the first hit is above each other one.
 
@@ -54,7 +56,12 @@ def write_matches(
         OutputError: If the folder cannot be written.
     """
     out, lines, sections = Path(out), [], []
-    for query, picture, hits in matches:
+    for matches, picture in found:
+        (query,), (hits,) = matches.queries, matches.hits
+        missing = matches.missing[0] if matches.missing else {}
+        if not hits:
+            sections.append(_section(query, [], [], [], missing))
+            continue
         columns = [_column(match, picture, hits[0] if compare_hits else None) for match in hits]
         titles = ["query: shared", "hit: shared", "hit: differs", "query: why the first"][: len(columns[0])]
         captions = [_caption(match) for match in hits]
@@ -63,8 +70,9 @@ def write_matches(
         texts: list[Sequence[str | None]] = [captions, *(blank for _ in rows[1:])]
         sheet = bounded_name(f"sheets/{query.id}", ".png")
         save_png(grid(rows, texts, row_titles=titles, picture_size=_PICTURE_SIZE), out / sheet)
-        sections.append(_section(query, rows, captions, titles))
-        for rank, match in enumerate(hits, 1):
+        sections.append(_section(query, rows, captions, titles, missing))
+        ranks = (rank for rank in itertools.count(1) if rank not in missing)
+        for rank, match in zip(ranks, hits, strict=False):
             lines.append({"rank": rank, **match.to_dict(), "sheet": sheet})
             if compare_hits:
                 signed, rest = versus(hits[0], match)
@@ -135,9 +143,16 @@ def _caption(match: Match) -> str:
 
 
 def _section(
-    query: Item, rows: list[list[NDArray[np.uint8] | None]], captions: Sequence[str], titles: Sequence[str]
+    query: Item,
+    rows: list[list[NDArray[np.uint8] | None]],
+    captions: Sequence[str],
+    titles: Sequence[str],
+    missing: Mapping[int, Hit],
 ) -> str:
     parts = [f"<h2>{html.escape(query.id)}</h2>"]
+    if missing:
+        names = ", ".join(f"{rank}. {hit}" for rank, hit in missing.items())
+        parts.append(f"<p>Not explained, as neither the index nor a picture has them: {html.escape(names)}</p>")
     for title, row in zip(titles, rows, strict=True):
         figures = [
             f"<figure>{_image(picture)}<figcaption>{html.escape(caption)}</figcaption></figure>"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,18 @@ from .._version import __version__
 from ..data.samples import Samples, fingerprint
 from ..database.neighbors import searchable
 from ..database.record import NetworkRecord
-from ..errors import DatabaseError, DataError, OutputError
+from ..errors import DatabaseError, DataError
 from ..nets import layers, receptive_field
 from ..nets.inference import collected, tensor_batches
 from ..nets.network import Network
 from ..utils import shards as sharding
 from ..utils.clock import now
 from ..utils.distributed import Group
-from ..utils.files import atomic_path, destination
 from ..utils.progress import counting
 from ..utils.resume import SavedParts, work_folder
 from ..utils.shards import Shards
 from . import format as layout
+from .assembly import copy, new_index
 from .format import GalleryRecord, IndexFile
 
 _BLOCK = 1024  # images copied at a time
@@ -163,28 +163,15 @@ def _require_appendable(net: Network, record: GalleryRecord, samples: Samples, o
 
 
 def _assemble(record: GalleryRecord, samples: Samples, shards: Shards, out: Path, *, append: bool) -> None:
-    import h5py
-
-    needed = (out.stat().st_size if append else 0) + len(samples) * (
-        record.cells[0] * record.cells[1] * record.network.dim + 4 * record.network.dim + 256
-    )
-    folder = destination(out).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(folder).free < needed:  # libhdf5 may end the process where the disk is full
-        raise OutputError(f"{out} needs {needed / 1e9:.1f} GB; free some space")
+    height, width = record.cells
+    size = len(samples) * ((height * width + 4) * record.network.dim + 256)
     files: Sequence[Any] | None = getattr(samples, "files", None)
-    with atomic_path(out) as temporary, h5py.File(temporary, "w", libver="earliest") as file:
-        names = list(samples.names)
-        if append:
-            with IndexFile(out) as old:
-                names = _joined(old.label_names, names)
-                layout.create(file, record, names, folder)
-                for rows in old.blocks(_BLOCK):
-                    texts = {key: old.texts(key, rows) for key in layout.TEXTS}
-                    arrays = {key: old.read(key, rows) for key in layout.ARRAYS}
-                    layout.append(file, texts, **arrays)
-        else:
-            layout.create(file, record, names, folder)
+    with contextlib.ExitStack() as opened:
+        old = opened.enter_context(IndexFile(out)) if append else None
+        names = list(dict.fromkeys([*(old.label_names if old else ()), *samples.names]))
+        file = opened.enter_context(new_index(out, record, names, size + (out.stat().st_size if append else 0)))
+        if old is not None:
+            copy(old, file, names, lambda _: None)
         places = np.array([names.index(name) for name in samples.names], dtype=np.int64)
         for number in range(len(shards)):
             part = shards.read(number)
@@ -195,7 +182,3 @@ def _assemble(record: GalleryRecord, samples: Samples, shards: Shards, out: Path
             layout.append(file, {"ids": ids, "paths": paths}, labels=labels, **part)
         if file["scales"].shape[0] == 0:
             raise DataError(f"none of the {len(samples)} images can be read; see the warnings above")
-
-
-def _joined(names: list[str], others: list[str]) -> list[str]:
-    return [*names, *(name for name in others if name not in names)]
