@@ -7,7 +7,10 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from embedcam.gallery import Gallery
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 RUN = """
@@ -55,15 +58,20 @@ def embedcam(forks, folder, tmp_path, monkeypatch):
 def test_the_page_shows_a_part_of_each_kind():
     (project,) = blocks("text")
     groups = re.findall(r'entry-points\."embedcam\.(\w+)"', project)
-    assert sorted(groups) == ["datasets", "networks", "scores", "transfers", "weightings"]
+    assert sorted(groups) == ["datasets", "networks", "scores", "searchers", "transfers", "weightings"]
 
 
 def test_parts_of_another_package_are_used_from_the_command_line(embedcam, tmp_path):
-    (commands,) = blocks("sh")
+    (commands,), said = blocks("sh"), ""
     for command in commands.splitlines():
+        if "--searcher" in command:
+            with Gallery.open(tmp_path / "gallery.h5") as gallery:
+                np.save(tmp_path / "vectors.npy", np.concatenate([block for _, _, block in gallery.blocks()]))
         done = embedcam(*shlex.split(command)[1:])
         assert done.returncode == 0, done.stderr
-    assert "coverage" in done.stdout
+        said += done.stdout
+    assert "coverage" in said
+    assert "photo.jpg: 1. " in said
     result = json.loads((tmp_path / "scores.json").read_text())
     assert all(0 <= row["coverage"] <= 1 for row in result["rows"])
     assert {"overall", "xgradcam, 50 triplets"} <= {row["method"] for row in result["rows"]}
@@ -78,6 +86,7 @@ def test_parts_of_another_package_are_used_from_the_command_line(embedcam, tmp_p
         ("build", ["filters:CHANNELS", "table:FILE", "xgradcam"]),
         ("explain", ["filters:CHANNELS", "overall"]),
         ("evaluate", ["filters:CHANNELS", "table:FILE", "xgradcam", "overall", "coverage"]),
+        ("match", ["filters:CHANNELS", "array:FILE"]),
     ],
 )
 def test_parts_of_another_package_are_listed_in_help(embedcam, verb, names):

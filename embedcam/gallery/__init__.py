@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from .gallery import Gallery
     from .matches import Matches
     from .searchers import FaissSearcher, LanceSearcher, QdrantSearcher
-    from .searching import Hit, Searcher, open_searcher
+    from .searching import Engine, Hit, Searcher, open_searcher
     from .writer import index
 
 __all__ = [
+    "Engine",
     "FaissSearcher",
     "Gallery",
     "Hit",
@@ -32,7 +33,7 @@ __getattr__, __dir__ = lazy.attach(
         "Matches": ".matches",
         "index": ".writer",
         "merge": ".assembly",
-        **dict.fromkeys(("Hit", "Searcher", "open_searcher"), ".searching"),
+        **dict.fromkeys(("Engine", "Hit", "Searcher", "open_searcher"), ".searching"),
         **dict.fromkeys(("FaissSearcher", "LanceSearcher", "QdrantSearcher"), ".searchers"),
     },
 )

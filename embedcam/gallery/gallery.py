@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,13 +203,13 @@ class Gallery:
 
     def _compare_scores(self, matches: Matches) -> None:
         """Warn if a search engine's scores are not the similarities of the images that it names."""
-        zero = 1 if self.record.network.metric == "cosine" else 0  # the score at distance 0
-        apart = [
-            abs(zero - match.distance - match.score) / max(1.0, match.distance)
-            for own in matches
-            for match in own
-            if match.score is not None
-        ]
+        apart = []
+        for match in (match for own in matches for match in own if match.score is not None):
+            if self.record.network.metric == "cosine":
+                apart.append(abs(1 - match.distance - match.score))
+            else:
+                length = float(np.linalg.norm(match.query.embedding))
+                apart.append(abs(match.distance + match.score) / max(match.distance, -match.score, 0.01 * length))
         if apart and np.median(apart) > _TOLERANCE:
             logger.warning(
                 "the search engine's scores differ from the similarities of the images in %s, by %.2g in the median; "
@@ -290,6 +290,18 @@ class Gallery:
         own, path = (self._file.texts(name, one)[0] for name in TEXTS)
         label = None if label < 0 else self._file.label_names[label]
         return Item(own, path, label, embedding, embedding + cells * scale, self.record.geometry, self.preprocess)
+
+    def blocks(self, size: int = 4096) -> Iterator[tuple[range, list[str], NDArray[np.float32]]]:
+        """Read all images in blocks, such as to fill a search engine.
+
+        Args:
+            size: Images per block.
+
+        Yields:
+            Rows of the index, ids, and embeddings float32 (n, D) of the images.
+        """
+        for rows in self._file.blocks(size):
+            yield range(rows.start, rows.stop), self._file.texts("ids", rows), self._file.read("embeddings", rows)
 
     def row(self, name: str) -> int:
         """Find an image by its id.

@@ -4,12 +4,14 @@ import functools
 import json
 import shutil
 
+import faiss
 import pytest
 from PIL import Image
 
 from embedcam import cli
 from embedcam.cli import console
 from embedcam.data import load
+from embedcam.gallery import Gallery
 
 
 @pytest.fixture
@@ -80,6 +82,79 @@ def test_hits_whose_file_is_gone_are_named(run, trained, folder, tmp_path):
     assert code == 0, error
     assert "left out" in error
     assert (out / "matches.html").read_text().count("no picture") == 4
+
+
+def test_hits_of_another_search_are_explained_and_unknown_ones_named(run, folder, index, tmp_path):
+    samples, out, hits = load(f"folder:{folder}@all"), tmp_path / "match", tmp_path / "hits.jsonl"
+    hits.write_text(
+        f'{{"query": "{samples.files[0].name}", "id": "<gone>"}}\n'
+        f'{{"query": "{samples.files[0].name}", "id": "{samples.ids[4]}", "score": 7.5}}\n'
+        f'{{"query": "{samples.files[13]}", "path": "nowhere.png"}}\n'
+    )
+    query = shutil.copy(samples.files[0], tmp_path)
+    code, text, error = run("match", query, samples.files[13], "--index", index, "--hits", hits, "--out", out)
+    assert code == 0, error
+    assert f"<gone> is not in {index}" in error
+    (line,) = map(json.loads, (out / "matches.jsonl").read_text().splitlines())
+    assert (line["rank"], line["hit"], line["score"]) == (2, samples.ids[4], 7.5)
+    page = (out / "matches.html").read_text()
+    assert "has them: 1. &lt;gone&gt;</p>" in page
+    assert "has them: 1. nowhere.png</p>" in page
+    assert f"2. {samples.ids[4]}" in text
+
+
+def test_hits_are_found_by_a_search_engine(run, folder, index, tmp_path):
+    samples, out = load(f"folder:{folder}@all"), tmp_path / "match"
+    with Gallery.open(index) as gallery:
+        ((rows, _, embeddings),) = gallery.blocks()
+    engine = faiss.IndexFlatIP(embeddings.shape[1])
+    engine.add(embeddings)
+    faiss.write_index(engine, str(tmp_path / "own.index"))
+    found = []
+    for options in ((), ("--searcher", f"faiss:{tmp_path / 'own.index'}")):
+        code, _, error = run("match", samples.files[2], "--index", index, "--top", 4, "--out", out, *options)
+        assert code == 0, error
+        found.append([json.loads(line) for line in (out / "matches.jsonl").read_text().splitlines()])
+    assert [line["hit"] for line in found[0]] == [line["hit"] for line in found[1]]
+    assert [line["similarity"] for line in found[1]] == pytest.approx([line["score"] for line in found[1]], abs=1e-4)
+    assert len(rows) == len(samples)
+
+
+def test_indexes_are_merged(run, trained, folder, tmp_path):
+    net, parts = trained / "net.safetensors", []
+    for label in range(3):
+        parts.append(tmp_path / f"{label}.h5")
+        place = tmp_path / str(label) / f"kind{label}"
+        shutil.copytree(folder / "images" / f"class{label}", place)
+        assert run("index", "--net", net, "--data", f"folder:{place.parent}", "--out", parts[-1])[0] == 0
+    code, text, error = run("index", "--merge", *parts, "--out", tmp_path / "all.h5")
+    assert code == 0, error
+    assert f"wrote {tmp_path / 'all.h5'}: 30 images" in text
+    code, text, _ = run("inspect", tmp_path / "all.h5")
+    assert "30, 3 labels" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("index --out o.h5", "give --net and --data, or --merge and indexes"),
+        ("index a.h5 --net n --data d --out o.h5", "unexpected argument a.h5; indexes are merged with --merge"),
+        ("index --merge --out o.h5", "--merge needs indexes"),
+        ("index --merge a.h5 --data digits --out o.h5", "--data has no effect with --merge"),
+        ("index --merge a.h5 --append --out o.h5", "--append has no effect with --merge"),
+        ("match x.png --index o.h5 --searcher faiss:a --hits b", "give --searcher or --hits, not both"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(run, words, message):
+    code, _, error = run(*words.split())
+    assert code == 2
+    assert message in " ".join(error.replace("│", " ").split())
+
+
+def test_a_merged_index_does_not_replace_what_it_reads(run, index):
+    code, _, error = run("index", "--merge", index, "--out", index)
+    assert code == 1
+    assert "it would replace" in error
 
 
 def test_a_weight_database_is_no_index(run, trained, folder, tmp_path):

@@ -350,7 +350,7 @@ def test_answers_that_break_the_protocol_are_named(indexed, ids, scores, message
 def test_an_engine_with_other_embeddings_is_named(indexed, caplog, tmp_path):
     gallery, samples, net = indexed
     embeddings, _ = stored(gallery)
-    path = write_faiss(tmp_path / "own.index", embeddings[::-1].copy(), faiss.METRIC_L2)
+    path = write_faiss(tmp_path / "own.index", -embeddings, faiss.METRIC_L2)
     gallery.search(pictures(samples), TOP, searcher=FaissSearcher(path, metric=net.metric))
     assert "scores differ from the similarities" in caplog.text
 

@@ -70,7 +70,8 @@ class QdrantSearcher:
             raise DataError(f"search engine 'qdrant:{argument}' is incomplete; write {SEARCHERS.usage('qdrant')!r}")
         qdrant = library("qdrant_client", "qdrant")
         if "://" in place:
-            where = {"url": place, "api_key": os.environ.get("QDRANT_API_KEY")}
+            # An address that does not answer is one error, not a warning and an error.
+            where = {"url": place, "api_key": os.environ.get("QDRANT_API_KEY"), "check_compatibility": False}
         elif (Path(place) / "meta.json").is_file():  # otherwise the client would make an empty folder
             where = {"path": place}
         else:
