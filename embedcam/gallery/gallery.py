@@ -203,13 +203,14 @@ class Gallery:
 
     def _compare_scores(self, matches: Matches) -> None:
         """Warn if a search engine's scores are not the similarities of the images that it names."""
-        apart = []
-        for match in (match for own in matches for match in own if match.score is not None):
-            if self.record.network.metric == "cosine":
-                apart.append(abs(1 - match.distance - match.score))
-            else:
-                length = float(np.linalg.norm(match.query.embedding))
-                apart.append(abs(match.distance + match.score) / max(match.distance, -match.score, 0.01 * length))
+        cosine, apart = self.record.network.metric == "cosine", []
+        for match in (match for own in matches for match in own):
+            assert match.score is not None
+            distance = 1 - match.score if cosine else -match.score
+            length = (
+                1.0 if cosine else max(match.distance, distance, 0.01 * float(np.linalg.norm(match.query.embedding)))
+            )
+            apart.append(abs(distance - match.distance) / length)
         if apart and np.median(apart) > _TOLERANCE:
             logger.warning(
                 "the search engine's scores differ from the similarities of the images in %s, by %.2g in the median; "
