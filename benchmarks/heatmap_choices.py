@@ -1,95 +1,141 @@
-"""Choose the settings of the explainer by cross-validation on the training images.
+"""Choose the settings of the default map on held-out training images of several data sets.
 
-Example: python benchmarks/heatmap_choices.py --net b.safetensors --data folder:butterflies --sizes 224 320 384 448
+    python benchmarks/heatmap_choices.py --data b.safetensors=folder:butterflies --data c.safetensors=folder:cub10
 
-Each fold of the training images is explained with a database of the other folds. Test images are not used.
+A fifth of the training images of each data set is explained with a database of the others, without test images.
+Every line changes one setting of the default. `random` is the rank correlation of the maps with those of a network
+whose last stage is random, with a database of its own; `between` is that of different images.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 import embedcam
 from embedcam.data import load
-from embedcam.data.loading import batches
-from embedcam.data.preprocess import Preprocess
 from embedcam.data.samples import Samples
 from embedcam.database import WeightDatabase
-from embedcam.errors import DataError
+from embedcam.evaluate.asking import of_explainer
+from embedcam.evaluate.grid import Composites, grid_test
 from embedcam.evaluate.localization import Localization
-from embedcam.explain import Explainer
-from embedcam.explain.transfer import TRANSFERS
+from embedcam.evaluate.randomisation import randomisation
+from embedcam.evaluate.rivals import first_component
+from embedcam.explain import Explainer, belonging, maps, module
+from embedcam.explain.explanation import Explanation
+from embedcam.nets.dense import DenseNet
+from embedcam.nets.network import Network
 from embedcam.utils import progress
-from embedcam.utils.files import write_text
 
-SCORES = ("mean_ratio", "pointing", "best_iou", "best_threshold", "iou_50")
-
-
-def settings(db: WeightDatabase) -> dict[str, dict[str, Any]]:
-    """Settings to compare, by name."""
-    options: dict[str, dict[str, Any]] = {"paper": {"preset": "paper"}}
-    for transfer in TRANSFERS.names():
-        options[transfer] = {"transfer": transfer}
-        if db.fusion is not None:
-            options[f"{transfer}, fused"] = {"transfer": transfer, "fused": True}
-    return options
+SCORES = ("mean_ratio", "pointing", "best_iou", "pixel_ap")
+Explain = Callable[[Tensor], Explanation]
 
 
-def score(
-    net: embedcam.EmbeddingNet, db: WeightDatabase, held: Samples, size: int, into: dict[str, Localization]
-) -> None:
-    """Add the scores of one fold, at one size, of every explainer."""
-    explainers = {name: Explainer(net, db, **options) for name, options in settings(db).items()}
-    preprocess = replace(net.preprocess, input_size=(size, size))
-    for indices, images in batches(held, preprocess, 16):
-        masks = np.stack([_mask(held, i, preprocess) for i in indices.tolist()])
-        for name, explainer in explainers.items():
-            into.setdefault(name, Localization()).add(explainer(torch.from_numpy(images)).heatmaps, masks)
+def uncentred(database: WeightDatabase) -> NDArray[np.float32]:
+    """No common embedding."""
+    return np.zeros_like(database.centroids[0])
 
 
-def _mask(held: Samples, index: int, preprocess: Preprocess) -> NDArray[np.bool_]:
-    mask = held.mask(index)
-    if mask is None:
-        raise DataError(f"{held.ids[index]} has no mask; use a data set with a mask for every training image")
-    return preprocess.mask(mask)
+def component(heat: Tensor, features: Tensor) -> Tensor:
+    """The finer layer by its own first component, whatever the heat."""
+    return first_component(features)
+
+
+# Name -> module, constant and value; "net" and "options" are those of the explainer.
+SETTINGS: dict[str, Mapping[str, Any]] = {
+    "default": {},
+    "training size": {"options": {"explain_size": 224}},
+    "one layer": {"options": {"transfer": "cells", "explain_size": 384}},
+    "one layer, stride undone": {"options": {"transfer": "cells", "explain_size": 384}, "undo": 1},
+    "stride undone": {"undo": 1},
+    "common embedding kept": {"patch": (belonging, "common_embedding", uncentred)},
+    "temperature 0.03": {"patch": (belonging, "TEMPERATURE", 0.03)},
+    "temperature 0.1": {"patch": (belonging, "TEMPERATURE", 0.1)},
+    "temperature 0.2": {"patch": (belonging, "TEMPERATURE", 0.2)},
+    "rivals below 0.3": {"patch": (belonging, "SIMILAR", 0.3)},
+    "rivals below 0.8": {"patch": (belonging, "SIMILAR", 0.8)},
+    "1 round": {"patch": (maps, "ROUNDS", 1)},
+    "2 rounds": {"patch": (maps, "ROUNDS", 2)},
+    "6 rounds": {"patch": (maps, "ROUNDS", 6)},
+    "clipped at 0.5 %": {"patch": (maps, "CLIPPED", 5)},
+    "clipped at 3 %": {"patch": (maps, "CLIPPED", 30)},
+    "finer layer by its first component": {"patch": (module, "spread", component)},
+    "soft-contrast, two layers": {"options": {"transfer": "soft-contrast", "fused": True, "explain_size": 384}},
+    "paper": {"options": {"preset": "paper"}},
+}
+
+
+def measure(
+    name: str, net: Network, build: Callable[[Network], WeightDatabase], held: Samples, stage: str
+) -> dict[str, float]:
+    """Score one setting on held-out images."""
+    setting = SETTINGS[name]
+    options = dict(setting.get("options", {}))
+    with ExitStack() as stack:
+        if "patch" in setting:
+            stack.enter_context(patch.object(*setting["patch"]))
+
+        def explainer(net: Network) -> Explainer:
+            db = build(net)
+            return Explainer(DenseNet(net, setting["undo"]) if "undo" in setting else net, db, **options)
+
+        own = explainer(net)
+        scores, batches = Localization(), []
+        for index in range(len(held)):
+            image = torch.from_numpy(own.preprocess(held.image(index)))[None]
+            mask, ignore = held.mask(index), held.ignore(index)
+            if mask is not None:
+                ignored = None if ignore is None else own.preprocess.mask(ignore)[None]
+                scores.add(own(image).heatmaps, own.preprocess.mask(mask)[None], ignored)
+            batches.append((np.array([index]), image))
+        result = {key: value for key, value in (scores.result() if scores.images else {}).items() if key in SCORES}
+        composites = Composites.draw(net, held, 15)
+        grid = grid_test({name: of_explainer(own)}, composites, composites.clusters(own.database))
+        explain: Callable[[Network], Mapping[str, Explain]] = lambda net: {name: explainer(net)}  # noqa: E731
+        (row,) = randomisation(net, explain, batches[:20], stages=[stage])["rows"]
+        return {
+            **result,
+            "grid_share": grid[name]["grid_share"],
+            "random": row["stages"][-1]["spearman"],
+            "between": row["between_images"]["spearman"],
+        }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", required=True, help="network file")
-    parser.add_argument("--data", required=True, help="SPEC of training images with masks")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[224, 384], help="sizes to explain at, in pixels")
-    parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="JSON file for the scores")
+    parser.add_argument("--data", action="append", required=True, help="network file = SPEC of its training images")
+    parser.add_argument("--images", type=int, default=60, help="held-out images per data set")
+    parser.add_argument("--stage", default="backbone.features.17", help="random from here on")
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     args = parser.parse_args()
     progress.show()
+    for pair in args.data:
+        path, _, spec = pair.partition("=")
+        net, training = embedcam.EmbeddingNet.load(path), load(spec, "train")
+        order = np.random.default_rng(0).permutation(len(training))
+        masked = [i for i in order if training.mask(int(i)) is not None] or list(order)
+        held = training.subset(np.sort(masked[: args.images]))
+        rest = training.subset(np.sort(np.setdiff1d(order, masked[: args.images])))
+        built: dict[str, WeightDatabase] = {}
 
-    net = embedcam.EmbeddingNet.load(args.net)
-    training = load(args.data, "train")
-    folds = np.array_split(np.random.default_rng(0).permutation(len(training)), args.folds)
-    scores: dict[int, dict[str, Localization]] = {size: {} for size in args.sizes}
-    for held in folds:
-        rest = np.setdiff1d(np.arange(len(training)), held)
-        db = embedcam.build_database(net, training.subset(rest))
-        for size in args.sizes:
-            score(net, db, training.subset(held), size, scores[size])
-    rows = []
-    print("| size | transfer | " + " | ".join(SCORES) + " |\n|---|---|" + "---|" * len(SCORES))
-    for size, by_name in scores.items():
-        for name, localization in by_name.items():
-            result = localization.result()
-            rows.append({"size": size, "method": name, **result})
-            print(f"| {size} | {name} | " + " | ".join(f"{result[key]:.3f}" for key in SCORES) + " |")
-    if args.json is not None:
-        write_text(args.json, json.dumps({"data": args.data, "folds": args.folds, "rows": rows}, indent=2) + "\n")
+        def build(net: Network, rest: Samples = rest, built: dict[str, WeightDatabase] = built) -> WeightDatabase:
+            key = net.sha256()
+            if key not in built:
+                built[key] = embedcam.build_database(net, rest, exemplars=False)
+            return built[key]
+
+        print(f"\n{spec}\n")
+        for name in args.settings:
+            result = measure(name, net, build, held, args.stage)
+            print(f"| {name} | " + " | ".join(f"{key} {value:.3f}" for key, value in result.items()) + " |", flush=True)
 
 
 if __name__ == "__main__":

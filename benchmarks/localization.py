@@ -33,6 +33,7 @@ import embedcam
 from embedcam.data import load, load_gallery
 from embedcam.data.samples import Samples
 from embedcam.database import WeightDatabase
+from embedcam.evaluate.checks import evenly_spread
 from embedcam.evaluate.compare import Gallery, of_explainer, with_backprop
 from embedcam.evaluate.grid import BY, Ask
 from embedcam.evaluate.method import Method, columns
@@ -189,7 +190,7 @@ def run(net_file: str, db_file: str, spec: str, args: argparse.Namespace, drawn:
     test, training = load(spec, "test"), load_gallery(spec)
     assert training is not None
     if args.images is not None and args.images < len(test):
-        test = test.subset(np.linspace(0, len(test) - 1, args.images).round().astype(np.int64))
+        test = evenly_spread(test, args.images)
     assert test.labels is not None
     gallery = Gallery(training, embed(net, training, what="gallery"))
     others, (per_image, *rest) = peers(net, db, gallery, test.labels), with_backprop(net, db, gallery, test.labels)

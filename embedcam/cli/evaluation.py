@@ -31,6 +31,10 @@ def evaluate(
     db: DbOption,
     data: DataOption,
     net: NetworkChoice = NetworkChoice(),  # noqa: B008
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most this many images, evenly spread; all by default.", metavar="N"),
+    ] = None,
     compare: Annotated[
         bool,
         typer.Option(
@@ -91,7 +95,7 @@ def evaluate(
     """
     from ..data import load, load_gallery
     from ..data.samples import input_files
-    from ..evaluate.checks import Check
+    from ..evaluate.checks import Check, evenly_spread
     from ..evaluate.parts import keypoints_of
     from ..evaluate.table import evaluate as run
     from ..show.curve import draw_faithfulness, draw_randomisation
@@ -119,6 +123,8 @@ def evaluate(
             work = stack.enter_context(work_folder(json_file))
         network, database = net.with_database(db, device)
         test, gallery = load(data, "test", mask_threshold=mask_threshold), load_gallery(data)
+        if images is not None:
+            test = evenly_spread(test, images)
         if parts:
             keypoints_of(test)  # raises now, not after the long pass
         for file in outputs:

@@ -53,7 +53,7 @@ class Check:
             DataError: If there are not enough images, or they have no keypoints.
         """
         check, images = CHECKS[kind]
-        some = _spread(self.test, images)
+        some = evenly_spread(self.test, images)
         explainer = Explainer(self.net, self.db)
         batches = tensor_batches(
             explainer.net, some, what=f"checking {kind}", preprocess=explainer.preprocess, **self.reading
@@ -84,7 +84,7 @@ def _parts(check: Check, explainer: Explainer, some: Samples, batches: Any) -> d
 
 
 def _randomisation(check: Check, explainer: Explainer, _: Samples, batches: Any) -> dict[str, Any]:
-    training = None if check.training is None else _spread(check.training, _TRAINING)
+    training = None if check.training is None else evenly_spread(check.training, _TRAINING)
 
     def explain_with(net: Network) -> dict[str, Explain]:
         stale: dict[str, Explain] = {"embedcam, stale database": Explainer(net, of_database(net, check.db))}
@@ -97,13 +97,21 @@ def _randomisation(check: Check, explainer: Explainer, _: Samples, batches: Any)
 
 
 CHECKS: dict[str, tuple[Callable[[Check, Explainer, Samples, Any], dict[str, Any]], int]] = {
-    "faithfulness": (_faithfulness, 48),
+    "faithfulness": (_faithfulness, 100),
     "randomisation": (_randomisation, 32),
     "parts": (_parts, 256),
 }
 """By name, the function, and how many images it is given at most: more would change little."""
 
 
-def _spread(samples: Samples, count: int) -> Samples:
-    """Select images evenly spread over a data set."""
+def evenly_spread(samples: Samples, count: int) -> Samples:
+    """Select images evenly spread over a data set.
+
+    Args:
+        samples: The data set.
+        count: How many images at most.
+
+    Returns:
+        A subset, or all images.
+    """
     return samples.subset(np.unique(np.linspace(0, len(samples) - 1, count).round().astype(np.int64)))

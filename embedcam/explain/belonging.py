@@ -9,24 +9,31 @@ from torch.nn import functional
 from ..database.weight_database import WeightDatabase
 from ..nets.cells import Cells
 from .contributions import common_embedding
+from .maps import spread
 from .question import Question
 
 # Chosen on training images of four data sets, see docs/heat-maps.md.
-TEMPERATURE = 0.07
+TEMPERATURE = 0.03
 # Clusters that are more similar than this to what is asked for are no rivals: they often hold the same class.
 SIMILAR = 0.5
+# Side of the square of cells whose mean is asked, chosen likewise.
+NEIGHBORHOOD = 3
+# Smallest extent of a cell: near 0, a square root would enlarge rounding.
+_LEAST = 1e-4
 
 
 class Belonging(nn.Module):
     """Heat of the cells whose own embeddings point towards a target rather than towards other clusters.
 
-    Let m be the mean embedding of the training images, e_i the embedding of cell i, t the target (by default the
-    image's own embedding) and c_j the centroids. With s(x) = cos(e_i - m, x - m), the heat of a cell is
+    Let m be the mean embedding of the training images, e_i the embedding of cell i, n_i the mean embedding of the 3 x 3
+    cells around it, t the target (by default the image's own embedding) and c_j the centroids. With
+    s(x) = cos(n_i - m, x - m), the heat of a cell is
 
-        sqrt(share * contribution),  share = exp(s(t) / T) / (exp(s(t) / T) + sum over rivals j of exp(s(c_j) / T)),
+        sqrt(share * extent),  share = exp(s(t) / T) / (exp(s(t) / T) + sum over rivals j of exp(s(c_j) / T)),
 
-    where contribution is the positive part of (e_i - m) . (t - m) / |t - m|, T is `TEMPERATURE`, and rivals are the
-    clusters with cos(c_j - m, t - m) below `SIMILAR`. Subtracting m makes the question independent of what all
+    where T is `TEMPERATURE`, and rivals are the clusters with cos(c_j - m, t - m) below `SIMILAR`. The extent is
+    sqrt(share * contribution), spread in one round to the cells with similar features, see `spread`; the contribution
+    is the positive part of (e_i - m) . (t - m) / |t - m|. Subtracting m makes the question independent of what all
     embeddings have in common.
 
     Cells that are only part of the embedding (a class token has a path of its own) say less about clusters: their heat
@@ -50,35 +57,40 @@ class Belonging(nn.Module):
         self.register_buffer("common", common, persistent=False)
         self.register_buffer("directions", directions, persistent=False)
 
-    def forward(self, cells: Cells, question: Question) -> Tensor:
+    def forward(self, cells: Cells, maps: Tensor, question: Question) -> Tensor:
         """Ask every cell.
 
         Args:
             cells: Cell embeddings of B images.
+            maps: float32 (B, K, h, w), the feature maps.
             question: Its `versus`, if any, is the only rival, and contributions are along the difference to it.
 
         Returns:
             (B, h, w), not negative.
         """
-        flat = cells.embeddings.flatten(start_dim=2)
         if not self.whole:
+            flat = cells.embeddings.flatten(start_dim=2)
             direction = functional.normalize(question.direction(torch.zeros_like(self.common)))
             contrast = functional.normalize(flat - flat.mean(dim=2, keepdim=True), dim=1)
             part: Tensor = _along(contrast, direction).clamp(min=0)
-            return part.reshape(-1, *cells.embeddings.shape[2:])
-        centred = flat - self.common[:, None]
-        scale = torch.linalg.vector_norm(centred, dim=1).clamp(min=torch.finfo(centred.dtype).tiny) * TEMPERATURE
-        asked = functional.normalize(question.target - self.common)
-        along = _along(centred, asked)
-        own = (along / scale).exp()
+            return part.reshape(-1, *maps.shape[2:])
+        centred = cells.embeddings - self.common[:, None, None]
+        around = functional.avg_pool2d(centred, NEIGHBORHOOD, 1, NEIGHBORHOOD // 2, count_include_pad=False)
+        centred, around = centred.flatten(start_dim=2), around.flatten(start_dim=2)
+        scale = torch.linalg.vector_norm(around, dim=1).clamp(min=torch.finfo(around.dtype).tiny) * TEMPERATURE
+        asked = along = functional.normalize(question.target - self.common)
+        own = (_along(around, asked) / scale).exp()
         if question.versus is None:
-            rivals = (asked @ self.directions.T < SIMILAR).to(centred)
-            others = _along((self.directions @ centred / scale[:, None]).exp(), rivals)
+            rivals = (asked @ self.directions.T < SIMILAR).to(around)
+            others = _along((self.directions @ around / scale[:, None]).exp(), rivals)
         else:
-            others = (_along(centred, functional.normalize(question.versus - self.common)) / scale).exp()
-            along = _along(centred, functional.normalize(question.direction(self.common)))
-        heat: Tensor = (own / (own + others) * along.clamp(min=0)).sqrt()
-        return heat.reshape(-1, *cells.embeddings.shape[2:])
+            others = (_along(around, functional.normalize(question.versus - self.common)) / scale).exp()
+            along = functional.normalize(question.direction(self.common))
+        share = (own / (own + others)).reshape(-1, *maps.shape[2:])
+        contribution = _along(centred, along).clamp(min=0).reshape(share.shape)
+        extent = spread((share * contribution).sqrt(), maps, rounds=1).clamp(min=_LEAST)
+        heat: Tensor = (share * extent).sqrt()
+        return heat
 
 
 def _along(cells: Tensor, directions: Tensor) -> Tensor:

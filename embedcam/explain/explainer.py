@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -21,6 +22,8 @@ from ..database.record import NetworkRecord
 from ..database.weight_database import WeightDatabase
 from ..errors import DatabaseError, LayerError, NetworkError
 from ..nets import layers
+from ..nets.dense import DenseNet
+from ..nets.geometry import Geometry
 from ..nets.network import Activations, Network
 from .answer import Answer
 from .attached import Attached, Latest
@@ -37,6 +40,8 @@ logger = logging.getLogger("embedcam")
 PRESETS = ("default", "paper")
 # The method that asks the cells; all others are in the registry `TRANSFERS`.
 CELLS = "cells"
+# With fewer cells on a side, maps of all images look alike: strides are undone by default.
+_FEWEST_CELLS, _MOST_UNDONE = 7, 2
 
 
 class Explainer:
@@ -94,13 +99,13 @@ class Explainer:
         if preset not in PRESETS:
             raise DatabaseError(f"unknown preset {preset!r}; use one of {', '.join(PRESETS)}")
         paper = preset == "paper"
+        by_default = transfer is None and not paper
         placement = placement or ("stretch" if paper else "receptive-field")
         if placement not in PLACEMENTS:
             raise DatabaseError(f"unknown placement {placement!r}; use one of {', '.join(PLACEMENTS)}")
         # The published method explains images at the size that the network was trained at.
-        refinement = db.refinement if preset == "default" and transfer is None else None
+        refinement = db.refinement if by_default else None
         net = _at_layer(net, db)
-        chosen = transfer is not None
         if transfer is None:
             transfer = "cluster" if paper else _default_transfer(net)
         elif transfer == CELLS:
@@ -109,8 +114,15 @@ class Explainer:
         if fused and lacking:
             raise DatabaseError(f"this weight database has no {lacking}")
         if fused is None:
-            fused = not (paper or chosen or lacking)
+            fused = by_default and not lacking
         self.transfer = transfer
+        best = net.preprocess.input_size if refinement is None else refinement.input_size
+        if isinstance(explain_size, int):
+            height, width = net.preprocess.input_size
+            explain_size = (explain_size, round(explain_size * width / height))
+        size = explain_size or best
+        if by_default and transfer == CELLS and net.density == (1, 1):
+            net = _dense_enough(net, db.geometry, size)
         self.module = ExplainerModule(
             net,
             db,
@@ -119,11 +131,6 @@ class Explainer:
             placement=placement,
             autocast=autocast,
         )
-        best = self.net.preprocess.input_size if refinement is None else refinement.input_size
-        if isinstance(explain_size, int):
-            height, width = self.net.preprocess.input_size
-            explain_size = (explain_size, round(explain_size * width / height))
-        size = explain_size or best
         self.preprocess = self.net.preprocess.resized_to(size)
         self._exemplars = None
         if db.exemplars is not None:
@@ -385,6 +392,26 @@ def _lacking_to_fuse(db: WeightDatabase, transfer: str) -> str:
     if transfer != CELLS and db.fusion.weights_mean is None:
         return f"channel weights of layer {db.fusion.layer!r} to fuse; build it again with finer weights"
     return ""
+
+
+def _dense_enough(net: Network, geometry: Geometry, size: tuple[int, int]) -> Network:
+    """Undo strides until there are enough cells."""
+    cells = [math.ceil(side / stride) for side, stride in zip(size, geometry.cell_stride, strict=True)]
+    dense = net
+    for undo in range(1, _MOST_UNDONE + 1):
+        if min(cells) * 2 ** (undo - 1) >= _FEWEST_CELLS:
+            break
+        try:
+            dense = DenseNet(net, undo)
+            dense.require_decomposable()
+        except NetworkError as error:
+            logger.warning(
+                "layer %r has only %d x %d cells at %d x %d pixels, too few to point at anything, and %s; "
+                "explain larger images, or build with an earlier layer",
+                *(net.layer, *cells, *size, error),
+            )
+            break
+    return dense
 
 
 def _on_host(outputs: Iterable[Tensor]) -> list[Tensor]:

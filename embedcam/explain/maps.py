@@ -17,8 +17,8 @@ PLACEMENTS = ("receptive-field", "stretch")
 # Of a fused map's cells, this many thousandths are clipped to one level; chosen on training images, see
 # docs/heat-maps.md.
 CLIPPED = 15
-# Rounds of `spread`, chosen likewise.
-ROUNDS = 3
+# Rounds of `spread` to the finer layer, chosen likewise.
+ROUNDS = 4
 # Relative to the largest of several values: differences up to this are rounding in float32.
 ROUNDING = 1e-6
 TINY = float(np.finfo(np.float32).tiny)
@@ -131,23 +131,24 @@ def fuse(coarse: Any, fine: Any) -> Any:
     return product.where((level == 0) | (product < level), level)
 
 
-def spread(heat: Any, features: Any) -> Any:
-    """Spread heat to the cells of a finer layer whose features go together with it.
+def spread(heat: Any, features: Any, rounds: int) -> Any:
+    """Spread heat to the cells whose features go together with it.
 
-    The covariance w of the finer features with the heat is the direction in which hot cells differ from the others;
+    The covariance w of the features with the heat is the direction in which hot cells differ from the others;
     cells are mapped by the positive part of their features along w. Each further round starts from the product of both
     maps. Very many rounds without the product would give the first principal component, which ignores the heat.
 
     Args:
-        heat: (B, h, w) tensor, not negative: the map of the later layer, placed onto the finer cells.
-        features: (B, K, h, w) tensor, the finer layer's maps.
+        heat: (B, h, w) tensor, not negative; that of a later layer is placed onto the cells of this one before.
+        features: (B, K, h, w) tensor, the layer's maps.
+        rounds: How many, at least 1.
 
     Returns:
         (B, h, w) in [0, 1].
     """
     centred = _centred(features.flatten(2))
     spread = hot = heat.flatten(1)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         shares = _centred(spread) / spread.sum(dim=1, keepdim=True).clip(min=TINY)
         along = centred @ shares[:, :, None]
         fine = (along.transpose(1, 2) @ centred).squeeze(dim=1).clip(min=0)

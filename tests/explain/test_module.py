@@ -73,7 +73,9 @@ def test_a_cluster_of_one_image_holds_that_image_typical(spread):
 def test_denser_cells_lie_between_the_old_ones(spread):
     net, database = spread
     plain, dense = (
-        embedcam.Explainer(each, database, fused=False).module.fixed(None, at_image_size=False)(torch.as_tensor(IMAGES))
+        embedcam.Explainer(each, database, transfer="cluster").module.fixed(None, at_image_size=False)(
+            torch.as_tensor(IMAGES)
+        )
         for each in (net, DenseNet(net))
     )
     assert torch.allclose(dense.raw[:, ::2, ::2], plain.raw, atol=1e-5)
