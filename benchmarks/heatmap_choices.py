@@ -44,7 +44,7 @@ def uncentred(database: WeightDatabase) -> NDArray[np.float32]:
     return np.zeros_like(database.centroids[0])
 
 
-def component(heat: Tensor, features: Tensor) -> Tensor:
+def component(heat: Tensor, features: Tensor, rounds: int) -> Tensor:
     """The finer layer by its own first component, whatever the heat."""
     return first_component(features)
 
@@ -57,14 +57,17 @@ SETTINGS: dict[str, Mapping[str, Any]] = {
     "one layer, stride undone": {"options": {"transfer": "cells", "explain_size": 384}, "undo": 1},
     "stride undone": {"undo": 1},
     "common embedding kept": {"patch": (belonging, "common_embedding", uncentred)},
-    "temperature 0.03": {"patch": (belonging, "TEMPERATURE", 0.03)},
+    "temperature 0.05": {"patch": (belonging, "TEMPERATURE", 0.05)},
     "temperature 0.1": {"patch": (belonging, "TEMPERATURE", 0.1)},
     "temperature 0.2": {"patch": (belonging, "TEMPERATURE", 0.2)},
     "rivals below 0.3": {"patch": (belonging, "SIMILAR", 0.3)},
     "rivals below 0.8": {"patch": (belonging, "SIMILAR", 0.8)},
-    "1 round": {"patch": (maps, "ROUNDS", 1)},
-    "2 rounds": {"patch": (maps, "ROUNDS", 2)},
-    "6 rounds": {"patch": (maps, "ROUNDS", 6)},
+    "single cells": {"patch": (belonging, "NEIGHBORHOOD", 1)},
+    "5 x 5 cells": {"patch": (belonging, "NEIGHBORHOOD", 5)},
+    "power 1": {"patch": (module, "_POWER", 1.0)},
+    "1 round": {"patch": (module, "ROUNDS", 1)},
+    "3 rounds": {"patch": (module, "ROUNDS", 3)},
+    "6 rounds": {"patch": (module, "ROUNDS", 6)},
     "clipped at 0.5 %": {"patch": (maps, "CLIPPED", 5)},
     "clipped at 3 %": {"patch": (maps, "CLIPPED", 30)},
     "finer layer by its first component": {"patch": (module, "spread", component)},

@@ -28,7 +28,7 @@ from torchvision.models import mobilenet_v2
 import embedcam
 from embedcam.onnx.export import export
 from embedcam.show.drawing import DrawOptions
-from embedcam.video.stream import VIDEO_DRAW, StreamReport, explain_stream
+from embedcam.video.stream import StreamReport, explain_stream
 from embedcam.video.video import write_video
 
 TRAINING = 60
@@ -64,7 +64,7 @@ def main() -> None:
 
 def measure(explainer: embedcam.OnnxExplainer, video: Path, out: Path, rounds: int) -> list[dict[str, Any]]:
     """Explain the video once per round in both modes."""
-    modes = {"heat map": VIDEO_DRAW, "box": DrawOptions(boxes=True, threshold=VIDEO_DRAW.threshold)}
+    modes = {"heat map": DrawOptions(), "box": DrawOptions(boxes=True)}
     cpu_times: dict[str, list[tuple[int, float]]] = {mode: [] for mode in modes}
 
     def run(mode: str) -> StreamReport:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..show.boxes import THRESHOLD
+
 # Full deflate takes several times as long on photographs and saves nothing.
 _SAVE_OPTIONS = {"PNG": {"compress_type": zlib.Z_RLE}, "JPEG": {}}
 # A fixed list, since the browser draws with them too.
@@ -41,7 +43,7 @@ class ExplainOptions(BaseModel):
         set[Literal["overlay", "heatmap", "levels", "picture"]],
         Field(description="Additional fields of the JSON."),
     ] = set()
-    threshold: Annotated[float, Field(ge=0.01, le=1, description="Minimum heat inside a box's region.")] = 0.5
+    threshold: Annotated[float, Field(ge=0.01, le=1, description="Minimum heat inside a box's region.")] = THRESHOLD
     boxes: Annotated[bool, Field(description="Draw the boxes on the overlay.")] = False
     alpha: Annotated[float, Field(ge=0, le=1, description="Opacity of the heat map in the overlay.")] = 0.5
     colormap: Annotated[Colormap, Field(description="Colormap of the overlay.")] = "turbo"

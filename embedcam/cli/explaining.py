@@ -80,10 +80,7 @@ def explain(
     explain_size: ExplainSizeOption = None,
     boxes: Annotated[bool, drawing_option("--boxes", help="Draw boxes around strong regions.")] = False,
     threshold: Annotated[
-        float | None,
-        drawing_option(
-            min=0.01, max=1.0, help="Minimum heat inside a box: 0.5 by default, 0.8 for a video.", metavar="X"
-        ),
+        float | None, drawing_option(min=0.01, max=1.0, help="Minimum heat inside a box; 0.05.", metavar="X")
     ] = None,
     alpha: Annotated[
         float, drawing_option(min=0.0, max=1.0, help="Weight of the heat map in the overlay.", metavar="X")
@@ -134,6 +131,7 @@ def explain(
       embedcam explain --onnx explainer.onnx film.mp4 --out explained.mp4
     """
     from ..batch.files import expand, explain_files
+    from ..show.boxes import THRESHOLD
     from ..show.drawing import DrawOptions
     from ..video.video import WRITTEN, is_video
 
@@ -192,14 +190,11 @@ def explain(
         )
         if asked:
             explainer = explainer.asking(towards=towards, versus=versus)
+    draw = DrawOptions(boxes, threshold or THRESHOLD, alpha, colormap)
     if video:
-        from ..video.stream import VIDEO_DRAW
-
-        draw = DrawOptions(boxes, threshold or VIDEO_DRAW.threshold, alpha, colormap)
         printing.print_stream(explainer, str(inputs[0]), out, draw, smoothing)
         return
     out = out or Path("runs/explain")
-    draw = DrawOptions(boxes, threshold or 0.5, alpha, colormap)
     reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
     if against is not None:
         from ..batch.comparison import explain_against

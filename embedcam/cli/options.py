@@ -42,7 +42,10 @@ ResumeOption = Annotated[bool, running_option("--resume", help="Continue an inte
 WorkersOption = Annotated[int, running_option(min=0, help="Threads that read images ahead.", metavar="N")]
 BatchSizeOption = Annotated[int, running_option(min=1, help="Images per batch.", metavar="N")]
 PresetOption = Annotated[
-    Literal["default", "paper"], method_option(help="paper: the published method, with one layer and plain resizing.")
+    Literal["default", "fast", "fine", "paper"],
+    method_option(
+        help="fast: at the training size; fine: averaged with the mirrored image; paper: the published method."
+    ),
 ]
 ExplainSizeOption = Annotated[
     int | None,

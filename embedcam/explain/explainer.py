@@ -37,7 +37,7 @@ from .transfer import TRANSFERS
 
 logger = logging.getLogger("embedcam")
 
-PRESETS = ("default", "paper")
+PRESETS = ("default", "fast", "fine", "paper")
 # The method that asks the cells; all others are in the registry `TRANSFERS`.
 CELLS = "cells"
 # With fewer cells on a side, maps of all images look alike: strides are undone by default.
@@ -57,7 +57,8 @@ class Explainer:
     Args:
         net: The network; its parameters are shared, its mode and feature layer are left as they are.
         database: Built for this network, or the path of its file.
-        preset: "default" or "paper".
+        preset: "default"; "fast", the same at the size that the network was trained at; "fine", the same averaged with
+            the maps of the mirrored images, unless something is asked; or "paper".
         transfer: "cells", or one of the registry `TRANSFERS`.
         fused: Multiply the maps of the feature layer with those of the database's finer layer.
         explain_size: (height, width) in pixels of `preprocess`, or the height alone, with the width in proportion; if
@@ -104,7 +105,7 @@ class Explainer:
         if placement not in PLACEMENTS:
             raise DatabaseError(f"unknown placement {placement!r}; use one of {', '.join(PLACEMENTS)}")
         # The published method explains images at the size that the network was trained at.
-        refinement = db.refinement if by_default else None
+        refinement = db.refinement if by_default and preset != "fast" else None
         net = _at_layer(net, db)
         if transfer is None:
             transfer = "cluster" if paper else _default_transfer(net)
@@ -130,6 +131,7 @@ class Explainer:
             fused=fused,
             placement=placement,
             autocast=autocast,
+            mirrored=preset == "fine",
         )
         self.preprocess = self.net.preprocess.resized_to(size)
         self._exemplars = None
@@ -280,7 +282,9 @@ class Explainer:
         return explanation
 
     def _explain(self, images: Tensor) -> tuple[Outputs, NDArray[np.int64] | None]:
-        return self._outputs(self._run(images), _size(images))
+        outputs, exemplars = self._outputs(self._run(images), _size(images))
+        with layers.evaluating(self.net, self._modules), _full_precision(images):
+            return self.module.averaged(outputs, images), exemplars
 
     def _outputs(self, seen: Activations, size: tuple[int, int]) -> tuple[Outputs, NDArray[np.int64] | None]:
         exemplars = self._exemplars_of(seen.embeddings.float())

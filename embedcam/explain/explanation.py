@@ -204,18 +204,18 @@ class Explanation:
         pairs = self._on_pictures(images, self.heatmaps)
         return [overlay(picture, heatmap, alpha=alpha, colormap=colormap) for picture, heatmap in pairs]
 
-    def boxes(self, threshold: float = 0.5) -> list[list[Box]]:
+    def boxes(self, threshold: float | None = None) -> list[list[Box]]:
         """Find boxes around the strong regions of the heat maps.
 
         Args:
-            threshold: Minimum heat inside a box's region, in (0, 1].
+            threshold: Minimum heat inside a box's region, in (0, 1]; if None, 0.05, `show.boxes.THRESHOLD`.
 
         Returns:
             For each image its boxes in pixels of the heat map, one per connected region, the largest first.
         """
-        from ..show.boxes import find_boxes
+        from ..show.boxes import THRESHOLD, find_boxes
 
-        return [find_boxes(heatmap, threshold) for heatmap in self.heatmaps]
+        return [find_boxes(heatmap, threshold or THRESHOLD) for heatmap in self.heatmaps]
 
     def plot(self, images: Any = None, *, alpha: float = 0.5, colormap: str = "turbo") -> NDArray[np.object_]:
         """Draw the heat maps with matplotlib.

@@ -52,6 +52,7 @@ class ExplainerModule(nn.Module):
         fused: Multiply the maps with those of `database.fusion`.
         placement: One of `maps.PLACEMENTS`.
         autocast: Number type in which the network runs; None for its own.
+        mirrored: Average the maps at image size with those of the mirrored images.
         size: (H, W) of all images, for a graph of fixed size: its matrices become buffers. None for any size.
         at_image_size: Place the maps at image size, rather than leave one value per cell.
     """
@@ -71,6 +72,7 @@ class ExplainerModule(nn.Module):
         fused: bool,
         placement: str,
         autocast: torch.dtype | None = None,
+        mirrored: bool = False,
         size: tuple[int, int] | None = None,
         at_image_size: bool = True,
     ) -> None:
@@ -82,6 +84,7 @@ class ExplainerModule(nn.Module):
             self.belonging = Belonging(database, whole=net.require_decomposable().whole).to(net.device)
         self.fusion = database.fusion if fused else None
         self.placement, self.autocast, self.size, self.at_image_size = placement, autocast, size, at_image_size
+        self.mirrored = mirrored and at_image_size
         self._cosine = database.network.metric == "cosine"
         self._keep("centroids", torch.from_numpy(database.centroids))
         self._keep("common", torch.from_numpy(origin(database)))
@@ -136,6 +139,7 @@ class ExplainerModule(nn.Module):
             fused=self.fusion is not None,
             placement=self.placement,
             autocast=self.autocast,
+            mirrored=self.mirrored,
             size=size,
             at_image_size=at_image_size,
         )
@@ -149,7 +153,23 @@ class ExplainerModule(nn.Module):
         Returns:
             Tensors; the maps at image size unless `at_image_size` is off.
         """
-        return self.explain(self.run(images), (images.shape[2], images.shape[3]))
+        return self.averaged(self.explain(self.run(images), (images.shape[2], images.shape[3])), images)
+
+    def averaged(self, outputs: Outputs, images: Tensor) -> Outputs:
+        """Average maps with those of the mirrored images, if `mirrored` is set.
+
+        Args:
+            outputs: Of the images.
+            images: (B, 3, H, W), normalised.
+
+        Returns:
+            The outputs with the averaged maps.
+        """
+        if not self.mirrored:
+            return outputs
+        other = self.explain(self.run(images.flip(3)), (images.shape[2], images.shape[3]))
+        raw = (outputs.raw + other.raw.flip(2)) / 2
+        return outputs._replace(heatmap=normalize(raw), raw=raw, finite=outputs.finite & other.finite)
 
     def run(self, images: Tensor) -> Activations:
         """Run the network.

@@ -15,6 +15,10 @@ from .checks import check_heatmap, check_picture
 from .fonts import Letters
 from .text import fit
 
+# Minimum heat inside a box: default maps are peaked, and objects reach far below half of their maximum. Chosen on
+# training images, see docs/heat-maps.md.
+THRESHOLD = 0.05
+
 
 @dataclass(frozen=True)
 class Box:
@@ -37,7 +41,7 @@ class Box:
     area: int
 
 
-def find_boxes(heatmap: ArrayLike, threshold: float = 0.5, min_area: int = 1) -> list[Box]:
+def find_boxes(heatmap: ArrayLike, threshold: float = THRESHOLD, min_area: int = 1) -> list[Box]:
     """Find the bounding box of each connected component of the pixels at or above a threshold.
 
     Pixels that share an edge or a corner are connected.
@@ -56,7 +60,7 @@ def find_boxes(heatmap: ArrayLike, threshold: float = 0.5, min_area: int = 1) ->
     """
     heat = check_heatmap(heatmap)
     if not 0.0 < threshold <= 1.0:
-        raise EmbedcamError(f"threshold must lie in (0, 1], got {threshold}; 0.5 is usual")
+        raise EmbedcamError(f"threshold must lie in (0, 1], got {threshold}; {THRESHOLD} is usual")
     inside = heat >= threshold
     components, _ = ndimage.label(inside, structure=np.ones((3, 3), dtype=bool))
     members = components[inside]

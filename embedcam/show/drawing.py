@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .boxes import Box, draw_boxes, find_boxes
+from .boxes import THRESHOLD, Box, draw_boxes, find_boxes
 from .grid import grid
 from .overlay import overlay
 
@@ -31,7 +31,7 @@ class DrawOptions:
     """
 
     boxes: bool = False
-    threshold: float = 0.5
+    threshold: float = THRESHOLD
     alpha: float = 0.5
     colormap: str = "turbo"
 

@@ -30,9 +30,7 @@ from .window import Window, open_window
 T = TypeVar("T")
 TimedPicture = tuple[NDArray[np.uint8], int]  # a drawn frame and its pts
 
-# The box encloses all pixels above 0.8 of the maximum, as in Faster-Grad-CAM.
-VIDEO_DRAW = DrawOptions(threshold=0.8)
-
+_HEAT_MAP = DrawOptions()
 _QUEUE_SIZE, _DRAW_THREADS = 4, 2
 _FPS_WINDOW = 30  # frames that the displayed frame rate is averaged over
 
@@ -68,7 +66,7 @@ def explain_stream(
     explainer: AnyExplainer,
     source: str | Path,
     out: str | Path | None = None,
-    draw: DrawOptions = VIDEO_DRAW,
+    draw: DrawOptions = _HEAT_MAP,
     *,
     smoothing: float = 0.0,
     show: bool | None = None,

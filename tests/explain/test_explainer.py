@@ -144,7 +144,7 @@ def test_options_that_cannot_be_used_are_named(pair):
         embedcam.Explainer(net, db, transfer="best")
     with pytest.raises(DatabaseError, match="unknown placement 'middle'"):
         embedcam.Explainer(net, db, placement="middle")
-    with pytest.raises(DatabaseError, match="unknown preset 'best'; use one of default, paper"):
+    with pytest.raises(DatabaseError, match="unknown preset 'best'; use one of default, fast, fine, paper"):
         embedcam.Explainer(net, db, preset="best")
     with pytest.raises(DatabaseError, match="has no finer layer to fuse"):
         embedcam.Explainer(net, db, fused=True)
@@ -276,3 +276,17 @@ def test_embeddings_too_long_to_be_searched_are_left_out_of_the_search_for_exemp
     long = np.array([[1e30] * 8, [0.1] * 8], np.float32)  # faiss gives -1 where squared distances overflow
     nearest = explainer._search(long, 1)
     assert (nearest >= 0).all()
+
+
+def test_the_preset_fast_has_the_size_of_the_training_and_fine_averages_with_the_mirrored_image(fused):
+    net, db = fused
+    images = torch.rand(2, 3, 96, 80, generator=torch.Generator().manual_seed(1))
+    default, fast, fine = (embedcam.Explainer(net, db, preset=preset) for preset in ("default", "fast", "fine"))
+    assert fast.preprocess.input_size == net.preprocess.input_size != default.preprocess.input_size
+    assert fine.preprocess == default.preprocess
+    expected = (default(images).raw + default(images.flip(3)).raw[:, :, ::-1]) / 2
+    found = fine(images)
+    np.testing.assert_allclose(found.raw, expected, atol=1e-6)
+    np.testing.assert_array_equal(found.embeddings, default(images).embeddings)
+    with torch.inference_mode():
+        np.testing.assert_allclose(fine.module.fixed(None).eval()(images).raw, expected, atol=1e-5)

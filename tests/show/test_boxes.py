@@ -16,7 +16,7 @@ HEAT = np.array(
 
 
 def test_one_box_a_component_largest_first():
-    large, small = find_boxes(HEAT)
+    large, small = find_boxes(HEAT, 0.5)
     # (1, 3) and (2, 4) touch at a corner only and still belong together.
     assert (large.left, large.top, large.right, large.bottom, large.area) == (2, 1, 5, 4, 4)
     assert large.score == pytest.approx((0.6 + 0.8 + 0.7 + 0.5) / 4)
@@ -32,7 +32,7 @@ def test_largest_means_most_pixels_not_widest_box():
 
 def test_threshold_and_min_area_choose_what_counts():
     assert [box.area for box in find_boxes(HEAT, threshold=0.75)] == [1, 1]
-    assert [box.area for box in find_boxes(HEAT, min_area=2)] == [4]
+    assert [box.area for box in find_boxes(HEAT, 0.5, min_area=2)] == [4]
 
 
 def test_all_zero_map_has_no_box():

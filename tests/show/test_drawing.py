@@ -32,7 +32,7 @@ def test_options_are_those_of_the_overlay():
 def test_boxes_are_found_at_the_pictures_size():
     heatmap = np.zeros((4, 4), np.float32)
     heatmap[:2, :2] = 1
-    _, boxes = draw_overlay(np.zeros((40, 40, 3), np.uint8), heatmap, DrawOptions(boxes=True))
+    _, boxes = draw_overlay(np.zeros((40, 40, 3), np.uint8), heatmap, DrawOptions(boxes=True, threshold=0.5))
     assert boxes == [{"left": 0, "top": 0, "right": 20, "bottom": 20, "score": pytest.approx(0.94, abs=0.05)}]
 
 
