@@ -143,7 +143,7 @@ def opened(browser, address):
         context = browser.new_context(permissions=["camera"], **how)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(600_000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: request.url.startswith((at, "blob:")) or wrong.append(request.url))
         page.on("console", lambda said: "Content Security" in said.text and wrong.append(said.text))

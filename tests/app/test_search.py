@@ -231,6 +231,23 @@ def test_a_server_has_the_routes_of_what_it_was_given(searching, explainer, gall
         create_app()
 
 
+def test_training_images_that_the_index_has_are_marked(explainer, gallery, file, tmp_path, folder):
+    with TestClient(create_app(explainer, gallery=gallery)) as client:
+        training = client.post("explain", content=file).json()["looks_like"]
+        assert [image["indexed"] for image in training] == [True] * len(training) != []
+        hits = client.post("match", content=file, params={"hit": [image["image"] for image in training]}).json()["hits"]
+        assert [hit["distance"] for hit in hits] == pytest.approx([image["distance"] for image in training], abs=1e-4)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for path in copy.glob("images/*/*.png"):  # the same names, and other images
+        Image.open(path).rotate(180).save(path)
+    index(explainer.net, load(f"folder:{copy}"), tmp_path / "gallery.h5")
+    with (
+        Gallery.open(tmp_path / "gallery.h5", explainer.net) as other,
+        TestClient(create_app(explainer, gallery=other)) as client,
+    ):
+        assert not any(image["indexed"] for image in client.post("explain", content=file).json()["looks_like"])
+
+
 def routes(client):
     document = client.get("openapi.json").json()
     assert {"413", "415", "422", "429", "503"} <= document["paths"].get("/match", document["paths"]["/match"])["post"][

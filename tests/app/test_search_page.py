@@ -261,7 +261,9 @@ def test_the_number_of_hits_is_chosen(page, upload):
     page.wait_for_function("document.querySelectorAll('#hits figure').length === 5")
 
 
-def test_with_an_explainer_all_tabs_are_there_and_search_comes_first(opened, explainer, gallery, running, upload):
+def test_with_an_explainer_all_tabs_are_there_and_training_images_show_what_is_shared(
+    opened, explainer, gallery, running, upload, picture, pixels
+):
     with running(create_app(explainer, gallery=gallery)) as address:
         page = opened(address)
         page.wait_for_selector("body[data-ready=true]")
@@ -272,7 +274,18 @@ def test_with_an_explainer_all_tabs_are_there_and_search_comes_first(opened, exp
         page.keyboard.press("ArrowRight")
         assert page.is_visible("#explain")
         page.set_input_files("#file", upload)
-        page.wait_for_selector("#explanation:not([hidden])")
+        page.wait_for_selector("#looks-like canvas")
+        heat_alone(page)
+        before = pixels(page)
+        canvas = page.locator("#looks-like canvas").first
+        canvas.focus()
+        name = canvas.get_attribute("aria-label").removeprefix("What the picture shares with ")
+        match = gallery.explain_match(gallery.see([picture()])[0], name)
+        scale = max(np.abs(match.contributions(side)).max() for side in ("query", "hit"))
+        assert shows(pixels(page), match.contributions("query").clip(0) / scale, gallery)
+        assert shows(pixels(page, "#looks-like canvas"), match.contributions("hit").clip(0) / scale, gallery)
+        page.focus("#alpha")
+        np.testing.assert_array_equal(pixels(page), before)
 
 
 def test_an_index_alone_has_the_search_tab_alone(page, upload):

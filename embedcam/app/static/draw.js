@@ -3,6 +3,7 @@
 import { bytes } from "./api.js";
 
 const [FOR, AGAINST, EVIDENCE_ALPHA] = [[255, 140, 0], [20, 80, 255], 0.7]; // as the server draws evidence
+const RADIUS = 10; // of marks, in pixels of the page
 
 const colormaps = new Map();
 
@@ -96,7 +97,7 @@ export function drawSigned(canvas, image, { width, height, values }, longestSide
 // Mark a place (y, x), a share of the picture, with a ring or a numbered disc.
 export function mark(canvas, y, x, text = "") {
   const context = canvas.getContext("2d");
-  const radius = Math.max(canvas.width, canvas.height) / 28;
+  const radius = (RADIUS * canvas.width) / (canvas.clientWidth || canvas.width);
   const inside = (share, side) => Math.min(Math.max(share * side, radius), side - radius);
   const centre = [inside(x, canvas.width), inside(y, canvas.height)];
   context.beginPath();

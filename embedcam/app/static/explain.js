@@ -101,10 +101,12 @@ async function showShared() {
   if (!match) return;
   const { seen, width, height } = match;
   const area = seen.map((edge, index) => edge / (index % 2 ? height : width));
+  const whole = area.join() === "0,0,1,1"; // as thumbnails are
+  const thumbnails = new Map(mine.explanation.looks_like.map(({ image, thumbnail }) => [image, thumbnail]));
   const matches = await Promise.all(
     match.hits.map(async (hit) => ({
       name: hit.hit,
-      image: await loadPicture(hit.picture),
+      image: (await loadPicture(hit.picture)) ?? (whole && (await loadPicture(thumbnails.get(hit.hit)))),
       own: { ...placed(match, shared(hit, "query")), area },
       other: placed(match, shared(hit, "hit")),
     })),

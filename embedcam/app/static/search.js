@@ -175,10 +175,9 @@ function showDifference() {
   const scale = Math.max(...signed.map(Math.abs)) || 1;
   drawSigned(byId("difference-view"), pictures[0].image, placedSigned(match, signed.map((value) => value / scale)), LONGEST_QUERY_SIDE);
   const sum = (sign) => signed.reduce((total, value) => total + Math.max(sign * value, 0), 0).toFixed(3);
-  const apart = first.similarity - second.similarity;
   byId("difference-title").textContent = `Why hit ${first.rank} is above hit ${second.rank}`;
+  const apart = first.similarity - second.similarity;
   byId("difference-text").textContent =
-    `Orange places of the query speak for hit ${first.rank} (${sum(1)}), blue ones for hit ${second.rank} (${sum(-1)}); ` +
-    `the similarities differ by ${apart.toFixed(3)}.`;
+    `Orange speaks for hit ${first.rank} (${sum(1)}), blue for hit ${second.rank} (${sum(-1)}); their similarities differ by ${apart.toFixed(3)}.`;
   byId("difference-view").ariaLabel = byId("difference-title").textContent;
 }
