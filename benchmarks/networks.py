@@ -212,11 +212,12 @@ def check_cut(net: Network) -> None:
     The class token of a vision transformer passes the layer by in the last block; then its input is given instead.
     """
     a, b = torch.randn(2, 1, 3, *net.preprocess.input_size, generator=torch.Generator().manual_seed(2))
-    block = net.body.get_submodule(net.layer.rpartition(".")[0])
+    around = net.layer.rpartition(".")[0]
+    block = net.body.get_submodule(around) if around else None
     with layers.evaluating(net), torch.inference_mode():
         own, other = net(a), net(b)
         left = []
-        for module in (net.feature_layer, block):
+        for module in filter(None, (net.feature_layer, block)):
             kept: list[Any] = []
             hook = _input_hook if module is block else _output_hook
             for image, values, replay in ((a, kept, False), (b, kept, True)):

@@ -13,6 +13,7 @@ REFUSED = {
     "timm:crossvit_tiny_240": "joins branches",
     "timm:efficientvim_m1": "does not pass",
     "timm:levit_128s": "cannot be measured",
+    "torchreid:hacnn": "does not pass",
 }
 
 
