@@ -14,6 +14,7 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -75,7 +76,13 @@ def fill(path: Path, net: embedcam.EmbeddingNet, images: int) -> None:
             texts = {key: [f"{key}/{start + number:09d}.jpg" for number in range(count)] for key in format.TEXTS}
             cells = rng.integers(-127, 128, (count, *net.map_size, DIM), dtype=np.int8)
             scales, labels = np.full(count, 0.01, np.float32), np.zeros(count, np.int64)
-            format.append(file, texts, embeddings=embeddings, cells=cells, scales=scales, labels=labels)
+            arrays: dict[str, NDArray[Any]] = {
+                "embeddings": embeddings,
+                "cells": cells,
+                "scales": scales,
+                "labels": labels,
+            }
+            format.append(file, texts, arrays)
 
 
 def calls(gallery: Gallery, net: embedcam.EmbeddingNet) -> dict[str, Callable[[], object]]:

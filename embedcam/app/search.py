@@ -71,14 +71,14 @@ class Search:
         matches = [gallery.explain_match(query, row) for row in rows]
         part = query.preprocess.seen((picture.height, picture.width))
         cells, seen = "cells" in options.include, "picture" in options.include
-        height, width = query.cells.shape[:2]
+        centres = query.shares(np.indices(query.cells.shape[:2]).transpose(1, 2, 0), query.geometry)
         return MatchResponse(
             image=upload.name,
             width=picture.width,
             height=picture.height,
             seen=part,
-            rows=[query.place_of((row, 0))[0] for row in range(height)],
-            columns=[query.place_of((0, column))[1] for column in range(width)],
+            rows=centres[:, 0, 0].tolist(),
+            columns=centres[0, :, 1].tolist(),
             metric=gallery.record.network.metric,
             cells=_directions(query, gallery.common) if cells else None,
             picture=base64_text(encode_image(bounded(picture.crop(part), _LONGEST_SIDE), "JPEG")) if seen else None,

@@ -44,6 +44,13 @@ def index(
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge indexes that one network made, instead of indexing images.")
     ] = False,
+    descriptors: Annotated[
+        bool, typer.Option(help="Store what corresponding places are found with; two thirds of the file.")
+    ] = True,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="Index of the same network, to be merged with: its descriptors are used.", metavar="FILE"),
+    ] = None,
     batch_size: BatchSizeOption = 32,
     resume: ResumeOption = False,
     strict: StrictOption = False,
@@ -82,7 +89,7 @@ def index(
         assert data is not None
         group = join()
         network, samples = net.load(device), load(data, "all")
-        options = {"append": append, "resume": resume, "strict": strict}
+        options = {"append": append, "resume": resume, "strict": strict, "descriptors": descriptors, "like": like}
         count = write(network, samples, out, batch_size=batch_size, workers=workers, group=group, **options)
     printing.echo_once(f"wrote {out}: {count} images")
 

@@ -147,7 +147,7 @@ def forms(db: Record) -> Iterator[Check]:
         yield Check("/refinement input_size", min(size) >= 1 and size[0] * size[1] <= LARGEST_INPUT, expected, size)
         yield Check("/refinement distance_scale", 0 < scale < np.inf, "a positive number", scale)
         if db.refinement.fusion is not None:
-            yield from _geometry_forms("/refinement/fusion", db.refinement.fusion.geometry)
+            yield from geometry_forms("/refinement/fusion", db.refinement.fusion.geometry)
 
 
 def network_forms(network: NetworkRecord, geometry: Geometry) -> Iterator[Check]:
@@ -164,10 +164,19 @@ def network_forms(network: NetworkRecord, geometry: Geometry) -> Iterator[Check]
     types = ("float32", "float16", "bfloat16")
     yield Check("/network number_type", network.number_type in types, " or ".join(types), network.number_type)
     yield Check("/network map_size", min(network.map_size) >= 1, "positive numbers", network.map_size)
-    yield from _geometry_forms("/geometry", geometry)
+    yield from geometry_forms("/geometry", geometry)
 
 
-def _geometry_forms(item: str, geometry: Geometry) -> Iterator[Check]:
+def geometry_forms(item: str, geometry: Geometry) -> Iterator[Check]:
+    """Check where cells lie.
+
+    Args:
+        item: Path of the group in the file.
+        geometry: Of the cells.
+
+    Yields:
+        What must hold.
+    """
     yield Check(f"{item} cell_stride", min(geometry.cell_stride) > 0, "positive numbers", geometry.cell_stride)
     finite = bool(np.isfinite([*geometry.cell_stride, *geometry.first_cell_center]).all())
     yield Check(item, finite, "finite numbers", geometry)

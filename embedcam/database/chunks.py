@@ -127,3 +127,23 @@ class Chunks:
             region[0] = slice(max(start[0], rows.start) - rows.start, region[0].stop - rows.start)
             values[tuple(region)] = block.reshape(self._chunk)[tuple(inside)]
         return values
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Read any rows, each chunk once.
+
+        Args:
+            rows: (n,) their indices, inside the data set.
+
+        Returns:
+            (n, ...), their elements in this order.
+
+        Raises:
+            DatabaseError: If a chunk is damaged.
+        """
+        values, step = np.empty((len(rows), *self.shape[1:]), self.dtype), self._chunk[0]
+        chunks = rows // step
+        for number in np.unique(chunks).tolist():
+            inside, start = chunks == number, number * step
+            block = self.read(slice(start, min(start + step, self.shape[0])))
+            values[inside] = block[rows[inside] - start]
+        return values

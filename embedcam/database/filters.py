@@ -11,8 +11,9 @@ import numpy as np
 from ..errors import DatabaseError
 
 DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
-# Words per block of a checksum, so that their weighted sum stays far below 2^63.
+# Words per block of a checksum, so that their weighted sum stays below 2^53, where doubles are exact.
 _BLOCK = 2**16
+_WEIGHTS = np.arange(_BLOCK, 0, -1, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,9 @@ def fletcher32(data: bytes) -> int:
     words = np.frombuffer(data + b"\0" * (len(data) % 2), dtype=">u2")
     first = second = 0
     for start in range(0, len(words), _BLOCK):
-        block = words[start : start + _BLOCK].astype(np.int64)
+        block = words[start : start + _BLOCK].astype(np.float64)
         # The sum so far counts once for each word of the block, and each word once for itself and all after it.
-        second += len(block) * first + int(np.arange(len(block), 0, -1) @ block)
+        second += len(block) * first + int((_WEIGHTS[_BLOCK - len(block) :] * block).sum())
         first += int(block.sum())
     # HDF5 folds the carry back in, which leaves 65535 where the remainder is 0 and the sum is not.
     first, second = (total and (total - 1) % 65535 + 1 for total in (first, second))

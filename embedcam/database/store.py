@@ -149,7 +149,18 @@ def write_network(file: h5py.File, record: NetworkRecord, geometry: Geometry, fo
         group = _group(file, "network/source")
         for key, value in asdict(source).items():
             group.attrs[key] = value
-    _geometry(_group(file, "geometry"), geometry)
+    write_geometry(file, "geometry", geometry)
+
+
+def write_geometry(file: h5py.File, name: str, geometry: Geometry) -> None:
+    """Write where cells lie.
+
+    Args:
+        file: An HDF5 file.
+        name: Path of the group, which is made.
+        geometry: Of the cells.
+    """
+    _geometry(_group(file, name), geometry)
 
 
 def _geometry(group: h5py.Group, geometry: Geometry) -> None:

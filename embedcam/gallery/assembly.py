@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,11 +17,13 @@ from ..utils.clock import now
 from ..utils.files import atomic_path, destination
 from ..utils.progress import counting
 from . import format as layout
-from .format import GalleryRecord, IndexFile
+from .format import DescriptorSpace, GalleryRecord, IndexFile
 from .names import Names
 
 if TYPE_CHECKING:
     import h5py
+
+logger = logging.getLogger("embedcam")
 
 _BLOCK = 1024  # images copied at a time
 
@@ -28,7 +31,8 @@ _BLOCK = 1024  # images copied at a time
 def merge(files: Sequence[str | Path], out: str | Path) -> int:
     """Merge indexes that one network made into one, in their order.
 
-    Cells are copied as they are stored. Memory grows by a few bytes per image.
+    Cells are copied as they are stored, and so are descriptors, if those of all indexes can be compared. Memory grows by
+    a few bytes per image.
 
     Args:
         files: The indexes.
@@ -51,7 +55,7 @@ def merge(files: Sequence[str | Path], out: str | Path) -> int:
         _require_distinct(indexes)
         names = list(dict.fromkeys(name for index in indexes for name in index.label_names))
         total, size = sum(map(len, indexes)), sum(index.path.stat().st_size for index in indexes)
-        record = replace(indexes[0].record, created=now())
+        record = replace(indexes[0].record, created=now(), space=_common_space(indexes))
         with counting("merging", total) as count, new_index(Path(out), record, names, size) as file:
             for index in indexes:
                 copy(index, file, names, count)
@@ -96,10 +100,23 @@ def copy(index: IndexFile, file: h5py.File, names: Sequence[str], count: Callabl
     """
     places = np.array([*map(names.index, index.label_names), -1], np.int64)  # the last: of unknown class
     for rows in index.blocks(_BLOCK):
-        arrays = {key: index.read(key, rows) for key in layout.ARRAYS}
+        arrays = {key: index.read(key, rows) for key in index.arrays if key in file}
         arrays["labels"] = places[arrays["labels"]]
-        layout.append(file, {key: index.texts(key, rows) for key in layout.TEXTS}, **arrays)
+        layout.append(file, {key: index.texts(key, rows) for key in layout.TEXTS}, arrays)
         count(rows.stop - rows.start)
+
+
+def _common_space(indexes: Sequence[IndexFile]) -> DescriptorSpace | None:
+    space = indexes[0].record.space
+    for index in indexes[1:]:
+        if space is not None and not space.same_as(index.record.space):
+            logger.warning(
+                "%s and %s have different descriptors, which are left out: corresponding places are found with cells; "
+                "to keep them, index the second one with --like %s",
+                *(indexes[0].path, index.path, indexes[0].path),
+            )
+            return None
+    return space
 
 
 def _require_alike(first: IndexFile, other: IndexFile) -> None:

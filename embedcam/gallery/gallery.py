@@ -15,8 +15,8 @@ from ..data.images import read_image
 from ..data.preprocess import Preprocess
 from ..database.neighbors import Neighbors, searchable
 from ..errors import DatabaseError, DataError
-from .format import ARRAYS, TEXTS, IndexFile
-from .matches import Item, Match, Matches
+from .format import TEXTS, IndexFile
+from .matches import Grid, Item, Match, Matches
 from .names import Names
 from .searching import Hit, Searcher, find
 
@@ -113,13 +113,19 @@ class Gallery:
             (name, value) of each line.
         """
         net, (height, width) = self.record.network, self.record.cells
-        size = " x ".join(map(str, net.preprocess.input_size))
+        size, space = " x ".join(map(str, net.preprocess.input_size)), self.record.space
+        described = []
+        if space is not None:
+            (rows, columns), components = space.cells, space.projection.shape[1]
+            finer = f"{space.layer} and " if space.layer else ""
+            described = [("Descriptors", f"{rows} x {columns} of {components} dimensions, of {finer}{net.layer}")]
         return [
             ("Images", f"{len(self)}, {len(self._file.label_names)} labels"),
             ("Network", f"{net.architecture}, {net.metric}, {net.dim} dimensions, sha256 {net.sha256[:12]}"),
             ("Input", f"{size} pixels, {net.preprocess.interpolation}"),
             ("Feature layer", f"{net.layer}, {height} x {width} cells"),
-            ("Per image", f"{height * width * net.dim + 4 * net.dim + 12:,} bytes and its name"),
+            *described,
+            ("Per image", f"{self.record.bytes_per_image:,} bytes and its name"),
             ("Made", f"{self.record.created} by embedcam {self.record.embedcam_version}"),
         ]
 
@@ -232,21 +238,24 @@ class Gallery:
         import torch
 
         from ..nets import layers
+        from .descriptors import describe
 
-        net, preprocess = self.net, self.preprocess
+        net, preprocess, space = self.net, self.preprocess, self.record.space
         batch = layers.as_images(net, torch.as_tensor(preprocess.batch(images)))
         if tuple(batch.shape[2:]) != preprocess.input_size:
             raise DataError(f"the index has images of {preprocess.input_size} pixels, got {tuple(batch.shape[2:])}")
         with layers.evaluating(net), torch.inference_mode():
-            seen = net.activations(batch)
+            seen = net.activations(batch, None if space is None else space.layer or None)
+            codes = None if space is None else describe(space, seen, self.record.geometry).cpu().numpy()
             cells = net.cells(seen).embeddings.permute(0, 2, 3, 1).float().cpu().numpy()
             embeddings = seen.embeddings.float().cpu().numpy()
         if not searchable(embeddings).all():
             raise DataError("the embedding of a query is not finite; check the image")
         names = [str(number) for number in range(len(batch))] if ids is None else ids
+        grids = [None] * len(batch) if codes is None else [self._grid(each) for each in codes]
         return [
-            Item(name, "", None, embedding, own, self.record.geometry, preprocess)
-            for name, embedding, own in zip(names, embeddings, cells, strict=True)
+            Item(name, "", None, embedding, own, self.record.geometry, preprocess, grid)
+            for name, embedding, own, grid in zip(names, embeddings, cells, grids, strict=True)
         ]
 
     def nearest(self, embeddings: NDArray[np.float32], top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -283,14 +292,22 @@ class Gallery:
         Returns:
             What is stored of them.
         """
-        return [self._item(int(row)) for row in rows]
+        at, geometry = np.asarray(rows, np.int64), self.record.geometry
+        embeddings, cells, scales, labels, *codes = (self._file.read(name, at) for name in self._file.arrays)
+        cells = embeddings[:, None, None] + cells * scales[:, None, None, None]
+        ids, paths = (self._file.texts(name, at) for name in TEXTS)
+        classes = [None if label < 0 else self._file.label_names[label] for label in labels.tolist()]
+        grids = [self._grid(each) for each in codes[0]] if codes else [None] * len(at)
+        return [
+            Item(name, path, label, embedding, own, geometry, self.preprocess, grid)
+            for name, path, label, embedding, own, grid in zip(
+                ids, paths, classes, embeddings, cells, grids, strict=True
+            )
+        ]
 
-    def _item(self, row: int) -> Item:
-        one = slice(row, row + 1)
-        embedding, cells, scale, label = (self._file.read(name, one)[0] for name in ARRAYS)
-        own, path = (self._file.texts(name, one)[0] for name in TEXTS)
-        label = None if label < 0 else self._file.label_names[label]
-        return Item(own, path, label, embedding, embedding + cells * scale, self.record.geometry, self.preprocess)
+    def _grid(self, codes: NDArray[np.int8]) -> Grid:
+        assert self.record.space is not None
+        return Grid(codes, self.record.space.geometry)
 
     def blocks(self, size: int = 4096) -> Iterator[tuple[range, list[str], NDArray[np.float32]]]:
         """Read all images in blocks, such as to fill a search engine.
@@ -340,7 +357,7 @@ class Gallery:
             DataError: If there is no such image.
         """
         ours, theirs = (
-            side if isinstance(side, Item) else self._item(self.row(side) if isinstance(side, str) else side)
+            side if isinstance(side, Item) else self.items([self.row(side) if isinstance(side, str) else side])[0]
             for side in (query, hit)
         )
         return self._match(ours, theirs)

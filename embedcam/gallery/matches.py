@@ -8,13 +8,25 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..data.preprocess import Preprocess
 from ..explain.explanation import Explanation
 from ..explain.maps import place
 from ..nets.geometry import Geometry
 from .searching import Hit
+
+
+class Grid(NamedTuple):
+    """Vectors at places of an image, whose directions are compared.
+
+    Attributes:
+        vectors: (h, w, C).
+        geometry: Where they lie.
+    """
+
+    vectors: NDArray[Any]
+    geometry: Geometry
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,7 @@ class Item:
         cells: float32 (h, w, D), its cell embeddings.
         geometry: Where the cells lie.
         preprocess: From the picture to what the network saw.
+        descriptors: What corresponding places are found with; None if the index has none.
     """
 
     id: str
@@ -38,13 +51,32 @@ class Item:
     cells: NDArray[np.float32]
     geometry: Geometry
     preprocess: Preprocess
+    descriptors: Grid | None = None
 
-    def place_of(self, cell: tuple[int, int]) -> tuple[float, float]:
-        """Return the centre (y, x) of a cell, as a share of the network's input."""
-        pairs = zip(cell, self.geometry.cell_stride, self.geometry.first_cell_center, strict=True)
-        centre = (first + index * stride for index, stride, first in pairs)
-        y, x = (each / side for each, side in zip(centre, self.preprocess.input_size, strict=True))
-        return min(max(y, 0.0), 1.0), min(max(x, 0.0), 1.0)
+    @property
+    def grid(self) -> Grid:
+        """The cells and their geometry."""
+        return Grid(self.cells, self.geometry)
+
+    def shares(self, cells: NDArray[Any], geometry: Geometry) -> NDArray[np.float32]:
+        """Convert places.
+
+        Args:
+            cells: (..., 2) row and column, perhaps between cells.
+            geometry: Of the cells.
+
+        Returns:
+            float32 (..., 2) y and x as shares of the network's input.
+        """
+        pixels = np.asarray(geometry.first_cell_center) + cells * np.asarray(geometry.cell_stride)
+        shares: NDArray[Any] = pixels / self.preprocess.input_size
+        return shares.clip(0, 1).astype(np.float32)
+
+    def rows_of(self, shares: NDArray[Any], grid: Grid) -> NDArray[np.float32]:
+        """Convert places back, up to the outermost cells; see `shares`."""
+        pixels = shares * np.asarray(self.preprocess.input_size) - np.asarray(grid.geometry.first_cell_center)
+        rows: NDArray[Any] = pixels / np.asarray(grid.geometry.cell_stride)
+        return rows.clip(0, np.array(grid.vectors.shape[:2]) - 1).astype(np.float32)
 
 
 class Correspondence(NamedTuple):
@@ -59,6 +91,13 @@ class Correspondence(NamedTuple):
     query: tuple[float, float]
     hit: tuple[float, float]
     strength: float
+
+
+# A peak is the mean of the cells up to so many from the best one, weighted by the softmax of their cosines at this
+# temperature; chosen on training images.
+_WINDOW, _SOFTNESS = 2, 0.05
+# Corresponding places are at least so many cells apart; a cell apart is allowed, whatever the rounding.
+_APART = 0.99
 
 
 @dataclass(frozen=True)
@@ -135,11 +174,36 @@ class Match:
         )
         return first, second
 
+    def transfer(self, places: ArrayLike) -> NDArray[np.float32]:
+        """Find the places of the hit that go with places of the query.
+
+        Each place goes where the descriptors are most similar, between the cells around the best one; without
+        descriptors, the cell embeddings are compared.
+
+        Args:
+            places: (n, 2) y and x as shares of the query's input.
+
+        Returns:
+            float32 (n, 2), shares of the hit's input.
+        """
+        ours, theirs = self._grids
+        rows = self.query.rows_of(np.asarray(places, np.float32).reshape(-1, 2), ours)
+        return self.hit.shares(_peaks(_between(ours.vectors, rows), theirs.vectors), theirs.geometry)
+
+    @cached_property
+    def _grids(self) -> tuple[Grid, Grid]:
+        """What is compared: of unit vectors."""
+        ours, theirs = self.query.descriptors, self.hit.descriptors
+        if ours is None or theirs is None:
+            ours, theirs = (Grid(item.cells - self.common, item.geometry) for item in (self.query, self.hit))
+        return Grid(_units(ours.vectors), ours.geometry), Grid(_units(theirs.vectors), theirs.geometry)
+
     def correspondences(self, most: int = 5) -> list[Correspondence]:
         """Find places of the query and of the hit that go together.
 
-        A pair counts if each of the two cells is the other's most similar one, by the cosine of their embeddings, and
-        if it adds at least a tenth of what the strongest pair adds to the similarity.
+        A pair of places counts if their descriptors are each other's most similar ones, and if its two cells add at
+        least a tenth of what those of the strongest pair add to the similarity. Of pairs that are closer together than
+        a cell in either image, the strongest counts.
 
         Args:
             most: How many at most.
@@ -147,22 +211,33 @@ class Match:
         Returns:
             The pairs, the strongest first; none if nothing adds to the similarity.
         """
-        ours, theirs = (item.cells.reshape(-1, len(self.common)) - self.common for item in (self.query, self.hit))
-        products = ours @ theirs.T
-        lengths = np.outer(np.linalg.norm(ours, axis=1), np.linalg.norm(theirs, axis=1))
-        cosines = products / np.maximum(lengths, np.finfo(np.float32).tiny)
+        ours, theirs = self._grids
+        cosines = (
+            ours.vectors.reshape(-1, ours.vectors.shape[2]) @ theirs.vectors.reshape(-1, theirs.vectors.shape[2]).T
+        )
         there, back = cosines.argmax(axis=1), cosines.argmax(axis=0)
-        mutual = np.flatnonzero(back[there] == np.arange(len(ours)))
-        strengths = products[mutual, there[mutual]]
-        widths = self.query.cells.shape[1], self.hit.cells.shape[1]
+        mutual = np.flatnonzero(back[there] == np.arange(len(there)))
+        items, grids, cells = (self.query, self.hit), (ours, theirs), (mutual, there[mutual])
+        places = [
+            item.shares(np.stack(np.unravel_index(numbers, grid.vectors.shape[:2]), axis=1), grid.geometry)
+            for item, grid, numbers in zip(items, grids, cells, strict=True)
+        ]
+        near = [item.rows_of(own, item.grid) for item, own in zip(items, places, strict=True)]
+        own, other = (
+            item.cells[tuple(rows.round().astype(np.int64).T)] - self.common
+            for item, rows in zip(items, near, strict=True)
+        )
+        strengths = (own * other).sum(axis=1)
+        chosen: list[int] = []
+        for row in np.argsort(-strengths, kind="stable").tolist():
+            if len(chosen) == most or strengths[row] <= 0 or strengths[row] < strengths.max() / 10:
+                break
+            if all(np.abs(rows[chosen] - rows[row]).max(axis=1).min(initial=1) > _APART for rows in near):
+                chosen.append(row)
+        query, hit = (own[chosen].tolist() for own in places)
         return [
-            Correspondence(
-                self.query.place_of(divmod(int(mutual[row]), widths[0])),
-                self.hit.place_of(divmod(int(there[mutual[row]]), widths[1])),
-                float(strengths[row]),
-            )
-            for row in np.argsort(-strengths, kind="stable")[:most]
-            if strengths[row] > 0 and strengths[row] >= strengths.max() / 10
+            Correspondence((y, x), (v, u), strength)
+            for (y, x), (v, u), strength in zip(query, hit, strengths[chosen].tolist(), strict=True)
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -179,6 +254,35 @@ class Match:
             "rest": {side: self.rest(side) for side in ("query", "hit")},
             "correspondences": [pair._asdict() for pair in self.correspondences()],
         }
+
+
+def _units(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    vectors = vectors.astype(np.float32)
+    lengths = np.linalg.norm(vectors, axis=2, keepdims=True)
+    units: NDArray[np.float32] = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return units
+
+
+def _between(vectors: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Interpolate (h, w, C) vectors bilinearly at (n, 2) rows and columns: (n, C)."""
+    sides = np.array(vectors.shape[:2])
+    low = np.minimum(rows.astype(np.int64), np.maximum(sides - 2, 0))
+    high, (y, x) = np.minimum(low + 1, sides - 1), (rows - low).T[:, :, None]
+    top, bottom = (vectors[r, low[:, 1]] * (1 - x) + vectors[r, high[:, 1]] * x for r in (low[:, 0], high[:, 0]))
+    values: NDArray[np.float32] = top * (1 - y) + bottom * y
+    return values
+
+
+def _peaks(vectors: NDArray[np.float32], grid: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Find where (n, C) vectors are most similar to a grid (h, w, C): (n, 2) rows and columns, between cells."""
+    height, width, dim = grid.shape
+    scores = vectors @ grid.reshape(-1, dim).T
+    best = scores.argmax(axis=1)
+    cells = np.stack(np.unravel_index(np.arange(height * width), (height, width)), axis=1).astype(np.float32)
+    near = np.abs(cells - cells[best][:, None]).max(axis=2) <= _WINDOW
+    weights = np.exp((scores - scores.max(axis=1, keepdims=True)) / _SOFTNESS) * near
+    peaks: NDArray[np.float32] = weights @ cells / weights.sum(axis=1, keepdims=True)
+    return peaks
 
 
 def versus(first: Match, second: Match) -> tuple[NDArray[np.float32], float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..database.neighbors import searchable
 from ..database.record import NetworkRecord
 from ..errors import DatabaseError, DataError
 from ..nets import layers, receptive_field
+from ..nets.geometry import Geometry
 from ..nets.inference import collected, tensor_batches
 from ..nets.network import Network
 from ..utils import shards as sharding
@@ -28,7 +30,8 @@ from ..utils.resume import SavedParts, work_folder
 from ..utils.shards import Shards
 from . import format as layout
 from .assembly import copy, new_index
-from .format import GalleryRecord, IndexFile
+from .descriptors import describe, fit
+from .format import DescriptorSpace, GalleryRecord, IndexFile
 
 _BLOCK = 1024  # images copied at a time
 
@@ -43,12 +46,14 @@ def index(
     batch_size: int = 32,
     strict: bool = False,
     workers: int = 2,
+    descriptors: bool = True,
+    like: str | Path | None = None,
     group: Group | None = None,
 ) -> int:
     """Index the images of a gallery, so that matches with them can be explained without running the network again.
 
-    Of each image its embedding is stored, and its cell embeddings as int8 with one scale per image. Memory does not
-    grow with the number of images.
+    Of each image its embedding is stored, its cell embeddings as int8 with one scale per image, and descriptors that
+    find corresponding places. Memory does not grow with the number of images.
 
     Args:
         net: A decomposable network.
@@ -59,6 +64,8 @@ def index(
         batch_size: Images per batch.
         strict: Raise on an unreadable image instead of leaving it out with a warning.
         workers: Threads that read images ahead.
+        descriptors: Store descriptors; without them, cell embeddings find corresponding places less well.
+        like: An index of the same network, whose descriptors those of this one can be compared and merged with.
         group: The processes that share the work, see `distributed.join`.
 
     Returns:
@@ -76,6 +83,8 @@ def index(
     record = GalleryRecord(NetworkRecord.of(net), stride, net.map_size, now())
     if append:
         _require_appendable(net, record, samples, out)
+    if append or like is not None:
+        record = _with_space_of(out if like is None else Path(like), record)
     with work_folder(out, group) as work:
         run = {
             "embedcam": __version__,
@@ -84,12 +93,16 @@ def index(
             "cells": record.cells,
             "data set": fingerprint(samples),
             "shard": sharding.SHARD,
+            "descriptors": descriptors,
         }
-        shards = Shards(SavedParts(work, run, resume=resume, group=group), "cells", len(samples), group)
+        parts = SavedParts(work, run, resume=resume, group=group)
+        if descriptors and not append and like is None:
+            record = replace(record, space=_fitted(net, record, samples, parts, workers, group))
+        shards = Shards(parts, "cells", len(samples), group)
         unfinished = shards.unfinished()
         with counting("indexing", sum(len(shards.images(number)) for number in unfinished)) as count:
             for number in unfinished:
-                part = _embedded(net, samples, shards.images(number), batch_size, strict, workers, count)
+                part = _embedded(net, record, samples, shards.images(number), batch_size, strict, workers, count)
                 shards.write(number, **part)
         group.wait()
         if group.main:
@@ -116,38 +129,73 @@ def quantise(cells: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
     return (differences / steps).round().to(torch.int8), scales
 
 
+def _fitted(
+    net: Network, record: GalleryRecord, samples: Samples, parts: SavedParts, workers: int, group: Group
+) -> DescriptorSpace:
+    """Compute the space of the descriptors, in one process for all."""
+    if group.main and "space" not in parts:
+        space = fit(net, samples, record.geometry, workers=workers)
+        places = np.array([space.geometry.cell_stride, space.geometry.first_cell_center, space.cells])
+        parts.write("space", layer=np.array(space.layer), places=places, mean=space.mean, projection=space.projection)
+    group.wait()
+    stored = parts.read("space")
+    stride, first, (height, width) = (tuple(pair) for pair in stored["places"].tolist())
+    cells = (int(height), int(width))
+    return DescriptorSpace(str(stored["layer"]), Geometry(stride, first), cells, stored["mean"], stored["projection"])
+
+
+def _with_space_of(path: Path, record: GalleryRecord) -> GalleryRecord:
+    with IndexFile(path) as file:
+        if file.record.network.sha256 != record.network.sha256 or file.record.geometry != record.geometry:
+            raise DatabaseError(f"{path} is the index of another network or input size; give one of this network")
+        return replace(record, space=file.record.space)
+
+
 def _embedded(
-    net: Network, samples: Samples, images: range, batch_size: int, strict: bool, workers: int, count: Any
+    net: Network,
+    record: GalleryRecord,
+    samples: Samples,
+    images: range,
+    batch_size: int,
+    strict: bool,
+    workers: int,
+    count: Any,
 ) -> dict[str, NDArray[Any]]:
-    parts: dict[str, list[NDArray[Any]]] = {key: [] for key in ("kept", "embeddings", "cells", "scales")}
-    subset = samples.subset(images)
-    with layers.evaluating(net), torch.inference_mode():
-        loaded = tensor_batches(net, subset, batch_size, "indexing", strict=strict, workers=workers, count=count)
-        for rows, (embeddings, codes, scales) in collected((rows, _stored(net, batch)) for rows, batch in loaded):
-            usable = searchable(embeddings) & np.isfinite(scales)
-            if not usable.all():
-                bad = int(rows[np.argmin(usable)]) + images.start
-                raise DataError(
-                    f"the embedding of {samples.ids[bad]} is not finite; check the network and its training"
-                )
-            arrays: list[NDArray[Any]] = [rows + images.start, embeddings, codes, scales]
-            for values, array in zip(parts.values(), arrays, strict=True):
-                values.append(array)
-    height, width = net.map_size
+    (height, width), space = net.map_size, record.space
     empty = {
         "kept": np.empty(0, np.int64),
         "embeddings": np.empty((0, net.dim), np.float32),
         "cells": np.empty((0, height, width, net.dim), np.int8),
         "scales": np.empty(0, np.float32),
     }
+    if space is not None:
+        empty[layout.DESCRIPTORS] = np.empty((0, *space.cells, space.projection.shape[1]), np.int8)
+    parts: dict[str, list[NDArray[Any]]] = {key: [] for key in empty}
+    subset = samples.subset(images)
+    with layers.evaluating(net), torch.inference_mode():
+        loaded = tensor_batches(net, subset, batch_size, "indexing", strict=strict, workers=workers, count=count)
+        stored = ((rows, _stored(net, record, batch)) for rows, batch in loaded)
+        for rows, (embeddings, cells, scales, *descriptors) in collected(stored):
+            usable = searchable(embeddings) & np.isfinite(scales)
+            if not usable.all():
+                bad = int(rows[np.argmin(usable)]) + images.start
+                raise DataError(
+                    f"the embedding of {samples.ids[bad]} is not finite; check the network and its training"
+                )
+            arrays = (rows + images.start, embeddings, cells, scales, *descriptors)
+            for values, array in zip(parts.values(), arrays, strict=True):
+                values.append(array)
     return {key: np.concatenate([empty[key], *values]) for key, values in parts.items()}
 
 
-def _stored(net: Network, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute embeddings, quantised cell embeddings and their scales; nothing waits for a GPU."""
-    seen = net.activations(images)
+def _stored(net: Network, record: GalleryRecord, images: Tensor) -> tuple[Tensor, ...]:
+    """Compute embeddings, quantised cell embeddings, their scales and descriptors; nothing waits for a GPU."""
+    space = record.space
+    seen = net.activations(images, None if space is None else space.layer or None)
     embeddings = seen.embeddings.float()
-    return embeddings, *quantise(net.cells(seen).embeddings.permute(0, 2, 3, 1), embeddings)
+    cells, scales = quantise(net.cells(seen).embeddings.permute(0, 2, 3, 1), embeddings)
+    descriptors = [] if space is None else [describe(space, seen, record.geometry)]
+    return embeddings, cells, scales, *descriptors
 
 
 def _require_appendable(net: Network, record: GalleryRecord, samples: Samples, out: Path) -> None:
@@ -163,8 +211,7 @@ def _require_appendable(net: Network, record: GalleryRecord, samples: Samples, o
 
 
 def _assemble(record: GalleryRecord, samples: Samples, shards: Shards, out: Path, *, append: bool) -> None:
-    height, width = record.cells
-    size = len(samples) * ((height * width + 4) * record.network.dim + 256)
+    size = len(samples) * (record.bytes_per_image + 256)
     files: Sequence[Any] | None = getattr(samples, "files", None)
     with contextlib.ExitStack() as opened:
         old = opened.enter_context(IndexFile(out)) if append else None
@@ -179,6 +226,6 @@ def _assemble(record: GalleryRecord, samples: Samples, shards: Shards, out: Path
             labels = np.full(len(kept), -1) if samples.labels is None else places[samples.labels[kept]]
             ids = [samples.ids[row] for row in kept]
             paths = ["" if files is None else str(Path(files[row]).absolute()) for row in kept]
-            layout.append(file, {"ids": ids, "paths": paths}, labels=labels, **part)
+            layout.append(file, {"ids": ids, "paths": paths}, {"labels": labels, **part})
         if file["scales"].shape[0] == 0:
             raise DataError(f"none of the {len(samples)} images can be read; see the warnings above")

@@ -87,7 +87,9 @@ def suggest(
     return spatial[-1].run.name
 
 
-def suggest_finer(model: nn.Module, layer: str, input_size: tuple[int, int] = (224, 224)) -> str | None:
+def suggest_finer(
+    model: nn.Module, layer: str, input_size: tuple[int, int] = (224, 224), *, outermost: bool = False
+) -> str | None:
     """Return the last layer before `layer` with more cells, which refines the maps of `layer`.
 
     Among the layers with that number of cells, the last one without negative values (after its activation) is
@@ -97,6 +99,7 @@ def suggest_finer(model: nn.Module, layer: str, input_size: tuple[int, int] = (2
         model: A module that takes images (1, C, H, W).
         layer: Dotted name of the feature layer.
         input_size: (H, W) of the noise image that the model runs on.
+        outermost: Prefer the least nested layers instead, whose output is that of a whole block, of any sign.
 
     Returns:
         The dotted name, or None if no earlier layer has a finer grid, as in vision transformers.
@@ -111,7 +114,7 @@ def suggest_finer(model: nn.Module, layer: str, input_size: tuple[int, int] = (2
         raise LayerError(f"layer {layer!r} did not run; choose one on the way to the output")
     coarse = _size(survey, layer)
     finer: tuple[int, int] | None = None
-    signed: str | None = None
+    found: list[str] = []
     for run in reversed(trace.runs[: names.index(layer)]):
         grid = _size(survey, run.name)
         if not _is_finer(grid, coarse) or not run.output.requires_grad:
@@ -120,10 +123,10 @@ def suggest_finer(model: nn.Module, layer: str, input_size: tuple[int, int] = (2
             break
         if _reaching(trace.embedding, [_Cells(run, survey.layout(run.name), 0)]):
             finer = grid
-            if not run.negative:
+            if not run.negative and not outermost:
                 return run.name
-            signed = signed or run.name
-    return signed
+            found.append(run.name)
+    return min(found, key=lambda name: name.count("."), default=None) if outermost else next(iter(found), None)
 
 
 def _is_finer(grid: tuple[int, int] | None, than: tuple[int, int] | None) -> bool:

@@ -13,7 +13,7 @@ import embedcam
 from embedcam.data import load
 from embedcam.errors import DatabaseError, DataError, NetworkError
 from embedcam.explain.comparison import Against
-from embedcam.gallery import Gallery, index
+from embedcam.gallery import Gallery, index, merge
 from embedcam.gallery.matches import versus
 from embedcam.nets import DenseNet, EmbeddingNet, load_network
 
@@ -81,6 +81,55 @@ def test_a_place_corresponds_to_itself(indexed):
     assert [pair.strength for pair in pairs] == sorted((pair.strength for pair in pairs), reverse=True)
 
 
+def test_places_are_transferred_between_shifted_pictures(net, tmp_path):
+    rng = np.random.default_rng(0)
+    wide = rng.integers(0, 256, (40, 48, 3), np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+    pictures = [Image.fromarray(wide[8:40, start : start + 32]) for start in (8, 16)]
+    for number, picture in enumerate(pictures):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        picture.save(tmp_path / "a" / f"{number}.png")
+    index(net, load(f"folder:{tmp_path}"), tmp_path / "gallery.h5")
+    with Gallery.open(tmp_path / "gallery.h5", net) as gallery:
+        match = gallery.explain_match(0, 1)
+        places = np.array([[0.3, 0.6], [0.5, 0.7], [0.6, 0.5]])
+        assert np.abs(match.transfer(places) - (places - [0, 8 / 32])).max() < 0.1
+        assert np.abs(gallery.explain_match(0, 0).transfer(places) - places).max() < 0.05
+        (query,) = gallery.see(pictures[:1])
+        assert np.allclose(gallery.explain_match(query, 1).transfer(places), match.transfer(places), atol=0.02)
+
+
+def test_cells_correspond_where_there_are_no_descriptors(net, folder, tmp_path):
+    samples = load(f"folder:{folder}").subset(range(4))
+    index(net, samples, tmp_path / "gallery.h5", descriptors=False)
+    with Gallery.open(tmp_path / "gallery.h5", net) as gallery:
+        match = gallery.explain_match(1, 1)
+        centres = match.query.shares(np.array([[1, 2], [3, 0]]), match.query.geometry)
+        assert np.allclose(match.transfer(centres), centres, atol=0.1)
+        assert gallery.record.space is None
+        assert match.correspondences()
+
+
+def test_an_index_like_another_has_its_descriptors(net, folder, tmp_path):
+    samples = load(f"folder:{folder}")
+    index(net, samples, tmp_path / "one.h5")
+    index(net, samples.subset(range(3)), tmp_path / "two.h5", like=tmp_path / "one.h5")
+    with Gallery.open(tmp_path / "one.h5") as one, Gallery.open(tmp_path / "two.h5") as two:
+        assert one.record.space.same_as(two.record.space)
+        (a,), (b,) = one.items([2]), two.items([2])
+        np.testing.assert_array_equal(a.descriptors.vectors, b.descriptors.vectors)
+    index(net, samples.subset(range(3, 6)), tmp_path / "like.h5", like=tmp_path / "two.h5")
+    index(net, samples.subset(range(3, 6)), tmp_path / "unlike.h5")
+    for other, kept in (("like.h5", True), ("unlike.h5", False)):
+        merge([tmp_path / "two.h5", tmp_path / other], tmp_path / "merged.h5")
+        with Gallery.open(tmp_path / "merged.h5") as merged:
+            assert (merged.record.space is not None) == kept
+            assert merged.explain_match(0, 4).correspondences()
+    torch.manual_seed(1)
+    other = EmbeddingNet("tiny", 8, image_size=32).eval()
+    with pytest.raises(DatabaseError, match="another network"):
+        index(other, samples, tmp_path / "three.h5", like=tmp_path / "one.h5")
+
+
 def test_versus_adds_up_to_the_difference_of_two_similarities(indexed):
     gallery, samples, _ = indexed
     best, worse = gallery.search(pictures(samples, 1), top=2)[0]
@@ -123,7 +172,7 @@ def test_an_interrupted_run_is_resumed(net, folder, tmp_path, monkeypatch):
 
     def image(self, number):
         seen.append(self.ids[number])
-        if len(seen) == 10:
+        if len(seen) == len(samples) + 10:  # all are read once for the space of the descriptors
             raise KeyboardInterrupt
         return original(self, number)
 

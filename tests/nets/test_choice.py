@@ -66,6 +66,12 @@ def test_suggests_the_layer_before_the_last_stride(network, layer, finer):
     assert suggest_finer(models.get_model(network, weights=None), layer, (64, 64)) == finer
 
 
+def test_suggests_the_output_of_the_block_before_the_last_stride():
+    for network, layer, finer in (("mobilenet_v2", "features", "features.13"), ("resnet18", "layer4", "layer3")):
+        model = models.get_model(network, weights=None)
+        assert suggest_finer(model, layer, (64, 64), outermost=True) == finer
+
+
 def test_transformers_have_no_finer_layer():
     vit = models.VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32)
     assert suggest_finer(vit, "encoder", (32, 32)) is None
