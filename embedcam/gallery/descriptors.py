@@ -50,7 +50,7 @@ def fit(net: Network, samples: Samples, geometry: Geometry, *, workers: int = 2)
     finer = suggest_finer(net.body, net.layer, size, outermost=True)
     if finer is not None:
         finer = layers.path(net.body, finer)
-        place_of = receptive_field.geometry(net.body, finer, size, net.reading(finer))
+        onto = receptive_field.geometry(net.body, finer, size, net.reading(finer))
     some = samples.subset(np.unique(np.linspace(0, len(samples) - 1, _IMAGES).astype(int)))
     batches = tensor_batches(net, some, 8, "", workers=workers, count=lambda _: None)
     with layers.evaluating(net), torch.inference_mode():
@@ -66,7 +66,7 @@ def fit(net: Network, samples: Samples, geometry: Geometry, *, workers: int = 2)
     for image in zip(*(each.split(1) for each in maps), strict=True):
         units = [_units(each, mean) for each, mean in zip(image, means, strict=True)]
         if finer is not None:
-            units[1] = _placed(units[1], geometry, units[0], place_of)
+            units[1] = _placed(units[1], geometry, units[0], onto)
         joined = torch.cat(units, dim=1)[0].flatten(1)
         moments += joined @ joined.T / joined.shape[1]
     values, vectors = torch.linalg.eigh(moments / len(maps[0]))
@@ -74,7 +74,7 @@ def fit(net: Network, samples: Samples, geometry: Geometry, *, workers: int = 2)
     scales = torch.where(values > 1e-6 * values[0], values.clamp(min=TINY) ** -_WHITENING, 0)
     arrays = (each.cpu().numpy() for each in (torch.cat(means), vectors * scales))
     cells = (maps[0].shape[2], maps[0].shape[3])
-    return DescriptorSpace(finer or "", geometry if finer is None else place_of, cells, *arrays)
+    return DescriptorSpace(finer or "", geometry if finer is None else onto, cells, *arrays)
 
 
 def describe(space: DescriptorSpace, seen: Activations, geometry: Geometry) -> Tensor:
