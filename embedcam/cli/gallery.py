@@ -89,8 +89,8 @@ def index(
         assert data is not None
         group = join()
         network, samples = net.load(device), load(data, "all")
-        options = {"append": append, "resume": resume, "strict": strict, "descriptors": descriptors, "like": like}
-        count = write(network, samples, out, batch_size=batch_size, workers=workers, group=group, **options)
+        options = {"append": append, "resume": resume, "strict": strict, "descriptors": descriptors}
+        count = write(network, samples, out, like=like, batch_size=batch_size, workers=workers, group=group, **options)
     printing.echo_once(f"wrote {out}: {count} images")
 
 

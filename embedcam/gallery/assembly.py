@@ -31,8 +31,8 @@ _BLOCK = 1024  # images copied at a time
 def merge(files: Sequence[str | Path], out: str | Path) -> int:
     """Merge indexes that one network made into one, in their order.
 
-    Cells are copied as they are stored, and so are descriptors, if those of all indexes can be compared. Memory grows by
-    a few bytes per image.
+    Cells are copied as they are stored, and so are descriptors, if those of all indexes can be compared. Memory grows
+    by a few bytes per image.
 
     Args:
         files: The indexes.

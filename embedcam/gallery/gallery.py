@@ -179,7 +179,10 @@ class Gallery:
         queries: list[Item] = images if given else self.see(images, ids)
         if len(hits) != len(queries):
             raise DataError(f"got hits of {len(hits)} queries for {len(queries)} images; give a list of hits for each")
-        found = {hit: self._found(hit) for hit in dict.fromkeys(hit for own in hits for hit in own)}
+        rows = {hit: self._row_of(hit) for hit in dict.fromkeys(hit for own in hits for hit in own)}
+        stored = {hit: row for hit, row in rows.items() if row is not None}
+        found: dict[Hit, Item | None] = dict(zip(stored, self.items(list(stored.values())), strict=True))
+        found |= {hit: self._seen(hit) for hit in rows if hit not in stored}
         if missing := [hit for hit, item in found.items() if item is None]:
             more = f" and {len(missing) - 1} more hits are" if len(missing) > 1 else " is"
             logger.warning("%s%s not in %s, and without a picture that can be read", missing[0], more, self.path)
@@ -190,18 +193,15 @@ class Gallery:
             left_out.append({rank: hit for rank, hit, item in items if item is None})
         return Matches(queries, explained, left_out)
 
-    def _found(self, hit: Hit) -> Item | None:
-        """Find a hit in the index by its id or path, or else run the network on its picture."""
-        if isinstance(hit.id, int):
-            row = hit.id if 0 <= hit.id < len(self) else None
-            path = hit.path
-        else:
-            path = hit.path or hit.id
-            row = self._row("ids", hit.id)
-        if row is None and path:
-            row = self._row("paths", str(Path(path).absolute()))
-        if row is not None:
-            return self._item(row)
+    def _row_of(self, hit: Hit) -> int | None:
+        """Find a hit in the index by its id or path."""
+        row = self._row("ids", hit.id) if isinstance(hit.id, str) else hit.id if 0 <= hit.id < len(self) else None
+        path = _path(hit)
+        return self._row("paths", str(Path(path).absolute())) if row is None and path else row
+
+    def _seen(self, hit: Hit) -> Item | None:
+        """Run the network on the picture of a hit that is not in the index."""
+        path = _path(hit)
         try:
             return replace(self.see([read_image(Path(path))], [str(hit)])[0], path=path) if path else None
         except DataError:
@@ -379,3 +379,7 @@ class Gallery:
                     total += self._file.read("embeddings", rows).sum(axis=0, dtype=np.float64) / len(self)
             self._common = total.astype(np.float32)
         return self._common
+
+
+def _path(hit: Hit) -> str:
+    return hit.path or (hit.id if isinstance(hit.id, str) else "")
