@@ -184,6 +184,9 @@ class Hit(BaseModel):
     contributions: dict[Literal["query", "hit"], list[list[float]]] = Field(
         description="Of each cell; the positive ones are what the two pictures share."
     )
+    evidence: dict[Literal["query", "hit"], list[list[float]]] = Field(
+        description="The part of the positive contributions that speaks for this hit rather than for any other."
+    )
     rest: dict[Literal["query", "hit"], float] = Field(description="What no cell contributes.")
     correspondences: list[Correspondence] = Field(description="Places that go together, strongest first.")
     first_rather_than_this: Rather | None = Field(None, description="With `versus`.")

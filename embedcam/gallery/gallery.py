@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ logger = logging.getLogger("embedcam")
 # Embeddings up to this size in bytes are kept in memory; of larger galleries, blocks are read for every search.
 _IN_MEMORY = 2**28
 _BLOCK = 2**16
+_RIVALS = 64
 # Quantised embeddings of search engines change similarities by less; those of other images by more.
 _TOLERANCE = 0.1
 
@@ -367,7 +369,13 @@ class Gallery:
         one, other = (item.embedding.astype(np.float64) for item in (query, hit))
         similarity = float((one - common) @ (other - common))
         distance = max(1 - similarity, 0.0) if cosine else float(np.linalg.norm(one - other))
-        return Match(query, hit, similarity, distance, common)
+        return Match(query, hit, similarity, distance, common, self.rivals)
+
+    @cached_property
+    def rivals(self) -> NDArray[np.float32]:
+        """Embeddings (R, D) of 64 images, or of all if there are fewer; see `Match.evidence`."""
+        rows = np.unique(np.linspace(0, len(self) - 1, _RIVALS).astype(np.int64))
+        return self._file.read("embeddings", rows)
 
     @property
     def common(self) -> NDArray[np.float32]:

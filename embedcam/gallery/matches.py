@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -98,6 +98,10 @@ class Correspondence(NamedTuple):
 _WINDOW, _SOFTNESS = 2, 0.05
 # Corresponding places are at least so many cells apart; a cell apart is allowed, whatever the rounding.
 _APART = 0.99
+# Of the softmax over whom a cell may belong to; and rivals that are at least so similar to the match are none.
+_TEMPERATURE, _SIMILAR = 0.07, 0.5
+# Rivals count as if there were so many, as of clusters of the published method.
+_CLUSTERS = 50
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ class Match:
         similarity: Cosine, or the product of the two differences from the gallery's mean embedding.
         distance: 1 - cosine, or Euclidean.
         common: float32 (D,), the embedding m.
+        rivals: float32 (R, D), embeddings of other images of the gallery.
         score: Of the search engine that found the hit; None if the index was searched.
     """
 
@@ -122,6 +127,7 @@ class Match:
     similarity: float
     distance: float
     common: NDArray[np.float32]
+    rivals: NDArray[np.float32]
     score: float | None = None
 
     def contributions(self, side: str = "query") -> NDArray[np.float32]:
@@ -148,29 +154,54 @@ class Match:
         """
         return self.similarity - float(self.contributions(side).sum(dtype=np.float64))
 
+    def evidence(self, side: str = "query") -> NDArray[np.float32]:
+        """Select what speaks for this match rather than for any other.
+
+        Each positive contribution is multiplied by the square of the share that the other image has in the cell. With
+        the mean c of the rivals r and s(x) = cos(e_i - c, x - c), the share is
+
+            exp(s(z') / T) / (exp(s(z') / T) + 50 * mean over r of exp(s(r) / T)),
+
+        where rivals with cos(r - c, z' - c) of .5 or more count as 0: they often show the same.
+
+        Args:
+            side: "query" or "hit".
+
+        Returns:
+            float32 (h, w), not negative, at most the contributions.
+        """
+        contributions = self.contributions(side).clip(min=0)
+        if not len(self.rivals):
+            return contributions
+        item, other = (self.query, self.hit) if side == "query" else (self.hit, self.query)
+        centre = self.rivals.mean(axis=0)
+        cells, asked, rivals = (_units(each - centre) for each in (item.cells, other.embedding, self.rivals))
+        own = np.exp(cells @ asked / _TEMPERATURE)
+        others = np.exp(cells @ rivals.T / _TEMPERATURE) @ (rivals @ asked < _SIMILAR).astype(np.float32)
+        share: NDArray[np.float32] = own / (own + others * np.float32(_CLUSTERS / len(rivals)))
+        return contributions * share**2
+
     @cached_property
     def shared(self) -> tuple[Explanation, Explanation]:
-        """What speaks for the match: maps of the query and of the hit, on one scale."""
-        return self._explained(1)
+        """What speaks for the match, see `evidence`: maps of the query and of the hit, on one scale."""
+        return self._explained(self.evidence)
 
     @cached_property
     def differs(self) -> tuple[Explanation, Explanation]:
-        """What speaks against it, on the same scale as `shared`."""
-        return self._explained(-1)
+        """What speaks against it, the negative contributions: likewise."""
+        return self._explained(lambda side: (-self.contributions(side)).clip(min=0))
 
-    def _explained(self, sign: int) -> tuple[Explanation, Explanation]:
+    def _explained(self, of: Callable[[str], NDArray[np.float32]]) -> tuple[Explanation, Explanation]:
+        sides = {"query": self.query, "hit": self.hit}
+        cells = [of(side) * np.float32(self.contributions(side).size) for side in sides]
         placed = [
-            place(
-                self.contributions(side)[None] * self.contributions(side).size,
-                item.geometry,
-                item.preprocess.input_size,
-            )
-            for side, item in (("query", self.query), ("hit", self.hit))
+            place(values[None], item.geometry, item.preprocess.input_size)
+            for values, item in zip(cells, sides.values(), strict=True)
         ]
-        scale = max(float(np.abs(maps).max()) for maps in placed) or 1.0
+        scale = max(float(maps.max()) for maps in placed) or 1.0
         first, second = (
-            Explanation((sign * maps).clip(min=0) / scale, (sign * maps).clip(min=0), [[]], preprocess=item.preprocess)
-            for maps, item in zip(placed, (self.query, self.hit), strict=True)
+            Explanation(maps / scale, maps, [[]], preprocess=item.preprocess)
+            for maps, item in zip(placed, sides.values(), strict=True)
         )
         return first, second
 
@@ -251,6 +282,7 @@ class Match:
             "distance": self.distance,
             "score": self.score,
             "contributions": {side: self.contributions(side).tolist() for side in ("query", "hit")},
+            "evidence": {side: self.evidence(side).tolist() for side in ("query", "hit")},
             "rest": {side: self.rest(side) for side in ("query", "hit")},
             "correspondences": [pair._asdict() for pair in self.correspondences()],
         }
@@ -258,7 +290,7 @@ class Match:
 
 def _units(vectors: NDArray[Any]) -> NDArray[np.float32]:
     vectors = vectors.astype(np.float32)
-    lengths = np.linalg.norm(vectors, axis=2, keepdims=True)
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     units: NDArray[np.float32] = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
     return units
 

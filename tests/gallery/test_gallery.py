@@ -72,6 +72,22 @@ def test_maps_agree_with_those_of_two_forward_passes(indexed):
     assert match.shared[1].overlay([samples.image(7)])[0].dtype == np.uint8
 
 
+def test_evidence_is_the_contribution_that_rivals_do_not_claim(indexed):
+    gallery, _, _ = indexed
+    match, unit = gallery.explain_match(3, 9), lambda vector: vector / np.linalg.norm(vector)
+    centre, asked = gallery.rivals.mean(axis=0), match.query.embedding
+    for i, j in np.ndindex(match.hit.cells.shape[:2]):
+        cell = unit(match.hit.cells[i, j] - centre)
+        own = np.exp(cell @ unit(asked - centre) / 0.07)
+        others = [
+            np.exp(cell @ unit(rival - centre) / 0.07) if unit(rival - centre) @ unit(asked - centre) < 0.5 else 0
+            for rival in gallery.rivals
+        ]
+        expected = max(match.contributions("hit")[i, j], 0) * (own / (own + 50 * np.mean(others))) ** 2
+        assert match.evidence("hit")[i, j] == pytest.approx(expected, rel=1e-3, abs=1e-8)
+    assert match.shared[1].raw.max() == pytest.approx(match.evidence("hit").max() * match.hit.cells[..., 0].size)
+
+
 def test_a_place_corresponds_to_itself(indexed):
     gallery, _, _ = indexed
     match = gallery.explain_match(3, 3)

@@ -29,8 +29,8 @@ export function nearestCell({ rows, columns }, y, x) {
 
 // What speaks for a match, in the cells of one side; both sides are on one scale.
 export function shared(hit, side) {
-  const scale = Math.max(...Object.values(hit.contributions).flat(2).map(Math.abs)) || 1;
-  return hit.contributions[side].flat().map((value) => Math.max(value, 0) / scale);
+  const scale = Math.max(...Object.values(hit.evidence).flat(2)) || 1;
+  return hit.evidence[side].flat().map((value) => value / scale);
 }
 
 // Values in [0, 1] of cells as a map with 256 levels, which `draw` takes; each value at the centre of its cell.
