@@ -240,7 +240,7 @@ class Match:
             most: How many at most.
 
         Returns:
-            The pairs, the strongest first; none if nothing adds to the similarity.
+            The pairs, the strongest and most similar first; none if nothing adds to the similarity.
         """
         ours, theirs = self._grids
         cosines = (
@@ -260,10 +260,13 @@ class Match:
         )
         strengths = (own * other).sum(axis=1)
         chosen: list[int] = []
-        for row in np.argsort(-strengths, kind="stable").tolist():
-            if len(chosen) == most or strengths[row] <= 0 or strengths[row] < strengths.max() / 10:
+        certain = strengths * cosines[mutual, there[mutual]].clip(min=0) ** 2
+        for row in np.argsort(-certain, kind="stable").tolist():
+            if len(chosen) == most or certain[row] <= 0:
                 break
-            if all(np.abs(rows[chosen] - rows[row]).max(axis=1).min(initial=1) > _APART for rows in near):
+            if strengths[row] >= strengths.max() / 10 and all(
+                np.abs(rows[chosen] - rows[row]).max(axis=1).min(initial=1) > _APART for rows in near
+            ):
                 chosen.append(row)
         query, hit = (own[chosen].tolist() for own in places)
         return [
