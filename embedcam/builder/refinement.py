@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -75,15 +74,21 @@ def refine(
     finer, chosen = _finer(net), _evenly(clustered.cluster, clustered.distance)
     for preprocess in _sizes(net, samples):
         own_size, fusion = preprocess == net.preprocess, finer
-        if finer is not None and weigh_finer is not None:
-            fusion = replace(finer, weights_mean=weigh_finer(finer.layer, preprocess))
-        refinement = None if own_size and fusion is None else Refinement(preprocess.input_size, 1.0, fusion)
-        refined = replace(database, refinement=refinement)
-        loaded = tensor_batches(
-            net, samples.subset(chosen), _EXPLAINED, "refining", preprocess=preprocess, strict=True, workers=workers
-        )
-        explainer = Explainer(net, refined)
-        (explanation,) = (explainer(images) for _, images in loaded)
+        try:
+            if finer is not None and weigh_finer is not None:
+                fusion = replace(finer, weights_mean=weigh_finer(finer.layer, preprocess))
+            refinement = None if own_size and fusion is None else Refinement(preprocess.input_size, 1.0, fusion)
+            refined = replace(database, refinement=refinement)
+            loaded = tensor_batches(
+                net, samples.subset(chosen), _EXPLAINED, "refining", preprocess=preprocess, strict=True, workers=workers
+            )
+            explainer = Explainer(net, refined)
+            (explanation,) = (explainer(images) for _, images in loaded)
+        except Exception as error:  # vision transformers assert, others fail in a matrix product
+            if own_size:
+                raise
+            logger.info("images cannot be explained at %s: %s", preprocess.input_size, error)
+            continue
         clusters, distances = explanation.clusters, explanation.distances
         assert clusters is not None
         assert distances is not None
@@ -153,12 +158,6 @@ def _sizes(net: Network, samples: Samples) -> Iterator[Preprocess]:
     for factor in _ENLARGED:
         height, width = _enlarged(own.input_size, factor, _unit(net))
         if isinstance(samples.image(0), np.ndarray) or height * width <= own.input_size[0] * own.input_size[1]:
-            break
-        try:
-            with layers.evaluating(net), torch.inference_mode():
-                net.activations(torch.zeros(1, net.in_channels, height, width, device=net.device))
-        except Exception as error:  # vision transformers assert, others fail in a matrix product
-            logger.info("images are explained at %s, the network accepts no other size: %s", own.input_size, error)
             break
         yield replace(own, input_size=(height, width))
     yield own
