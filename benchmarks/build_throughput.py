@@ -2,7 +2,7 @@
 
     python benchmarks/build_throughput.py [--weights mobilenet_v2.safetensors] [--images 1000] [--json FILE]
     python benchmarks/build_throughput.py --net net.safetensors --data folder:PATH ...
-    python benchmarks/build_throughput.py --in-memory --images 50000 --image-size 32 --loop-images 0 --rounds 1
+    python benchmarks/build_throughput.py --in-memory --images 10000 --image-size 64 --loop-images 0 --rounds 1
 
 Synthetic pictures are JPEGs of 400 x 300 pixels in ten classes; with `--in-memory`, 16 x 16 pixels that are computed.
 Embedding alone is `nets.inference.embed` at the network's own size: reading, decoding and the forward pass, and the

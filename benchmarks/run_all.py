@@ -80,10 +80,10 @@ TABLES = {
         "--weights {weights} --images 500 --loop-images 2",
         f"--images 60 --loop-images 2 --pairs 3 --rounds 2 {_TINY}",
     ),
-    "build-50000": Table(
+    "build-in-memory": Table(
         "build_throughput.py",
         5,
-        "--in-memory --images 50000 --image-size 32 --loop-images 0 --rounds 1",
+        "--in-memory --images 10000 --image-size 64 --loop-images 0 --rounds 1",
         f"--in-memory --images 60 --loop-images 0 --rounds 1 {_TINY}",
     ),
     "train": Table("train_scores.py", 3, "", "--brief"),

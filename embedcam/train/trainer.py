@@ -89,7 +89,7 @@ def train(
 
     Returns:
         A row per epoch: "epoch" (0 is before training), "loss" (from epoch 1 on), "recall_at_1", "map_at_r", and in the
-        last row "nmi", which takes longer than an epoch if there are thousands of labels.
+        last row "nmi", which takes minutes if there are ten thousand labels.
 
     Raises:
         DataError: If the images do not allow training.
