@@ -169,7 +169,8 @@ def _order(heatmaps: NDArray[Any], noise: NDArray[np.float64]) -> NDArray[np.int
         raise DataError(f"heat maps must have the images' shape {noise.shape}, got {heatmaps.shape}")
     order = np.empty(noise.shape, dtype=np.int64)
     # Levels differ by 1, and the noise of a level by less.
-    below = (noise - noise.min(axis=(1, 2), keepdims=True)) / (2 * np.ptp(noise, axis=(1, 2), keepdims=True))
+    span = np.ptp(noise, axis=(1, 2), keepdims=True)
+    below = (noise - noise.min(axis=(1, 2), keepdims=True)) / (2 * span + (span == 0))
     for numbers, strength in zip(order, np.rint(heatmaps * _LEVELS) + below, strict=True):
         numbers.flat[np.argsort(-strength, axis=None)] = np.arange(numbers.size)
     return order
