@@ -184,23 +184,22 @@ class Match:
     @cached_property
     def shared(self) -> tuple[Explanation, Explanation]:
         """What speaks for the match, see `evidence`: maps of the query and of the hit, on one scale."""
-        return self._explained(self.evidence)
+        return self._explained(self.evidence, 1)
 
     @cached_property
     def differs(self) -> tuple[Explanation, Explanation]:
-        """What speaks against it, the negative contributions: likewise."""
-        return self._explained(lambda side: (-self.contributions(side)).clip(min=0))
+        """What speaks against it: the negative contributions, relative to the largest of either sign."""
+        return self._explained(self.contributions, -1)
 
-    def _explained(self, of: Callable[[str], NDArray[np.float32]]) -> tuple[Explanation, Explanation]:
+    def _explained(self, of: Callable[[str], NDArray[np.float32]], sign: int) -> tuple[Explanation, Explanation]:
         sides = {"query": self.query, "hit": self.hit}
-        cells = [of(side) * np.float32(self.contributions(side).size) for side in sides]
         placed = [
-            place(values[None], item.geometry, item.preprocess.input_size)
-            for values, item in zip(cells, sides.values(), strict=True)
+            place(of(side)[None] * item.cells[..., 0].size, item.geometry, item.preprocess.input_size)
+            for side, item in sides.items()
         ]
-        scale = max(float(maps.max()) for maps in placed) or 1.0
+        scale = max(float(np.abs(maps).max()) for maps in placed) or 1.0
         first, second = (
-            Explanation(maps / scale, maps, [[]], preprocess=item.preprocess)
+            Explanation((sign * maps).clip(min=0) / scale, (sign * maps).clip(min=0), [[]], preprocess=item.preprocess)
             for maps, item in zip(placed, sides.values(), strict=True)
         )
         return first, second
