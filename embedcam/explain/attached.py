@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +50,7 @@ class Attached:
         fine: Dotted name of the finer layer, if one is explained.
         explain: From what the network saw of images (H, W) to a function that copies the explanation to the host.
         model: The network, its module, or a module that contains it.
+        modules: All modules of the network, listed once: walking through them takes longer than a heat map.
 
     Raises:
         NetworkError: If `model` does not contain the explainer's network.
@@ -62,9 +63,10 @@ class Attached:
         fine: str | None,
         explain: Callable[[Activations, tuple[int, int]], Callable[[], Explanation]],
         model: nn.Module,
+        modules: Sequence[nn.Module],
     ) -> None:
         self._latest, self._net, self._fine, self._explain = latest, net, fine, explain
-        self._body = layers.original(self._net.body)
+        self._body, self._modules = layers.original(self._net.body), modules
         if not any(module is self._body for module in model.modules()):
             raise NetworkError(
                 f"the given {type(model).__name__} does not contain the network of this explainer, a "
@@ -84,7 +86,6 @@ class Attached:
         for name in (self._net.layer, self._fine):
             self._net.reading(name)  # measured now, if not yet, by forward passes without these hooks
         self._thread: int | None = threading.get_ident()
-        self._modules = list(self._body.modules())
         self._open.enter_context(layers.uncompiled())
         before = self._body.register_forward_pre_hook(self._before, with_kwargs=True)
         after = self._body.register_forward_hook(self._after, always_call=True)
@@ -118,7 +119,7 @@ class Attached:
     def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if threading.get_ident() != self._thread:  # another thread's pass through the same module
             return
-        if any(module.training for module in self._modules):
+        if any(module.training and not isinstance(module, Network) for module in self._modules):
             raise NetworkError(
                 f"{type(self._body).__name__} is in training mode, whose passes are not explained; call its eval() "
                 "before, or leave the `with` block"

@@ -235,7 +235,9 @@ class Explainer:
         """
         plain = self._of_plain_pass()
         fusion = plain.module.fusion
-        return Attached(self._latest, plain.net, None if fusion is None else fusion.layer, plain._explained, model)
+        return Attached(
+            self._latest, plain.net, None if fusion is None else fusion.layer, plain._explained, model, self._modules
+        )
 
     def last(self) -> Explanation:
         """Return the explanation of the last forward pass that this thread ran in an `attached` block.

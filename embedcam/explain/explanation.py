@@ -275,7 +275,7 @@ class Explanation:
 
 
 def _notes(finite: NDArray[np.bool_], heatmaps: NDArray[np.float32]) -> list[list[str]]:
-    lit: NDArray[np.bool_] = np.asarray(heatmaps.any(axis=(1, 2)))
+    lit: NDArray[np.bool_] = np.asarray(heatmaps.max(axis=(1, 2)) > 0)
     return [[NOT_FINITE] if not ok else [] if heat else [FLAT] for ok, heat in zip(finite, lit, strict=True)]
 
 

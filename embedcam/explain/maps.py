@@ -146,22 +146,24 @@ def spread(heat: Any, features: Any, rounds: int) -> Any:
     Returns:
         (B, h, w) in [0, 1].
     """
-    centred = _centred(features.flatten(2))
+    flat = features.flatten(2)
+    mean = flat.mean(dim=2, keepdim=True)
+    centred, varies = flat - mean, _varies(flat)
     spread = hot = heat.flatten(1)
     for _ in range(rounds):
-        shares = _centred(spread) / spread.sum(dim=1, keepdim=True).clip(min=TINY)
-        along = centred @ shares[:, :, None]
+        deviation = (spread - spread.mean(dim=1, keepdim=True)) * _varies(spread)
+        shares = deviation / spread.sum(dim=1, keepdim=True).clip(min=TINY)
+        along = (centred @ shares[:, :, None]) * varies
         fine = (along.transpose(1, 2) @ centred).squeeze(dim=1).clip(min=0)
         fine = fine / fine.amax(dim=1, keepdim=True).clip(min=TINY)
         spread = hot * fine
     return fine.reshape(heat.shape)
 
 
-def _centred(values: Any) -> Any:
-    """Subtract the mean over the last dimension; what is left of equal values is rounding, and becomes zero."""
-    deviation = values - values.mean(dim=-1, keepdim=True)
-    varies = deviation.abs().amax(dim=-1, keepdim=True) > ROUNDING * values.abs().amax(dim=-1, keepdim=True)
-    return deviation * varies
+def _varies(values: Any) -> Any:
+    """Whether values differ along the last dimension by more than rounding."""
+    low, high = values.amin(dim=-1, keepdim=True), values.amax(dim=-1, keepdim=True)
+    return high - low > 2 * ROUNDING * high.maximum(-low)
 
 
 def normalize(maps: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class Node:
         bare = name.strip("_")
         return bare.removeprefix("i") if name.startswith("__i") and bare[1:] in _IN_PLACE else bare
 
-    @property
+    @cached_property
     def parents(self) -> list[Node]:
         """The nodes among the arguments, in order."""
         return [leaf for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Node)]

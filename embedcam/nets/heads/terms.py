@@ -16,7 +16,8 @@ from .tape import Node
 # What changes neither shape nor value, outside of training; terms stay float32.
 _UNCHANGED = {"dropout", "dropout1d", "dropout2d", "alpha_dropout", "feature_dropout", "float", "half", "double", "to",
               "bfloat16", "type", "type_as", "contiguous", "clone", "detach", "requires_grad"}  # fmt: skip
-_RESHAPING = {"reshape", "view", "unflatten", "expand", "view_as", "reshape_as"}
+_RESHAPING = {"reshape", "view", "unflatten", "expand", "view_as", "reshape_as"}  # of rows
+_SHAPING = {"flatten", "reshape", "view", "unflatten", "view_as", "reshape_as", "squeeze", "unsqueeze"}
 _ELEMENTWISE = {"add", "radd", "sub", "rsub", "mul", "rmul", "div", "truediv", "rtruediv", "where", "lerp", "addcmul"}
 _NORMALISING = {"layer_norm", "rms_norm", "normalize"}
 
@@ -76,27 +77,32 @@ class Terms:
         value = self._states[arguments.attended(node)]
         return value.before, value.after
 
-    def _collected(self, terms: Tensor, constant: Tensor | None, before: int, after: int) -> Tensor:
-        """Move the terms of other positions, such as a class token's, to what no cell adds."""
+    def _collected(
+        self, terms: Tensor, constant: Tensor | None, before: int, after: int, *, mean: bool = False
+    ) -> Tensor:
+        """Move the terms of other positions, such as a class token's, to what no cell adds; take a sum or a mean."""
         count = terms.shape[0]
         rest = terms[:before].sum(dim=0) + terms[count - after :].sum(dim=0)
+        cells = terms[before : count - after]
         if constant is not None:
             rest = rest + constant
         # Cells are multiplied by their number: next to the constants of affine functions, small terms would be rounded.
-        return torch.cat([terms[before : count - after] * self._cells, rest[None]])
+        if not mean:
+            cells = cells * self._cells
+        elif before or after:
+            cells, rest = cells * (self._cells / count), rest / count
+        return torch.cat([cells, rest[None]])
 
     def _pooled(self, node: Node, pool: str) -> Tensor:
         (parent,) = node.parents
         state, value = self._states[parent], parent.value.float()
         others = [axis for axis in range(value.ndim) if axis not in state.axes]
         lines = value.permute(*state.axes, *others).flatten(0, len(state.axes) - 1)
-        if pool == "mean":
-            lines = lines / lines.shape[0]
-        elif pool == "max":  # the place of the maximum is held
+        if pool == "max":  # the place of the maximum is held
             strongest = (lines == lines.amax(dim=0)).float()
             lines = lines * strongest / strongest.sum(dim=0)
         lines = lines.reshape(lines.shape[0], *node.value.shape)
-        return self._collected(lines, None, state.before, state.after)
+        return self._collected(lines, None, state.before, state.after, mean=pool == "mean")
 
     def _expanded(self, node: Node) -> Tensor:
         state, value = self._states[node], node.value.float()
@@ -135,7 +141,7 @@ class Terms:
         terms = [self.of(parent, None if self._states[parent].kind == "terms" else row) for parent in summed]
         if node.name in _UNCHANGED:
             return terms[0]
-        if state.selects or (axis is not None and node.name in _RESHAPING):
+        if state.selects or (axis is not None and node.name in _RESHAPING) or _kept_in_order(node, axis):
             return terms[0].reshape(-1, *shape)
         if node.name in GATES:
             return _gated(node, value(summed[0]), value, terms[0])
@@ -144,6 +150,11 @@ class Terms:
         if node.name == "linear" and summed == [node.args[0]]:
             return _linear(node, terms[0])
         return _affine(node, summed, value, terms)
+
+
+def _kept_in_order(node: Node, axis: int | None) -> bool:
+    """Whether a function gives the numbers of one value another shape, and nothing else."""
+    return axis is None and node.name in _SHAPING and node.parents[0].value.numel() == node.value.numel()
 
 
 def _row(tensor: Tensor, axis: int, row: int | None, rows: int) -> Tensor:
