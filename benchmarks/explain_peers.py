@@ -4,7 +4,7 @@
     python benchmarks/explain_peers.py [--weights mobilenet_v2.safetensors] [--compile] [--json explain_peers.json]
 
 All methods explain the same images with the same network and feature layer; the default of embedcam also uses a finer
-layer. Every method has its own copy of the network and runs once per round. Ratios are medians over the rounds:
+layer. "embedcam, attached" is the plain forward pass in the channels-last format, with an explainer attached to it. Every method has its own copy of the network and runs once per round. Ratios are medians over the rounds:
 
 - "x torch": relative to the plain forward pass in torch;
 - "x channels last": relative to the forward pass in the channels-last format, which embedcam uses;
@@ -68,7 +68,7 @@ Method = Callable[[Tensor], object]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--backbones", nargs="+", default=["mobilenet_v2", "resnet50"])
+    parser.add_argument("--backbones", nargs="+", default=["mobilenet_v2", "resnet50", "timm:vit_small_patch14_dinov2"])
     parser.add_argument("--weights", type=Path, help="state dict of torchvision's mobilenet_v2; random by default")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="batch sizes")
     parser.add_argument("--rounds", type=int, default=40, help="timed calls per method")
@@ -179,7 +179,8 @@ def explainers(
     """Explainers with a database of random images, per preset, in torch and in onnxruntime."""
     labelled = [(image, number % 2) for number, image in enumerate(training)]
     database = embedcam.build_database(net, labelled, pairs=5)
-    methods: dict[str, Method] = {}
+    own = copy.deepcopy(net)
+    methods: dict[str, Method] = {"embedcam, attached": attached(embedcam.Explainer(own, database), own)}
     with tempfile.TemporaryDirectory() as folder:
         files = {preset: Path(folder) / f"{preset}.onnx" for preset in PRESETS}
         for preset, path in files.items():
@@ -195,6 +196,17 @@ def explainers(
         for name, path in files.items():
             methods[f"embedcam ONNX, {name}"] = on_arrays(embedcam.OnnxExplainer(path, threads=torch.get_num_threads()))
     return methods, small
+
+
+def attached(explainer: embedcam.Explainer, net: embedcam.EmbeddingNet) -> Method:
+    embed = forward(net, torch.channels_last)
+
+    def explain(images: Tensor) -> object:
+        with explainer.attached(net):
+            embed(images)
+        return explainer.last()
+
+    return explain
 
 
 def on_arrays(explainer: embedcam.OnnxExplainer) -> Method:

@@ -140,7 +140,7 @@ class Explainer:
         self._towards: Reference | None = None
         self._versus: Reference | None = None
         self._latest = Latest()
-        self._missing: tuple[int, int] | None = None  # times as many cells would be in a pass of its own
+        self._lacking: list[str] = []  # notes on what only a pass of the explainer's own has
         # Listed once: walking through them takes longer than a heat map.
         self._modules = list(self.net.modules())
 
@@ -251,12 +251,17 @@ class Explainer:
         return self._latest.explanation
 
     def _of_plain_pass(self) -> Explainer:
-        """Make an explainer of what the network's own forward pass sees, where this one sees denser cells."""
-        if self.net.plain is self.net:
+        """Make an explainer of what the network's own forward pass sees, which notes what it lacks."""
+        lacking = []
+        if self.net.plain is not self.net:
+            times = "{} x {} times".format(*self.net.density)
+            lacking.append(f"the cells are those of the network's own pass; the explainer's has {times} as many")
+        if self.module.mirrored and self._towards is None:
+            lacking.append("the map is that of one pass; the explainer averages it with that of the mirrored image")
+        if not lacking:
             return self
         plain = copy.copy(self)
-        plain.module = self.module.of(self.net.plain)
-        plain._missing = self.net.density
+        plain.module, plain._lacking = self.module.of(self.net.plain), lacking
         return plain
 
     def _explained(self, seen: Activations, size: tuple[int, int]) -> Callable[[], Explanation]:
@@ -275,12 +280,8 @@ class Explainer:
             exemplars = self._search(arrays.embedding, 1)
         neighbors = None if exemplars is None else exemplars[:, 0]
         explanation = Explanation.of_outputs(arrays, self.net.preprocess, neighbors)
-        if self._missing is not None:
-            for notes in explanation.notes:
-                notes.append(
-                    "explained at the cells of the network's own pass, {} x {} times fewer than the explainer "
-                    "makes in a pass of its own".format(*self._missing)
-                )
+        for notes in explanation.notes:
+            notes.extend(self._lacking)
         return explanation
 
     def _explain(self, images: Tensor) -> tuple[Outputs, NDArray[np.int64] | None]:

@@ -151,7 +151,16 @@ def test_of_denser_cells_those_of_the_pass_are_explained_and_a_note_says_so(spre
         net(channels_last(net, images))
     plain = embedcam.Explainer(net, database, fused=False)(images)
     np.testing.assert_array_equal(explainer.last().heatmaps, plain.heatmaps)
-    assert all("2 x 2 times fewer than the explainer makes" in notes[-1] for notes in explainer.last().notes)
+    assert all("the explainer's has 2 x 2 times as many" in notes[-1] for notes in explainer.last().notes)
+
+
+def test_without_the_pass_of_mirrored_images_a_note_says_so(wrapped):
+    net, database = wrapped
+    fine = embedcam.Explainer(net, database, preset="fine")
+    with fine.attached(net.module):
+        net.module(channels_last(net))
+    np.testing.assert_array_equal(fine.last().raw, embedcam.Explainer(net, database)(IMAGES).raw)
+    assert all("averages it with that of the mirrored image" in notes[-1] for notes in fine.last().notes)
 
 
 def test_one_explainer_at_a_time_is_attached_to_a_module(wrapped):
