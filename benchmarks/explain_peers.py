@@ -4,7 +4,8 @@
     python benchmarks/explain_peers.py [--weights mobilenet_v2.safetensors] [--compile] [--json explain_peers.json]
 
 All methods explain the same images with the same network and feature layer; the default of embedcam also uses a finer
-layer. "embedcam, attached" is the plain forward pass in the channels-last format, with an explainer attached to it. Every method has its own copy of the network and runs once per round. Ratios are medians over the rounds:
+layer. "embedcam, attached" is the plain forward pass in the channels-last format, with an explainer attached to it.
+Every method has its own copy of the network and runs once per round. Ratios are medians over the rounds:
 
 - "x torch": relative to the plain forward pass in torch;
 - "x channels last": relative to the forward pass in the channels-last format, which embedcam uses;
@@ -44,11 +45,11 @@ from torch.nn import functional
 import embedcam
 from embedcam.data.arrays import as_samples
 from embedcam.explain import CompiledExplainer
-from embedcam.explain.explainer import PRESETS
 from embedcam.gradient import GradCAM, Proxy
 from embedcam.onnx.export import OPSET, export
 from embedcam.onnx.quantise import QuantiseReport, quantise
 
+PRESETS = ("default", "fine", "paper")  # "fast" is the default at a smaller size
 DIM, TRAINING, CALIBRATING = 128, 60, 16
 TORCH, CHANNELS_LAST = "torch forward", "torch forward, channels last"
 COMPILED, ONNX = "torch forward, channels last, compiled", "ONNX forward"
