@@ -14,7 +14,9 @@ stays; the exit code is 1. `--quick` runs tiny networks, to see that everything 
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -94,7 +96,9 @@ TABLES = {
     ),
     "memory": Table("memory.py", 6, "", "--sizes 400 --works Explainer --explanations 3"),
     "video": Table("video.py", 2, "", "--sizes 32 --frame 80 60 --frames 4 --rounds 2"),
-    "serve": Table("serve.py", 6, "--net {net} --db {db} --onnx {onnx}", "--clients 1 4 --requests 8 --rounds 1"),
+    "serve": Table(
+        "serve.py", 6, "--net {net} --db {db} --onnx {onnx} --rounds 1", "--clients 1 4 --requests 8 --rounds 1"
+    ),
     "gpu": Table("gpu.py", 6, "", "--device cpu --quick", gpu=True),
 }
 
@@ -135,17 +139,21 @@ def make(name: str, readme: Path, files: Mapping[str, str], *, quick: bool) -> b
         return quick
     command = [sys.executable, str(HERE / table.script), *shlex.split(arguments.format(**files))]
     start = time.perf_counter()
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60 * table.minutes, check=False)
-    except subprocess.TimeoutExpired:
-        print(f"{name}: not made within {table.minutes:g} minutes", flush=True)
-        return False
-    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    if done.returncode or not rows:
-        print(f"{name}: failed\n{done.stderr}", flush=True)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=60 * table.minutes)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its own processes too, such as a server
+            print(f"{name}: not made within {table.minutes:g} minutes", flush=True)
+            return False
+    rows = [line for line in output.splitlines() if line.startswith("|")]
+    if process.returncode or not rows:
+        print(f"{name}: failed\n{errors}", flush=True)
         return False
     shown = f"python benchmarks/{table.script} {arguments.format(**FILES)}".strip()
-    write(readme, name, shown, made_with(done.stdout), rows)
+    write(readme, name, shown, made_with(output), rows)
     print(f"{name}: made in {time.perf_counter() - start:.0f} s", flush=True)
     return True
 

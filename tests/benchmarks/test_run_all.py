@@ -54,7 +54,7 @@ def test_a_table_that_cannot_be_made_stays_and_is_named(tmp_path):
 def test_a_benchmark_that_fails_or_runs_too_long_leaves_its_table(run_all, tmp_path, monkeypatch, capsys):
     readme = tmp_path / "README.md"
     readme.write_text(old := "<!-- match: begin -->\nold\n<!-- match: end -->\n")
-    for minutes, arguments, said in ((1e-4, "--images 50", "not made within"), (1, "--images x", "failed")):
+    for minutes, arguments, said in ((1e-4, "--images 50", "not made within"), (60, "--images x", "failed")):
         monkeypatch.setitem(run_all.TABLES, "match", run_all.Table("match.py", minutes, arguments, None))
         assert not run_all.make("match", readme, {}, quick=False)
         assert f"match: {said}" in capsys.readouterr().out
