@@ -50,13 +50,14 @@ TRAINED = ROOT.parent / "shared" / "weights" / "mobilenet_v2_imagenet.safetensor
 # What the README only hints at.
 README = """
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import mobilenet_v2, resnet18
 from torchvision.models.segmentation import fcn_resnet50
 
 my_module, classifier = resnet18(num_classes=16), resnet18()
 segmenter = fcn_resnet50(weights=None, weights_backbone=None)
-images = torch.rand(1, 3, 64, 64)
+images, picture = torch.rand(1, 3, 64, 64), Image.open("photo.jpg")
 save_file(mobilenet_v2(num_classes=5).state_dict(), "birds.safetensors")
 """
 
