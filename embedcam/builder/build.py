@@ -74,8 +74,8 @@ def build_database(
         method: Name of a channel weighting, one of `WEIGHTINGS`, such as "gradcam" or "gradcam++-exact".
         exemplars: Keep the embedding and the strongest channels of every image too.
         refinement: Explain images at a larger size by default if the network recognises them there, which is tried with
-            12 images, and refine the maps by a finer layer. Without it, images are explained at the network's own size
-            and by its feature layer alone.
+            12 to 100 images, and refine the maps by a finer layer. Without it, images are explained at the network's
+            own size and by its feature layer alone.
         finer_weights: Also average the channel weights of the finer layer, over 8 images of each cluster, for transfers
             in two layers. Always done if the network is not decomposable: its default map needs them.
         embedded: Embeddings that exist already, (N, D) in the order of the images, or of `given.load_embeddings` or

@@ -31,9 +31,9 @@ logger = logging.getLogger("embedcam")
 # Chosen on training images, see docs/heat-maps.md: maps improve up to the first factor, and more pixels cost time. The
 # second factor is for networks that do not recognise images of the larger size.
 _ENLARGED, _MULTIPLE = (1.75, 1.25), 32
-# Images that are explained at the larger size: enough to tell whether they are recognised, and how far distances grow.
-# They cost a tenth of embedding 400 images.
-_EXPLAINED = 12
+# Images that are explained at the larger size, to tell whether they are recognised and how far distances grow: at least
+# and at most so many, and between them one of 50. They cost less than a tenth of embedding all images.
+_LEAST, _MOST, _ONE_OF = 12, 100, 50
 # Of the images recognised at the network's size, this share must be recognised at the larger one: all but one of 12.
 _RECOGNISED = 0.9
 # Finer layers respond to edges instead of parts of objects.
@@ -80,22 +80,22 @@ def refine(
             refinement = None if own_size and fusion is None else Refinement(preprocess.input_size, 1.0, fusion)
             refined = replace(database, refinement=refinement)
             loaded = tensor_batches(
-                net, samples.subset(chosen), _EXPLAINED, "refining", preprocess=preprocess, strict=True, workers=workers
+                net, samples.subset(chosen), _LEAST, "refining", preprocess=preprocess, strict=True, workers=workers
             )
             explainer = Explainer(net, refined)
-            (explanation,) = (explainer(images) for _, images in loaded)
+            explained = [explainer(images) for _, images in loaded]
         except Exception as error:  # vision transformers assert, others fail in a matrix product
             if own_size:
                 raise
             logger.info("images cannot be explained at %s: %s", preprocess.input_size, error)
             continue
-        clusters, distances = explanation.clusters, explanation.distances
-        assert clusters is not None
-        assert distances is not None
+        clusters, distances = (
+            np.concatenate([getattr(each, name) for each in explained]) for name in ("clusters", "distances")
+        )
         scale = _scale(clustered.distance[chosen], distances)
         if own_size or _recognised(clusters, clustered.cluster, labels, chosen):
             break
-    message = alike_message(explanation.heatmaps)
+    message = alike_message(explained[0].heatmaps)
     if message is not None:
         logger.warning("%s", message)
     if refinement is None:
@@ -199,7 +199,8 @@ def _recognised(
 def _evenly(cluster: NDArray[np.int64], distance: NDArray[np.float32]) -> NDArray[np.int64]:
     """Select images evenly from all clusters, and from the innermost to the outermost."""
     order = np.lexsort((distance, cluster))
-    positions = np.linspace(0, len(order) - 1, min(_EXPLAINED, len(order)))
+    count = min(len(order), max(_LEAST, min(_MOST, len(order) // _ONE_OF)))
+    positions = np.linspace(0, len(order) - 1, count)
     return np.sort(order[positions.round().astype(int)])
 
 

@@ -73,6 +73,8 @@ def test_images_to_explain_are_taken_evenly_from_all_clusters():
     assert np.bincount(cluster[chosen]).tolist() == [6, 6]
     assert {32, 31} <= set(chosen.tolist())  # the innermost of the first cluster, and the outermost of the last
     np.testing.assert_array_equal(_evenly(cluster[:5], distance[:5]), np.arange(5))
+    for images, looked_at in ((500, 12), (2000, 40), (20_000, 100)):
+        assert len(_evenly(np.zeros(images, dtype=np.int64), np.arange(images, dtype=np.float32))) == looked_at
 
 
 def test_weights_of_the_finer_layer_are_left_out_unless_they_are_asked_for_or_needed(fused, folder):
