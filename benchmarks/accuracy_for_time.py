@@ -4,7 +4,7 @@
         --run c.safetensors c.h5 cub-pseudo:cub10 --out docs/images/accuracy-for-time.png
 
 Times are medians of the CPU time of the whole call for one image, all methods interleaved on one thread. The grid test
-composes pictures of the size at which a method explains. Presets were chosen with `--split train`.
+composes pictures of the size at which a method explains.
 """
 
 from __future__ import annotations
