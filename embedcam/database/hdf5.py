@@ -81,7 +81,7 @@ class Hdf5:
         base, end = self._unpack("<Q8xQ", 24)
         if (offsets, lengths, base) != (8, 8, 0):
             raise DatabaseError("its superblock is not one of format 1")
-        self._at(0, end)
+        self._require_inside(0, end)
         self._root: int = self._unpack("<Q", 64)[0]
 
     def __contains__(self, path: str) -> bool:
@@ -155,9 +155,12 @@ class Hdf5:
             raise DatabaseError("its storage layout is not one of format 1")
         return parts, _dtype(parts[_DATATYPE]), _shape(parts[_DATASPACE]), layout
 
-    def _at(self, start: int, size: int) -> memoryview:
+    def _require_inside(self, start: int, size: int) -> None:
         if start + size > len(self._data):
             raise DatabaseError(f"it is damaged: it refers to byte {start + size:,}, the file has {len(self._data):,}")
+
+    def _at(self, start: int, size: int) -> memoryview:
+        self._require_inside(start, size)
         return self._data[start : start + size]
 
     def _unpack(self, form: str, start: int) -> tuple[Any, ...]:
