@@ -72,6 +72,10 @@ class Attached:
                 f"the given {type(model).__name__} does not contain the network of this explainer, a "
                 f"{type(self._body).__name__}; attach the explainer to the module that it was made with, not to a copy"
             )
+        # Of the network itself, embeddings need not be computed again; shallow copies share the dictionary.
+        whole = model._modules is net._modules
+        self._hooked = model if whole else self._body
+        self._finish: Callable[[Any], Tensor] = _unchanged if whole else net.finish
         self._open = contextlib.ExitStack()
         self._pass: _Pass | None = None
         self._result: Callable[[], Explanation] | None = None
@@ -87,8 +91,8 @@ class Attached:
             self._net.reading(name)  # measured now, if not yet, by forward passes without these hooks
         self._thread: int | None = threading.get_ident()
         self._open.enter_context(layers.uncompiled())
-        before = self._body.register_forward_pre_hook(self._before, with_kwargs=True)
-        after = self._body.register_forward_hook(self._after, always_call=True)
+        before = self._hooked.register_forward_pre_hook(self._before, with_kwargs=True)
+        after = self._hooked.register_forward_hook(self._after, always_call=True)
         self._open.callback(before.remove)
         self._open.callback(after.remove)
         _OPEN.bodies.append(self._body)
@@ -139,10 +143,14 @@ class Attached:
         with own.recording, torch.no_grad():
             if output is None:  # the pass has failed
                 return
-            embeddings = self._net.finish(output)
+            embeddings = self._finish(output)
         with torch.no_grad():
             size = (int(own.images.shape[2]), int(own.images.shape[3]))
             self._result, self._explanation = self._explain(own.seen(embeddings, own.images), size), None
+
+
+def _unchanged(embeddings: Tensor) -> Tensor:
+    return embeddings
 
 
 class _Pass:
