@@ -181,11 +181,9 @@ class Hit(BaseModel):
     label: str | None
     similarity: float = Field(description="Sum of the contributions of all cells, of either side, and its rest.")
     distance: float = Field(description="1 - cosine, or Euclidean.")
-    contributions: dict[Literal["query", "hit"], list[list[float]]] = Field(
-        description="Of each cell; the positive ones are what the two pictures share."
-    )
+    contributions: dict[Literal["query", "hit"], list[list[float]]] = Field(description="What each cell adds.")
     evidence: dict[Literal["query", "hit"], list[list[float]]] = Field(
-        description="The part of the positive contributions that speaks for this hit rather than for any other."
+        description="The part of the positive contributions that speaks for this hit rather than for any other: the shared heat."
     )
     rest: dict[Literal["query", "hit"], float] = Field(description="What no cell contributes.")
     correspondences: list[Correspondence] = Field(description="Places that go together, strongest first.")

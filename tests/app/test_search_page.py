@@ -87,9 +87,9 @@ def test_hits_come_with_what_they_share_with_the_query(page, upload, matches, ga
         assert f"similarity {match.similarity:.3f}" in caption
     heat_alone(page)
     first = matches[0]
-    scale = max(np.abs(first.contributions(side)).max() for side in ("query", "hit"))
-    assert shows(pixels(page, "#query-view"), first.contributions("query").clip(0) / scale, gallery)
-    assert shows(pixels(page, "#hits canvas"), first.contributions("hit").clip(0) / scale, gallery)
+    scale = max(first.evidence(side).max() for side in ("query", "hit"))
+    assert shows(pixels(page, "#query-view"), first.evidence("query") / scale, gallery)
+    assert shows(pixels(page, "#hits canvas"), first.evidence("hit") / scale, gallery)
 
 
 def test_pointing_lights_up_the_like_places_of_all_pictures_without_a_request(page, upload, matches, gallery, pixels):
@@ -243,8 +243,8 @@ def test_missing_pictures_are_named_and_their_matches_explained(
         heat_alone(page)
         captions = page.locator("#hits figcaption").all_inner_texts()
         assert ["The picture is missing." in caption for caption in captions] == [True, True] + [False] * 8
-        scale = max(np.abs(matches[0].contributions(side)).max() for side in ("query", "hit"))
-        assert shows(pixels(page, "#hits canvas"), matches[0].contributions("hit").clip(0) / scale, gallery)
+        scale = max(matches[0].evidence(side).max() for side in ("query", "hit"))
+        assert shows(pixels(page, "#hits canvas"), matches[0].evidence("hit") / scale, gallery)
 
 
 def test_what_the_browser_cannot_show_the_server_does(page, picture, encoded, pixels):
@@ -281,9 +281,9 @@ def test_with_an_explainer_all_tabs_are_there_and_training_images_show_what_is_s
         canvas.focus()
         name = canvas.get_attribute("aria-label").removeprefix("What the picture shares with ")
         match = gallery.explain_match(gallery.see([picture()])[0], name)
-        scale = max(np.abs(match.contributions(side)).max() for side in ("query", "hit"))
-        assert shows(pixels(page), match.contributions("query").clip(0) / scale, gallery)
-        assert shows(pixels(page, "#looks-like canvas"), match.contributions("hit").clip(0) / scale, gallery)
+        scale = max(match.evidence(side).max() for side in ("query", "hit"))
+        assert shows(pixels(page), match.evidence("query") / scale, gallery)
+        assert shows(pixels(page, "#looks-like canvas"), match.evidence("hit") / scale, gallery)
         page.focus("#alpha")
         np.testing.assert_array_equal(pixels(page), before)
 
