@@ -183,7 +183,7 @@ class Hit(BaseModel):
     distance: float = Field(description="1 - cosine, or Euclidean.")
     contributions: dict[Literal["query", "hit"], list[list[float]]] = Field(description="What each cell adds.")
     evidence: dict[Literal["query", "hit"], list[list[float]]] = Field(
-        description="The part of the positive contributions that speaks for this hit rather than for any other: the shared heat."
+        description="The part of the positive contributions that is for this hit rather than another: the shared heat."
     )
     rest: dict[Literal["query", "hit"], float] = Field(description="What no cell contributes.")
     correspondences: list[Correspondence] = Field(description="Places that go together, strongest first.")
