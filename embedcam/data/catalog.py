@@ -58,21 +58,59 @@ def load(spec: str, split: str = "train", *, mask_threshold: int | None = None) 
     return cast(Samples, samples)
 
 
+def load_queries(spec: str, *, mask_threshold: int | None = None) -> Samples:
+    """Load the images of a SPEC that are evaluated.
+
+    Args:
+        spec: As for `load`.
+        mask_threshold: Likewise.
+
+    Returns:
+        The images of the split that the SPEC names; otherwise the queries of a data set with queries and a gallery,
+        and the test images of any other.
+
+    Raises:
+        DataError: As `load`.
+        MissingDependencyError: As `load`.
+    """
+    return load(spec, "query" if has_queries(spec) else "test", mask_threshold=mask_threshold)
+
+
 def load_gallery(spec: str) -> Samples | None:
-    """Load the training images of a SPEC, among which the neighbours of its test images are searched.
+    """Load the images of a SPEC among which the neighbours of its queries are searched.
 
     Args:
         spec: As for `load`.
 
     Returns:
-        The images; None if the SPEC names a split other than "test".
+        The gallery of a data set with queries and a gallery, the training images of any other; None if the SPEC names
+        another split than the queries or the test images, which are then searched themselves.
 
     Raises:
         DataError: As `load`.
         MissingDependencyError: As `load`.
     """
     name, argument, own_split = parse(spec)
-    return _read(spec, name, argument, "train") if own_split in (None, "test") else None
+    queries, gallery = ("query", "gallery") if has_queries(spec) else ("test", "train")
+    return _read(spec, name, argument, gallery) if own_split in (None, queries) else None
+
+
+def load_all(spec: str, *, mask_threshold: int | None = None) -> Samples:
+    """Load all images of the data set of a SPEC, whichever split it names.
+
+    Args:
+        spec: As for `load`.
+        mask_threshold: Likewise.
+
+    Returns:
+        The images.
+
+    Raises:
+        DataError: As `load`.
+        MissingDependencyError: As `load`.
+    """
+    whole = spec.rpartition("@")[0] if has_split(spec) else spec
+    return load(whole, "all", mask_threshold=mask_threshold)
 
 
 def _read(spec: str, name: str, argument: str, split: str) -> Samples:
@@ -124,6 +162,18 @@ def has_split(spec: str) -> bool:
     """
     body, _, split = spec.rpartition("@")
     return body != "" and split in _splits(body)
+
+
+def has_queries(spec: str) -> bool:
+    """Tell whether a data set comes with queries and a gallery.
+
+    Args:
+        spec: As for `load`.
+
+    Returns:
+        True for `market1501:PATH`, False for `digits`.
+    """
+    return "query" in _splits(spec)
 
 
 def _splits(spec: str) -> tuple[str, ...]:

@@ -107,6 +107,8 @@ class FileSamples:
         boxes: (N, 4) left, top, width and height in pixels of the box around each object, or None. Without mask files,
             boxes are the masks.
         keypoints: Parts of the objects, or None.
+        cameras: (N,) int64, what took each picture, or None: pictures of one label by one camera are no hits for each
+            other.
         mask_kind: What the masks are, for reports: "mask", "pseudo mask" or "box".
         problems: Messages about what could not be listed, over which `strict` stops.
     """
@@ -123,6 +125,7 @@ class FileSamples:
     warn: Callable[[str], None] = field(default_factory=FirstWarning, repr=False)
     boxes: NDArray[np.float64] | None = None
     keypoints: Keypoints | None = None
+    cameras: NDArray[np.int64] | None = None
     mask_kind: str = "mask"
     problems: tuple[str, ...] = ()
 
@@ -161,6 +164,7 @@ class FileSamples:
             ignore_files=tuple(self.ignore_files[row] for row in rows) if self.ignore_files else (),
             boxes=None if self.boxes is None else self.boxes[rows],
             keypoints=None if self.keypoints is None else self.keypoints.subset(rows),
+            cameras=None if self.cameras is None else self.cameras[rows],
         )
 
     @property

@@ -47,7 +47,7 @@ def training_part(ids: Sequence[str], labels: NDArray[np.int64] | None) -> NDArr
         members[int(label)].append(row)
     training = np.zeros(len(ids), dtype=np.bool_)
     for rows in members.values():
-        rows.sort(key=lambda row: (_hash(ids[row]), ids[row]))
+        rows.sort(key=lambda row: (seeded_hash(ids[row]), ids[row]))
         training[rows[: (3 * len(rows) + 4) // 5]] = True
     return training
 
@@ -75,5 +75,13 @@ def rows_of(split: str, training: NDArray[np.bool_], where: object) -> NDArray[n
     return rows.astype(np.int64)
 
 
-def _hash(name: str) -> bytes:
+def seeded_hash(name: str) -> bytes:
+    """Hash a name for a random choice that is the same on every machine.
+
+    Args:
+        name: Of a picture.
+
+    Returns:
+        32 bytes.
+    """
     return hashlib.sha256(normal_name(f"{_SEED}/{name}").encode()).digest()
