@@ -15,7 +15,7 @@ from .networks import NetworkChoice, takes_network
 from .options import (
     BatchSizeOption,
     DataOption,
-    DbOption,
+    DbOrNone,
     DeviceOption,
     ExplainSizeOption,
     ResumeOption,
@@ -23,14 +23,21 @@ from .options import (
     WorkersOption,
     refuse_unused,
 )
+from .retrieval import RetrievalOptions, evaluate_retrieval
+
+_OF_MAPS = ("images", "compare", "grid", "faithfulness", "randomisation", "parts", "explain_size", "resume", "check")
 
 
 @takes_network
 def evaluate(
     context: typer.Context,
-    db: DbOption,
     data: DataOption,
     net: NetworkChoice = NetworkChoice(),  # noqa: B008
+    db: DbOrNone = None,
+    index: Annotated[
+        Path | None,
+        typer.Option("--index", help="Gallery to search, written by `embedcam index`; without --db.", metavar="FILE"),
+    ] = None,
     images: Annotated[
         int | None,
         typer.Option(min=1, help="At most this many images, evenly spread; all by default.", metavar="N"),
@@ -65,8 +72,16 @@ def evaluate(
         bool,
         typer.Option("--parts", help="Also divide the heat among parts, for images with keypoints such as cub:."),
     ] = False,
+    errors: Annotated[
+        int,
+        typer.Option(min=0, help="Number of failures of the search to explain, the worst; with --index.", metavar="N"),
+    ] = 0,
+    bias: Annotated[
+        bool,
+        typer.Option("--bias", help="Measure how much of the similarities comes from off the object; with --index."),
+    ] = False,
     out: Annotated[
-        Path, typer.Option(help="Folder for the curves of --faithfulness and --randomisation.", metavar="DIR")
+        Path, typer.Option(help="Folder for curves, and for the pages of --errors and --bias.", metavar="DIR")
     ] = Path("runs/evaluate"),
     explain_size: ExplainSizeOption = None,
     json_file: Annotated[
@@ -84,16 +99,18 @@ def evaluate(
     workers: WorkersOption = 2,
     device: DeviceOption = "auto",
 ) -> None:
-    """Score heat maps against masks, and embeddings against labels.
+    """Score heat maps against masks, and embeddings against labels; without --db, embeddings alone.
 
-    Neighbours are searched among the training images of the same data set.
+    Neighbours are searched in the data set's gallery, or else among its training images if they have the same classes,
+    or else among the test images themselves; with --index, in that gallery.
 
     \b
-    Example:
+    Examples:
       embedcam evaluate --net net.safetensors --db weights.h5 \\
         --data folder:birds --json scores.json
+      embedcam evaluate --net net.safetensors --data market1501:Market-1501
     """
-    from ..data import load, load_gallery
+    from ..data import load_gallery, load_queries
     from ..data.samples import input_files
     from ..evaluate.checks import Check, evenly_spread
     from ..evaluate.parts import keypoints_of
@@ -102,6 +119,21 @@ def evaluate(
     from ..utils.files import require_writable, write_text
     from ..utils.resume import work_folder
 
+    reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
+    if db is None:
+        refuse_unused(context, "without --db", *_OF_MAPS)
+        if net.net is None and index is None:
+            raise typer.BadParameter("give --net, --index or --db")
+        if index is None:
+            refuse_unused(context, "without --index", "errors", "bias")
+        if not (errors or bias):
+            refuse_unused(context, "without --errors or --bias", "out", "mask_threshold")
+        options = RetrievalOptions(
+            index, data, errors, bias, out, json_file, mask_threshold, device=device, reading=reading
+        )
+        evaluate_retrieval(net, options)
+        return
+    refuse_unused(context, "with --db", "index", "errors", "bias")
     if resume and json_file is None:
         raise typer.BadParameter("--resume needs --json FILE: finished scores are stored beside it")
     if not (faithfulness or randomisation):
@@ -122,14 +154,13 @@ def evaluate(
         if json_file is not None:
             work = stack.enter_context(work_folder(json_file))
         network, database = net.with_database(db, device)
-        test, gallery = load(data, "test", mask_threshold=mask_threshold), load_gallery(data)
+        test, gallery = load_queries(data, mask_threshold=mask_threshold), load_gallery(data)
         if images is not None:
             test = evenly_spread(test, images)
         if parts:
             keypoints_of(test)  # raises now, not after the long pass
         for file in outputs:
             require_writable(file, [*input_files(test), *(input_files(gallery) if gallery is not None else ())])
-        reading: dict[str, Any] = {"batch_size": batch_size, "strict": strict, "workers": workers}
         kept: dict[str, Any] = {"work": work, "resume": resume}
         chosen: dict[str, Any] = {"compare": compare, "grid": grid, "explain_size": explain_size}
         result = run(network, database, test, gallery, **chosen, **kept, **reading)

@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 from ..errors import EmbedcamError
 from . import completion
 
-SPEC = "{datasets}. Append @train, @test or @all to choose a split."
+SPEC = "{datasets}. Append @train, @test or @all to choose a split; lists for retrieval also have @query and @gallery."
 
 # Options under a heading of their own in a long help.
 network_option = partial(typer.Option, rich_help_panel="Network")

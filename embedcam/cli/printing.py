@@ -75,7 +75,6 @@ def print_scores(result: dict[str, Any]) -> None:
         result: Returned by `evaluate`.
     """
     from ..evaluate.method import columns
-    from ..show.report import RETRIEVAL
 
     shown = [column for column in columns() if any(row[column.key] is not None for row in result["rows"])]
     rows = []
@@ -84,13 +83,51 @@ def print_scores(result: dict[str, Any]) -> None:
         size = " x ".join(map(str, row["input_size"]))
         rows.append([name, "yes" if row["backprop"] else "no", size, *(column.text(row) for column in shown)])
     _print_table(["method", "backprop", "input", *(column.key for column in shown)], rows)
-    given = [column for column in RETRIEVAL if result[column.key] is not None]
-    scores = ", ".join(f"{column.heading} {result[column.key]:.4f}" for column in given)
     kind = result["mask_kind"]
-    read = f"{result['images']} images, {result['masks']} with a {kind}{left_out(result['skipped'])}"
-    print(f"\n{scores + '; ' if scores else ''}{read}")
+    print(f"\n{result['images']} images, {result['masks']} with a {kind}{left_out(result['skipped'])}")
+    if result["recall_at_1"] is not None:
+        print_retrieval(result)
     if result["sum_rule"] is not None:
         print(f"contributions of cells add up to similarities; largest error {result['sum_rule']:.1e}")
+
+
+def print_retrieval(result: dict[str, Any]) -> None:
+    """Print the scores of a ranking.
+
+    Args:
+        result: With the scores of `Ranking.scores`.
+    """
+    from ..show.report import RETRIEVAL
+
+    scores = ", ".join(f"{each.heading} {result[each.key]:.4f}" for each in RETRIEVAL if each.key in result)
+    print(f"{scores}; {result['queries']} queries, {result['searched']} images searched")
+
+
+def print_bias(summary: dict[str, Any], most: int = 10) -> None:
+    """Print how much of the similarities lies off the object.
+
+    Args:
+        summary: Returned by `summarise`.
+        most: Rows of classes, and of pairs of classes, those with the largest excess.
+    """
+    where = "in the border" if summary["object"] == "border" else "off the object"
+    for group, name in (("all", "nearest image of"), ("class", "class"), ("pair of classes", "classes")):
+        rows = [row for row in summary["rows"] if row["group"] == group]
+        lines = []
+        for row in rows[:most]:
+            label = " and ".join(row["labels"]) or ("the same label" if row["right"] else "another label")
+            share = f"{100 * row['off']:.1f} % ({100 * row['interval'][0]:.1f} to {100 * row['interval'][1]:.1f})"
+            low, high = (100 * value for value in row["excess_interval"])
+            excess = f"{100 * row['excess']:+.1f} ({low:+.1f} to {high:+.1f})"
+            chance, verdict = f"{100 * row['expected']:.1f} %", "biased" if row["biased"] else ""
+            lines.append([label, str(row["pairs"]), share, chance, excess, verdict])
+        if rows:
+            more = f", {most} of {len(rows)}" if len(rows) > most else ""
+            _print_table([f"{name}{more}", "pairs", where, "by chance", "excess", ""], lines, text=(0, 5))
+    kind = (
+        "all but the outer eighth of each side" if summary["object"] == "border" else f"known by a {summary['object']}"
+    )
+    print(f"{summary['pairs']} pairs; the object is {kind}. Chance is the share of the area.")
 
 
 def print_next(out: Path) -> None:

@@ -27,9 +27,11 @@ from .compare import Gallery, of_explainer, of_gallery, transfers, with_backprop
 from .grid import Composites, grid_test
 from .method import Method, score_columns
 from .passes import Passes
-from .retrieval import retrieval
+from .ranking import Side, rank
+from .retrieval import nmi_of
 from .rivals import rivals, untrained_head, with_partner
 from .scores import SCORES
+from .search import has_classes_of
 from .sum_rule import sum_rule
 
 
@@ -75,8 +77,8 @@ def evaluate(
         resume: Continue an interrupted run from `work`.
 
     Returns:
-        {"schema": 1, "rows": [one per method, see `Method.row`], "recall_at_1": ..., "map_at_r": ..., "nmi": ...,
-        "images": ..., "masks": ..., "mask_kind": ..., "skipped": ..., "composites": ..., "sum_rule": see `sum_rule`};
+        {"schema": 1, "rows": [one per method, see `Method.row`], "nmi": ..., "images": ..., "masks": ..., "mask_kind":
+        ..., "skipped": ..., "composites": ..., "sum_rule": see `sum_rule`}, and the scores of `Ranking.scores`;
         scores that need labels are null without them.
 
     Raises:
@@ -109,7 +111,7 @@ def evaluate(
     }
     parts = Parts() if work is None else SavedParts(work, run, resume=resume)
     searched = None
-    if gallery is not None and _has_classes_of(test, gallery):
+    if gallery is not None and has_classes_of(test, gallery):
         searched = Gallery(gallery, passes.embed(gallery, Shards(parts, "gallery", len(gallery)), pooled=complete))
     reference = None
     if compare:
@@ -137,7 +139,7 @@ def evaluate(
     return {
         "schema": 1,
         "rows": rows,
-        **_retrieval(embeddings, None if test.labels is None else test.labels[read], searched),
+        **_retrieval(test, read, embeddings, searched),
         "explain_size": list(best.input_size),
         "images": len(read),
         "masks": masks,
@@ -167,15 +169,13 @@ def _fingerprint(database: WeightDatabase) -> str:
     return digest.hexdigest()
 
 
-def _has_classes_of(test: Samples, gallery: Samples) -> bool:
-    return test.labels is not None and gallery.labels is not None and bool(np.isin(test.labels, gallery.labels).all())
-
-
 def _retrieval(
-    embeddings: NDArray[np.float32], labels: NDArray[np.int64] | None, gallery: Gallery | None
-) -> dict[str, float | None]:
-    if labels is None or (gallery is None and len(labels) < 2):
+    test: Samples, read: NDArray[np.int64], embeddings: NDArray[np.float32], gallery: Gallery | None
+) -> dict[str, Any]:
+    if test.labels is None or (gallery is None and len(read) < 2):
         return dict.fromkeys(column.key for column in RETRIEVAL)
-    if gallery is None:
-        return {**retrieval(embeddings, labels)}
-    return {**retrieval(embeddings, labels, gallery.embedded.embeddings, gallery.labels)}
+    queries = Side.of(test, read, embeddings)
+    references = None
+    if gallery is not None:
+        references = Side.of(gallery.samples, gallery.embedded.kept, gallery.embedded.embeddings)
+    return {**rank(queries, references).scores(), "nmi": nmi_of(embeddings, queries.labels)}

@@ -60,11 +60,11 @@ def training_curve(history: Sequence[Mapping[str, float | None]], path: str | Pa
         loss_axis.yaxis.tick_left()
     else:
         loss_axis.set_yticks([])
-    for column, (color, marker) in zip(RETRIEVAL, _STYLES, strict=False):
+    drawn = [column for column in RETRIEVAL if _points(history, column.key)[0]]
+    for column, (color, marker) in zip(drawn, _STYLES, strict=False):
         epochs, values = _points(history, column.key)
-        if epochs:
-            label = f"{column.heading} {values[-1]:.3f}"
-            lines += score_axis.plot(epochs, values, color=color, marker=marker, markersize=4, label=label)
+        label = f"{column.heading} {values[-1]:.3f}"
+        lines += score_axis.plot(epochs, values, color=color, marker=marker, markersize=4, label=label)
     score_axis.set_xlim(min(all_epochs) - 0.5, max(all_epochs) + 0.5)
     score_axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     score_axis.set_xlabel("epoch")

@@ -55,6 +55,9 @@ class Column:
 
 RETRIEVAL = (
     Column("recall_at_1", "Recall@1", "share of images whose nearest neighbour has the same label"),
+    Column("recall_at_5", "Recall@5", "share of images with the same label among the 5 nearest neighbours"),
+    Column("recall_at_10", "Recall@10", "share of images with the same label among the 10 nearest neighbours"),
+    Column("map", "mAP", "mean precision at the ranks of the images of the same label"),
     Column("map_at_r", "MAP@R", "how well all images of the label rank ahead of the others"),
     Column("nmi", "NMI", "agreement of k-means clusters with the labels"),
 )
@@ -166,6 +169,32 @@ def write_report(report: Report, path: str | Path) -> None:
         MissingDependencyError: If jinja2 is not installed.
         OutputError: If the file cannot be written.
     """
+    write_page(
+        path,
+        "report.html",
+        report=report,
+        clusters=[_ranked(cluster) for cluster in sorted(report.clusters, key=lambda c: (-c.size, c.number))],
+        columns=[c for c in report.columns if any(row.get(c.key) is not None for row in report.scores)],
+        best=_best(report),
+        retrieval=[column for column in RETRIEVAL if report.retrieval.get(column.key) is not None],
+        differing=sum(example.differs for example in report.examples),
+        numbers={cluster.number for cluster in report.clusters},
+    )
+
+
+def write_page(path: str | Path, template: str, **content: Any) -> None:
+    """Write one HTML file from a template, with images and style inside and without scripts.
+
+    Args:
+        path: The file.
+        template: Its name in `show/templates`.
+        content: What it shows. All texts are escaped, so they may come from untrusted files.
+
+    Raises:
+        DataError: If a picture is not uint8 (H, W, 3).
+        MissingDependencyError: If jinja2 is not installed.
+        OutputError: If the file cannot be written.
+    """
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
@@ -178,15 +207,7 @@ def write_report(report: Report, path: str | Path) -> None:
         lstrip_blocks=True,
     )
     environment.filters.update(thumbnail=_thumbnail, picture=_picture, number=_number)
-    page = environment.get_template("report.html").render(
-        report=report,
-        clusters=[_ranked(cluster) for cluster in sorted(report.clusters, key=lambda c: (-c.size, c.number))],
-        columns=[c for c in report.columns if any(row.get(c.key) is not None for row in report.scores)],
-        best=_best(report),
-        retrieval=[column for column in RETRIEVAL if report.retrieval.get(column.key) is not None],
-        differing=sum(example.differs for example in report.examples),
-        numbers={cluster.number for cluster in report.clusters},
-    )
+    page = environment.get_template(template).render(**content)
     # File names that are not UTF-8 hold lone surrogates in Python, which cannot be encoded.
     write_bytes(path, page.encode("utf-8", errors="replace"))
 

@@ -1,5 +1,3 @@
-import tracemalloc
-
 import faiss
 import numpy as np
 import pytest
@@ -161,24 +159,6 @@ def test_the_same_seed_gives_the_same_bits():
     query, labels = clusters(count=300, spread=2.0)
     assert retrieval(query, labels, seed=3) == retrieval(query, labels, seed=3)
     assert len({retrieval(query, labels, seed=seed)["nmi"] for seed in range(5)}) > 1
-
-
-def test_chunks_do_not_change_the_scores(monkeypatch):
-    query, labels = clusters(count=200)
-    whole = retrieval(query, labels)
-    monkeypatch.setattr(module, "_NEIGHBORS_AT_ONCE", 500)
-    assert retrieval(query, labels) == pytest.approx(whole)
-
-
-def test_memory_does_not_grow_with_queries_times_neighbours(monkeypatch):
-    monkeypatch.setattr(module, "_NEIGHBORS_AT_ONCE", 20_000)
-    rng = np.random.default_rng(0)
-    query, labels = rng.normal(size=(4000, 4)).astype(np.float32), np.repeat(np.arange(4), 1000)
-    tracemalloc.start()
-    module._ranking_scores(query, labels, query, labels, leave_one_out=True)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 4000 * 1000  # one byte a neighbour of every query would be more
 
 
 def test_text_labels_work():

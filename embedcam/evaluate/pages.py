@@ -1,0 +1,146 @@
+"""Pages about a search: its failures, and its biases."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from ..explain.maps import place
+from ..gallery.matches import Item, Match, versus
+from ..gallery.report import seen_picture
+from ..show.overlay import overlay, overlay_signed
+from ..show.report import write_page
+from ..utils.files import write_text
+from .bias import Pair
+from .errors import Failure
+from .objects import Objects
+
+_OUTLINE = 2  # pixels
+_COLUMNS = ("label", "other label", "group", "right", "pairs", "off", "expected", "excess", "biased")
+_SHARED, _WHY = "what they share", "orange: rather the wrong one, blue: rather the right one"
+
+
+class Figure(NamedTuple):
+    """A picture of a card.
+
+    Attributes:
+        picture: uint8 (H, W, 3), or None if it cannot be read.
+        caption: What it is.
+    """
+
+    picture: NDArray[np.uint8] | None
+    caption: str
+
+
+def write_errors(
+    failures: Sequence[Failure], objects: Objects, facts: Sequence[tuple[str, object]], out: Path
+) -> list[Path]:
+    """Write failures as `errors.html`, one file that needs no network, and as lines of `errors.jsonl`.
+
+    Args:
+        failures: In the order in which they are shown.
+        objects: The objects in the images.
+        facts: (name, value) of what was evaluated.
+        out: The folder.
+
+    Returns:
+        The files.
+
+    Raises:
+        OutputError: If they cannot be written.
+    """
+    page, lines = out / "errors.html", out / "errors.jsonl"
+    cards = [(failure, _figures_of_failure(failure, objects)) for failure in failures]
+    write_page(page, "errors.html", cards=cards, facts=facts, kind=objects.kind)
+    write_text(lines, "".join(json.dumps(failure.to_dict()) + "\n" for failure in failures))
+    return [page, lines]
+
+
+def write_bias(
+    summary: dict[str, Any],
+    extremes: Sequence[tuple[Pair, Match]],
+    objects: Objects,
+    facts: Sequence[tuple[str, object]],
+    out: Path,
+) -> list[Path]:
+    """Write biases as `bias.html`, one file that needs no network, and its rows as `bias.json` and `bias.csv`.
+
+    Args:
+        summary: Of `summarise`.
+        extremes: The pairs to show.
+        objects: The objects in the images.
+        facts: (name, value) of what was evaluated.
+        out: The folder.
+
+    Returns:
+        The files.
+
+    Raises:
+        OutputError: If they cannot be written.
+    """
+    page, table, values = out / "bias.html", out / "bias.csv", out / "bias.json"
+    cards = [(pair, match, _shared(match, objects)) for pair, match in extremes]
+    by_group = {
+        group: [row for row in summary["rows"] if row["group"] == group]
+        for group in ("all", "class", "pair of classes")
+    }
+    write_page(page, "bias.html", groups=by_group, cards=cards, facts=facts, kind=objects.kind)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        [*_COLUMNS, *(f"{name} {end}" for name in ("interval", "excess_interval") for end in ("low", "high"))]
+    )
+    for row in summary["rows"]:
+        labels = (*row["labels"], "", "")[:2]
+        writer.writerow([*labels, *(row[key] for key in _COLUMNS[2:]), *row["interval"], *row["excess_interval"]])
+    write_text(table, text.getvalue())
+    write_text(values, json.dumps(summary, indent=2) + "\n")
+    return [page, table, values]
+
+
+def _figures_of_failure(failure: Failure, objects: Objects) -> list[Figure]:
+    query, wrong, right = failure.wrong.query, failure.wrong.hit, failure.right.hit
+    signed = place(versus(failure.wrong, failure.right)[0][None], query.geometry, query.preprocess.input_size)[0]
+    why = _drawn(query, objects)
+    if why is not None:
+        why = _outlined(overlay_signed(why, signed / (float(np.abs(signed).max()) or 1.0)), query, objects)
+    with_wrong, with_right = _shared(failure.wrong, objects), _shared(failure.right, objects)
+    return [
+        Figure(with_wrong[0].picture, f"query, {query.label}: {_SHARED}"),
+        Figure(with_wrong[1].picture, f"wrong, {wrong.label}: {_SHARED}"),
+        Figure(why, f"query: {_WHY}"),
+        Figure(with_right[1].picture, f"right, {right.label}: {_SHARED}"),
+        Figure(with_right[0].picture, f"query, {query.label}: {_SHARED} with the right one"),
+    ]
+
+
+def _shared(match: Match, objects: Objects) -> list[Figure]:
+    """Draw what two images share on both of them, with the outlines of their objects."""
+    figures = []
+    for explanation, item in zip(match.shared, (match.query, match.hit), strict=True):
+        picture = _drawn(item, objects)
+        if picture is not None:
+            picture = _outlined(overlay(picture, explanation.heatmaps[0]), item, objects)
+        figures.append(Figure(picture, item.id))
+    return figures
+
+
+def _drawn(item: Item, objects: Objects) -> NDArray[np.uint8] | None:
+    picture = objects.picture(item)
+    return None if picture is None else seen_picture(item, picture)
+
+
+def _outlined(picture: NDArray[np.uint8], item: Item, objects: Objects) -> NDArray[np.uint8]:
+    region = objects.region(item)
+    if region is None:
+        return picture
+    edge = region.inside & ~ndimage.binary_erosion(region.inside, iterations=_OUTLINE)
+    return np.where(edge[..., None], np.uint8(255), picture)
