@@ -147,15 +147,15 @@ def spread(heat: Any, features: Any, rounds: int) -> Any:
         (B, h, w) in [0, 1].
     """
     flat = features.flatten(2)
-    mean = flat.mean(dim=2, keepdim=True)
-    centred, varies = flat - mean, _varies(flat)
-    spread = hot = heat.flatten(1)
+    centred, varies = flat - flat.mean(dim=2, keepdim=True), _varies(flat).transpose(1, 2)
+    hot = heat.flatten(1)[:, None]
+    level = hot.sum(dim=2, keepdim=True).clip(min=TINY)
+    # Only the heat itself may be flat: its products with the positive part of centred features are zero somewhere.
+    spread = hot * _varies(hot)
     for _ in range(rounds):
-        deviation = (spread - spread.mean(dim=1, keepdim=True)) * _varies(spread)
-        shares = deviation / spread.sum(dim=1, keepdim=True).clip(min=TINY)
-        along = (centred @ shares[:, :, None]) * varies
-        fine = (along.transpose(1, 2) @ centred).squeeze(dim=1).clip(min=0)
-        fine = fine / fine.amax(dim=1, keepdim=True).clip(min=TINY)
+        along = (spread - spread.mean(dim=2, keepdim=True)) / level @ centred.transpose(1, 2) * varies
+        fine = (along @ centred).clip(min=0)
+        fine = fine / fine.amax(dim=2, keepdim=True).clip(min=TINY)
         spread = hot * fine
     return fine.reshape(heat.shape)
 

@@ -37,6 +37,14 @@ _DIMS, _EXTERNAL, _LOCATION = 1, 13, 14
 _DATA = (4, 5, 6, 7, 9, 10, 11)
 
 
+def _type_and_sides(text: str) -> tuple[np.dtype[Any], int]:
+    """Read type and number of dimensions from the description of an output."""
+    return np.dtype(text.split()[0]), text.partition("(")[2].partition(")")[0].strip(",").count(",") + 1
+
+
+_EXPECTED = {name: (text, *_type_and_sides(text)) for name, text in OUTPUTS.items()}
+
+
 def validate_model(model: bytes) -> None:
     """Refuse a model with external data, loops, foreign operators, or tensors larger than their data.
 
@@ -96,8 +104,7 @@ def require_outputs(outputs: Mapping[str, Any], images: int, size: tuple[int, in
     Raises:
         NetworkError: If an output has another type or shape, or a value is out of range.
     """
-    for name, text in OUTPUTS.items():
-        dtype, sides = np.dtype(text.split()[0]), text.partition("(")[2].partition(")")[0].strip(",").count(",") + 1
+    for name, (text, dtype, sides) in _EXPECTED.items():
         output = outputs[name]
         if not isinstance(output, np.ndarray) or output.dtype != dtype or output.ndim != sides:
             raise NetworkError(f"its output {name!r} is no {text}")
@@ -106,7 +113,10 @@ def require_outputs(outputs: Mapping[str, Any], images: int, size: tuple[int, in
             raise NetworkError(f"its output {name!r} has shape {output.shape}, for {images} images {size}")
     if not 0 <= outputs["cluster"].min() <= outputs["cluster"].max() < record.database["clusters"]:
         raise NetworkError(f"it returns a cluster outside of 0..{record.database['clusters'] - 1}")
-    if not (np.isfinite(outputs["raw"]).all() and 0 <= outputs["heatmap"].min() <= outputs["heatmap"].max() <= 1):
+    if not (
+        -np.inf < outputs["raw"].min() <= outputs["raw"].max() < np.inf
+        and 0 <= outputs["heatmap"].min() <= outputs["heatmap"].max() <= 1
+    ):
         raise NetworkError("its heat maps are not finite, or not in 0 to 1")
 
 
