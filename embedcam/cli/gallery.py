@@ -40,16 +40,16 @@ def index(
     ] = None,
     net: NetworkChoice = NetworkChoice(),  # noqa: B008
     data: Annotated[str | None, data_option(help=f"Images: {SPEC}")] = None,
-    append: Annotated[bool, typer.Option("--append", help="Add the images to those of the file.")] = False,
+    append: Annotated[bool, typer.Option("--append", help="Add the images to an existing index.")] = False,
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge indexes that one network made, instead of indexing images.")
     ] = False,
     descriptors: Annotated[
-        bool, typer.Option(help="Store what corresponding places are found with; two thirds of the file.")
+        bool, typer.Option(help="Store descriptors, which find corresponding places; two thirds of the file.")
     ] = True,
     like: Annotated[
         Path | None,
-        typer.Option(help="Index of the same network, to be merged with: its descriptors are used.", metavar="FILE"),
+        typer.Option(help="Index to merge with later: descriptors are computed as in it.", metavar="FILE"),
     ] = None,
     batch_size: BatchSizeOption = 32,
     resume: ResumeOption = False,
@@ -115,7 +115,9 @@ def match(
     hits: Annotated[
         Path | None,
         method_option(
-            "--hits", help="Hits of any search instead: JSON lines with id or path, and score, query.", metavar="FILE"
+            "--hits",
+            help="Hits of any search instead: JSON lines with id or path, and optionally score and query.",
+            metavar="FILE",
         ),
     ] = None,
     versus: Annotated[

@@ -196,7 +196,7 @@ def serve(
     ] = "",
     concurrency: Annotated[
         int | None,
-        typer.Option(min=1, help="Images explained at the same time; on a CPU one per core, at most 8.", metavar="N"),
+        typer.Option(min=1, help="Batches explained at the same time; on a CPU one per core, at most 8.", metavar="N"),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:

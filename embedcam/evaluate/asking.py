@@ -97,7 +97,7 @@ def unasked(explain: Explain) -> Ask:
         explain: The method.
 
     Returns:
-        What ignores clusters and partners; its grid share is 0.25 where its maps have heat.
+        A method that ignores clusters and partners; its grid share is 0.25 where its maps have heat.
     """
 
     def ask(images: Tensor, questions: Tensor) -> NDArray[np.float32]:

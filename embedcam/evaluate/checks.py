@@ -24,7 +24,7 @@ _STAGES, _TRAINING = 6, 512
 
 @dataclass(frozen=True)
 class Check:
-    """What the checks are made of.
+    """Inputs of the checks.
 
     Attributes:
         net: The network.

@@ -67,7 +67,7 @@ def faithfulness(
         - `similarity_area`, `rank_area`: under these curves, by the trapezoid rule over [0, 1]; `similarity_error` is
           the standard error over images of the former (None for one image).
         - `difference`: the mean over images of the row's similarity area less that of the first row, of the same image;
-          `interval`, its 95 % interval. A method differs from the first where the interval is without 0.
+          `interval`, its 95 % interval. A method differs from the first where the interval does not contain 0.
 
     Raises:
         DataError: If there is no image, or no other to rank it among, or a heat map or the gallery does not fit.

@@ -88,7 +88,7 @@ _OF_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def of_maps(net: Network, db: WeightDatabase, reduce: Callable[[Tensor], Tensor], *, fused: bool) -> Explain:
-    """Explain by the feature maps alone.
+    """Explain images by the feature maps alone.
 
     Args:
         net: The network.

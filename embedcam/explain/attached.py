@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Latest(threading.local):
-    """What an explainer was attached to last, in this thread."""
+    """The last attachment of an explainer in this thread."""
 
     attached: Attached | None = None
 
@@ -29,7 +29,7 @@ class Latest(threading.local):
 
     @property
     def explanation(self) -> Explanation:
-        """Of the last forward pass.
+        """The explanation of the last forward pass.
 
         Raises:
             DataError: If there was none.
@@ -45,10 +45,11 @@ class Attached:
     Hooks read the pass; nothing runs twice, and the network's output is returned unchanged.
 
     Args:
-        latest: Of the explainer.
+        latest: Where the explainer keeps its last attachment.
         net: The network, without undone strides.
         fine: Dotted name of the finer layer, if one is explained.
-        explain: From what the network saw of images (H, W) to a function that copies the explanation to the host.
+        explain: Takes what the network saw and the images' size (H, W); returns a function that copies the explanation
+            to the host.
         model: The network, its module, or a module that contains it.
         modules: All modules of the network, listed once: walking through them takes longer than a heat map.
 
@@ -106,7 +107,7 @@ class Attached:
 
     @property
     def explanation(self) -> Explanation:
-        """Of the last forward pass.
+        """The explanation of the last forward pass.
 
         Raises:
             DataError: If there was none.

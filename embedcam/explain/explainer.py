@@ -66,12 +66,13 @@ class Explainer:
         placement: "receptive-field" puts each cell at the centre of its receptive field; "stretch" is a bilinear
             resize.
         autocast: torch.bfloat16 or torch.float16 to run the network in that precision; None for its own.
-        check: Require the network that the database was built for. If False, another one is used without a word, as
-            long as layer, channels and dimensions fit.
+        check: Require the network that the database was built for. If False, another one is used without a warning, if
+            layer, channels and dimensions fit.
 
     Attributes:
-        module: What computes, an `ExplainerModule`.
-        preprocess: From a picture to an input of the size to explain it at. Inputs of any other size work too.
+        module: The `ExplainerModule` that computes the maps.
+        preprocess: Turns a picture into an input of the size at which it is explained. Inputs of any other size work
+            too.
 
     Raises:
         DatabaseError: If the database was built for another network, or lacks what the transfer needs.
@@ -160,7 +161,7 @@ class Explainer:
         Args:
             towards: What to compare images with, see `References.find`: a cluster's index, a label's name, an image
                 or an embedding. Each image's own cluster if None.
-            versus: What to compare them with besides: the question is why they are nearer to `towards` than to this.
+            versus: If given, the question is why the images are nearer to `towards` than to this.
 
         Returns:
             A copy that returns `Answer`s; network and database are shared.
@@ -203,7 +204,7 @@ class Explainer:
 
         Raises:
             DataError: If the images are none of these.
-            DatabaseError: If the database's finer layer has another number of channels than the network's.
+            DatabaseError: If the finer layers of the database and the network differ in their number of channels.
             NetworkError: If something is asked, and the network is not decomposable.
         """
         if towards is not None or versus is not None:
@@ -358,13 +359,13 @@ class Explainer:
         return self._exemplars.search(np.where(usable, embeddings, 0), count)[0]
 
     def labels_of(self, cluster: int) -> list[tuple[str, int]]:
-        """List the most frequent labels of a cluster.
+        """List the most common labels of a cluster.
 
         Args:
             cluster: Its index.
 
         Returns:
-            (name, count), the most frequent first; empty without labels.
+            (name, count), the most common first; empty without labels.
         """
         return self.database.labels_of(cluster)
 

@@ -29,7 +29,7 @@ _BLOCK = 1024  # images copied at a time
 
 
 def merge(files: Sequence[str | Path], out: str | Path) -> int:
-    """Merge indexes that one network made into one, in their order.
+    """Merge indexes of the same network, in the given order.
 
     Cells are copied as they are stored, and so are descriptors, if those of all indexes can be compared. Memory grows
     by a few bytes per image.
@@ -42,7 +42,7 @@ def merge(files: Sequence[str | Path], out: str | Path) -> int:
         Number of images in the file.
 
     Raises:
-        DatabaseError: If a file is no index, or one of another network or with other cells.
+        DatabaseError: If a file is not an index, or belongs to another network or has other cells.
         DataError: If two images have the same id.
         OutputError: If the file cannot be written.
     """

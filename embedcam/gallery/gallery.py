@@ -35,7 +35,7 @@ _TOLERANCE = 0.1
 
 
 class Gallery:
-    """The images that are searched; made by `Gallery.open`.
+    """A gallery that can be searched and whose matches are explained; made by `Gallery.open`.
 
     Args:
         file: An index.
@@ -75,7 +75,7 @@ class Gallery:
 
     @property
     def net(self) -> Network:
-        """The network, loaded when first asked for if none was given."""
+        """The network, loaded on first use if none was given."""
         if self._net is None:
             self._net = self._same(self.record.network.load(self.path.parent))
         return self._net
@@ -88,7 +88,7 @@ class Gallery:
 
     @property
     def preprocess(self) -> Preprocess:
-        """From a picture to what the network sees."""
+        """Turns a picture into an input of the network."""
         return self.record.network.preprocess if self._net is None else self._net.preprocess
 
     def close(self) -> None:
@@ -167,11 +167,11 @@ class Gallery:
 
         Args:
             images: As for `search`; or what `see` returned of them.
-            hits: Of each image, the best first.
+            hits: For each image its hits, the best first.
             ids: Names of the images; their numbers if None.
 
         Returns:
-            The matches; hits that have no picture either are `missing`, with a warning.
+            The matches; hits that are in neither the index nor a file are `missing`, with a warning.
 
         Raises:
             NetworkError: As for `search`.

@@ -34,7 +34,7 @@ class Hit(NamedTuple):
 
 
 class Searcher(Protocol):
-    """What finds the nearest images of a gallery."""
+    """Finds the nearest images of a gallery."""
 
     def search(
         self, embeddings: NDArray[np.float32], top: int
@@ -242,7 +242,7 @@ def require_measure(measure: str, metric: str, place: str) -> None:
         place: What is searched, for messages.
 
     Raises:
-        DataError: If not.
+        DataError: If the orders differ.
     """
     if measure != "euclidean" and (measure, metric) != ("inner product", "cosine"):
         raise DataError(

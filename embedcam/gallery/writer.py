@@ -74,7 +74,7 @@ def index(
     Raises:
         NetworkError: If the network has no cell embeddings.
         DatabaseError: If images are appended to the index of another network.
-        DataError: If an embedding is not finite, or an image is appended that is there already.
+        DataError: If an embedding is not finite, or an appended image is already in the index.
         OutputError: If the file cannot be written.
     """
     net.require_decomposable()
