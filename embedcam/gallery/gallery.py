@@ -43,7 +43,7 @@ class Gallery:
 
     Attributes:
         record: What the images have in common.
-        path: Of the index.
+        path: Path of the index.
 
     Raises:
         DatabaseError: If the index is one of another network.

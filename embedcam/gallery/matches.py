@@ -35,7 +35,7 @@ class Item:
 
     Attributes:
         id: Its name.
-        path: Of its file; empty if unknown.
+        path: Path of its file; empty if unknown.
         label: Its class, or None.
         embedding: float32 (D,).
         cells: float32 (h, w, D), its cell embeddings.
@@ -183,12 +183,12 @@ class Match:
 
     @cached_property
     def shared(self) -> tuple[Explanation, Explanation]:
-        """What speaks for the match, see `evidence`: maps of the query and of the hit, on one scale."""
+        """Heat maps of the query and of the hit, on one scale: what speaks for the match, see `evidence`."""
         return self._explained(self.evidence, 1)
 
     @cached_property
     def differs(self) -> tuple[Explanation, Explanation]:
-        """What speaks against it: the negative contributions, relative to the largest of either sign."""
+        """Heat maps of what speaks against it: the negative contributions, relative to the largest of either sign."""
         return self._explained(self.contributions, -1)
 
     def _explained(self, of: Callable[[str], NDArray[np.float32]], sign: int) -> tuple[Explanation, Explanation]:
