@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import DataError
 from . import completion, printing
 from .networks import NetworkChoice, takes_network
 from .options import (
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
     from ..data.samples import FileSamples
     from ..gallery import Gallery, Matches
+
+logger = logging.getLogger("embedcam")
 
 
 @takes_network
@@ -147,14 +151,21 @@ def match(
     with Gallery.open(index, network) as gallery:
         search = _search(gallery, samples, top, searcher, hits)
 
-        def found(number: int) -> tuple[Matches, NDArray[np.uint8]]:
-            image = samples.image(number)
-            matches = search(number, image)
-            return matches, seen_picture(matches.queries[0], image)
+        def found() -> Iterator[tuple[Matches, NDArray[np.uint8]]]:
+            unreadable: list[DataError] = []
+            for number in track(range(len(samples)), "matching", len(samples)):
+                try:
+                    image = samples.image(number)
+                except DataError as error:
+                    unreadable.append(error)
+                    if len(unreadable) == len(samples):
+                        raise
+                    logger.warning("skipped: %s", error)
+                    continue
+                matches = search(number, image)
+                yield matches, seen_picture(matches.queries[0], image)
 
-        lines = write_matches(
-            track(map(found, range(len(samples))), "matching", len(samples)), out, compare_hits=versus
-        )
+        lines = write_matches(found(), out, compare_hits=versus)
     for line in lines[:20]:
         label = "" if line["label"] is None else f" ({line['label']})"
         typer.echo(f"{line['query']}: {line['rank']}. {line['hit']}{label}, similarity {line['similarity']:.3f}")

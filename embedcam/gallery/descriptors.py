@@ -69,7 +69,8 @@ def fit(net: Network, samples: Samples, geometry: Geometry, *, workers: int = 2)
             units[1] = _placed(units[1], geometry, units[0], onto)
         joined = torch.cat(units, dim=1)[0].flatten(1)
         moments += joined @ joined.T / joined.shape[1]
-    values, vectors = torch.linalg.eigh(moments / len(maps[0]))
+    # In float32, LAPACK does not converge for the many equal eigenvalues that few images have.
+    values, vectors = (each.to(moments) for each in torch.linalg.eigh(moments.cpu().double() / len(maps[0])))
     values, vectors = values.flip(0)[:_DIM], vectors.flip(1)[:, :_DIM]
     scales = torch.where(values > 1e-6 * values[0], values.clamp(min=TINY) ** -_WHITENING, 0)
     arrays = (each.cpu().numpy() for each in (torch.cat(means), vectors * scales))

@@ -164,3 +164,16 @@ def test_a_weight_database_is_no_index(run, trained, folder, tmp_path):
     )
     assert code == 1
     assert "not a gallery" in error
+
+
+def test_queries_that_cannot_be_read_are_left_out_with_a_warning(run, folder, index, tmp_path):
+    (tmp_path / "queries").mkdir()
+    broken, good = tmp_path / "queries/a.png", tmp_path / "queries/b.png"
+    broken.write_text("no image")
+    shutil.copy(load(f"folder:{folder}@all").files[2], good)
+    options = ("--index", index, "--top", 2, "--out", tmp_path / "match")
+    code, text, error = run("match", broken.parent, *options)
+    assert code == 0, error
+    assert "b.png: 1." in text and "skipped: " in error and "a.png is not an image" in error
+    code, text, error = run("match", broken, *options)
+    assert code == 1 and error.count("\n") == 1 and "a.png is not an image" in error
