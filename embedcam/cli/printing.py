@@ -120,10 +120,10 @@ def print_bias(summary: dict[str, Any], most: int = 10) -> None:
             low, high = (100 * value for value in row["excess_interval"])
             excess = f"{100 * row['excess']:+.1f} ({low:+.1f} to {high:+.1f})"
             chance, verdict = f"{100 * row['expected']:.1f} %", "biased" if row["biased"] else ""
-            lines.append([label, str(row["pairs"]), share, chance, excess, verdict])
+            lines.append([label, str(row["pairs"]), f"{row['similarity']:.2f}", share, chance, excess, verdict])
         if rows:
             more = f", {most} of {len(rows)}" if len(rows) > most else ""
-            _print_table([f"{name}{more}", "pairs", where, "by chance", "excess", ""], lines, text=(0, 5))
+            _print_table([f"{name}{more}", "pairs", "similarity", where, "by chance", "excess", ""], lines, text=(0, 6))
     kind = (
         "all but the outer eighth of each side" if summary["object"] == "border" else f"known by a {summary['object']}"
     )

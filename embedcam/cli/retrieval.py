@@ -117,7 +117,7 @@ def _explain(found: Search, references: Side, gallery: Gallery, everything: Any,
         def all_pairs() -> Iterator[tuple[float, int, tuple[Pair, Any]]]:
             for number, (pair, match) in enumerate(pairs(found, gallery, objects, **options.reading)):
                 measured.append(pair)
-                yield pair.excess, -number, (pair, match)
+                yield pair.excess * pair.similarity, -number, (pair, match)
 
         extremes = [each for _, _, each in heapq.nlargest(_EXTREMES, all_pairs())]
         summary = summarise(measured, objects.kind)

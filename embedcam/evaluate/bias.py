@@ -30,12 +30,14 @@ class Pair:
         hit: Row of the other in the gallery.
         labels: Of the two.
         share: Off the objects, averaged over the two images, or of the one whose object is known.
+        similarity: Of the two, see `Match`.
     """
 
     query: int
     hit: int
     labels: tuple[str, str]
     share: Share
+    similarity: float
 
     @property
     def right(self) -> bool:
@@ -70,7 +72,8 @@ def pairs(found: Search, gallery: Gallery, objects: Objects, **reading: Any) -> 
                 match = gallery.explain_match(item, hit)
                 share = share_of(match, objects)
                 if share is not None:
-                    yield Pair(row, hit, (str(found.queries.labels[row]), str(match.hit.label)), share), match
+                    labels = str(found.queries.labels[row]), str(match.hit.label)
+                    yield Pair(row, hit, labels, share, match.similarity), match
 
 
 def share_of(match: Match, objects: Objects) -> Share | None:
@@ -98,10 +101,11 @@ def summarise(measured: list[Pair], kind: str) -> dict[str, Any]:
         kind: Of the objects, see `Objects`.
 
     Returns:
-        {"object": kind, "rows": [...]}, each row with `group` ("all", "class" or "pair of classes"), `labels`, `right`
-        (whether its pairs have the same label), the number of `pairs`, `off` and its 95 % `interval`, `expected`,
-        `excess` (off - expected) and its `excess_interval`, and `biased`: whether that lies above 0 and there are at
-        least 5 pairs. Rows of classes are of right pairs, rows of pairs of classes of wrong ones, in either direction.
+        {"schema": 1, "object": kind, "pairs": ..., "rows": [...]}, each row with `group` ("all", "class" or "pair of
+        classes"), `labels`, `right` (whether its pairs have the same label), the number of `pairs`, their mean
+        `similarity`, `off` and its 95 % `interval`, `expected`, `excess` (off - expected) and its `excess_interval`, and
+        `biased`: whether that lies above 0 and there are at least 5 pairs. Rows of classes are of right pairs, rows of
+        pairs of classes of wrong ones, in either direction.
         Those with the largest excess come first.
     """
     groups: dict[tuple[str, tuple[str, ...], bool], list[Pair]] = defaultdict(list)
@@ -125,6 +129,7 @@ def _row(group: str, labels: tuple[str, ...], right: bool, members: list[Pair]) 
         "labels": list(labels),
         "right": right,
         "pairs": len(members),
+        "similarity": float(np.mean([pair.similarity for pair in members])),
         "off": float(off.mean()),
         "interval": interval(off),
         "expected": float(expected.mean()),

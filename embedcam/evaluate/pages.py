@@ -24,8 +24,7 @@ from .errors import Failure
 from .objects import Objects
 
 _OUTLINE = 2  # pixels
-_COLUMNS = ("label", "other label", "group", "right", "pairs", "off", "expected", "excess", "biased")
-_SHARED, _WHY = "what they share", "orange: rather the wrong one, blue: rather the right one"
+_COLUMNS = ("label", "other label", "group", "right", "pairs", "similarity", "off", "expected", "excess", "biased")
 
 
 class Figure(NamedTuple):
@@ -114,11 +113,11 @@ def _figures_of_failure(failure: Failure, objects: Objects) -> list[Figure]:
         why = _outlined(overlay_signed(why, signed / (float(np.abs(signed).max()) or 1.0)), query, objects)
     with_wrong, with_right = _shared(failure.wrong, objects), _shared(failure.right, objects)
     return [
-        Figure(with_wrong[0].picture, f"query, {query.label}: {_SHARED}"),
-        Figure(with_wrong[1].picture, f"wrong, {wrong.label}: {_SHARED}"),
-        Figure(why, f"query: {_WHY}"),
-        Figure(with_right[1].picture, f"right, {right.label}: {_SHARED}"),
-        Figure(with_right[0].picture, f"query, {query.label}: {_SHARED} with the right one"),
+        Figure(with_wrong[0].picture, "query: shared with the wrong one"),
+        Figure(with_wrong[1].picture, f"wrong: shared with the query; {wrong.id}"),
+        Figure(why, "query: orange speaks for the wrong one, blue for the right one"),
+        Figure(with_right[1].picture, f"right: shared with the query; {right.id}"),
+        Figure(with_right[0].picture, "query: shared with the right one"),
     ]
 
 

@@ -68,10 +68,10 @@ def test_the_share_off_an_object_leaves_ignored_pixels_out():
 
 
 def test_rows_have_both_directions_of_a_pair_and_few_pairs_are_not_called_biased():
-    one = [Pair(0, 1, ("a", "b"), Share(0.9, 0.5)), Pair(1, 0, ("b", "a"), Share(0.7, 0.5))]
+    one = [Pair(0, 1, ("a", "b"), Share(0.9, 0.5), 0.4), Pair(1, 0, ("b", "a"), Share(0.7, 0.5), 0.2)]
     rows = [row for row in summarise(one, "mask")["rows"] if row["group"] == "pair of classes"]
     assert [(row["labels"], row["pairs"], row["biased"]) for row in rows] == [(["a", "b"], 2, False)]
-    assert rows[0]["off"] == pytest.approx(0.8)
+    assert (rows[0]["off"], rows[0]["similarity"]) == (pytest.approx(0.8), pytest.approx(0.3))
     assert rows[0]["excess"] == pytest.approx(0.3)
     many = summarise(one * 3, "mask")["rows"]
     assert all(row["biased"] for row in many)
