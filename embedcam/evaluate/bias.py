@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..explain.maps import place
 from ..gallery import Gallery
 from ..gallery.matches import Match
 from ..nets.inference import tensor_batches
@@ -70,25 +72,40 @@ def pairs(found: Search, gallery: Gallery, objects: Objects, **reading: Any) -> 
                 if hit < 0:
                     continue
                 match = gallery.explain_match(item, hit)
-                share = share_of(match, objects)
+                share = share_of(positive(match), match, objects)
                 if share is not None:
                     labels = str(found.queries.labels[row]), str(match.hit.label)
                     yield Pair(row, hit, labels, share, match.similarity), match
 
 
-def share_of(match: Match, objects: Objects) -> Share | None:
-    """Measure how much of what a query and a hit share lies off their objects.
+def positive(match: Match) -> list[NDArray[np.float32]]:
+    """Map what adds to the similarity of a query and a hit.
 
     Args:
+        match: The two.
+
+    Returns:
+        (H, W) of each: the positive contributions of its cells, at their places.
+    """
+    return [
+        place(match.contributions(side)[None], item.geometry, item.preprocess.input_size)[0].clip(min=0)
+        for side, item in (("query", match.query), ("hit", match.hit))
+    ]
+
+
+def share_of(maps: Sequence[NDArray[np.float32]], match: Match, objects: Objects) -> Share | None:
+    """Measure how much of the maps of a query and a hit lies off their objects.
+
+    Args:
+        maps: (H, W) of each, not negative.
         match: The two.
         objects: The objects in the images.
 
     Returns:
-        The mean over the images whose object is known; None if there is none, or nothing is shared.
+        The mean over the images whose object is known; None if there is none, or the maps are zero.
     """
-    sides = zip(match.shared, (match.query, match.hit), strict=True)
-    regions = ((shared.raw[0], objects.region(item)) for shared, item in sides)
-    shares = [share_off(raw, region) for raw, region in regions if region is not None]
+    regions = [objects.region(item) for item in (match.query, match.hit)]
+    shares = [share_off(raw, region) for raw, region in zip(maps, regions, strict=True) if region is not None]
     usable = [share for share in shares if math.isfinite(share.off)]
     return Share(*np.mean(usable, axis=0).tolist()) if usable else None
 
@@ -103,10 +120,9 @@ def summarise(measured: list[Pair], kind: str) -> dict[str, Any]:
     Returns:
         {"schema": 1, "object": kind, "pairs": ..., "rows": [...]}, each row with `group` ("all", "class" or "pair of
         classes"), `labels`, `right` (whether its pairs have the same label), the number of `pairs`, their mean
-        `similarity`, `off` and its 95 % `interval`, `expected`, `excess` (off - expected) and its `excess_interval`, and
-        `biased`: whether that lies above 0 and there are at least 5 pairs. Rows of classes are of right pairs, rows of
-        pairs of classes of wrong ones, in either direction.
-        Those with the largest excess come first.
+        `similarity`, `off` and its 95 % `interval`, `expected`, `excess` (off - expected) and its `excess_interval`,
+        and `biased`: whether that lies above 0 and there are at least 5 pairs. Rows of classes are of right pairs, rows
+        of pairs of classes of wrong ones, in either direction. Those with the largest excess come first.
     """
     groups: dict[tuple[str, tuple[str, ...], bool], list[Pair]] = defaultdict(list)
     for pair in measured:

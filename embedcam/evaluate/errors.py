@@ -101,4 +101,5 @@ def _explained(row: int, margin: float, found: Search, gallery: Gallery, objects
     query = gallery.see([found.samples.image(row)], [found.samples.ids[row]])[0]
     query = replace(query, label=str(found.queries.labels[row]))
     wrong, right = (gallery.explain_match(query, int(rows[row])) for rows in (found.ranking.wrong, found.ranking.right))
-    return Failure(wrong, right, margin, share_of(wrong, objects))
+    share = share_of([shared.raw[0] for shared in wrong.shared], wrong, objects)
+    return Failure(wrong, right, margin, share)

@@ -19,7 +19,7 @@ from ..gallery.report import seen_picture
 from ..show.overlay import overlay, overlay_signed
 from ..show.report import write_page
 from ..utils.files import write_text
-from .bias import Pair
+from .bias import Pair, positive
 from .errors import Failure
 from .objects import Objects
 
@@ -86,7 +86,7 @@ def write_bias(
         OutputError: If they cannot be written.
     """
     page, table, values = out / "bias.html", out / "bias.csv", out / "bias.json"
-    cards = [(pair, match, _shared(match, objects)) for pair, match in extremes]
+    cards = [(pair, match, _figures_of_pair(match, objects)) for pair, match in extremes]
     by_group = {
         group: [row for row in summary["rows"] if row["group"] == group]
         for group in ("all", "class", "pair of classes")
@@ -111,7 +111,10 @@ def _figures_of_failure(failure: Failure, objects: Objects) -> list[Figure]:
     why = _drawn(query, objects)
     if why is not None:
         why = _outlined(overlay_signed(why, signed / (float(np.abs(signed).max()) or 1.0)), query, objects)
-    with_wrong, with_right = _shared(failure.wrong, objects), _shared(failure.right, objects)
+    with_wrong, with_right = (
+        _figures(match, [shared.heatmaps[0] for shared in match.shared], objects)
+        for match in (failure.wrong, failure.right)
+    )
     return [
         Figure(with_wrong[0].picture, "query: shared with the wrong one"),
         Figure(with_wrong[1].picture, f"wrong: shared with the query; {wrong.id}"),
@@ -121,15 +124,21 @@ def _figures_of_failure(failure: Failure, objects: Objects) -> list[Figure]:
     ]
 
 
-def _shared(match: Match, objects: Objects) -> list[Figure]:
-    """Draw what two images share on both of them, with the outlines of their objects."""
+def _figures(match: Match, maps: Sequence[NDArray[np.float32]], objects: Objects) -> list[Figure]:
+    """Draw maps in [0, 1] on a query and a hit, with the outlines of their objects."""
     figures = []
-    for explanation, item in zip(match.shared, (match.query, match.hit), strict=True):
+    for heatmap, item in zip(maps, (match.query, match.hit), strict=True):
         picture = _drawn(item, objects)
         if picture is not None:
-            picture = _outlined(overlay(picture, explanation.heatmaps[0]), item, objects)
+            picture = _outlined(overlay(picture, heatmap), item, objects)
         figures.append(Figure(picture, item.id))
     return figures
+
+
+def _figures_of_pair(match: Match, objects: Objects) -> list[Figure]:
+    maps = positive(match)
+    scale = max(float(each.max()) for each in maps) or 1.0
+    return _figures(match, [each / scale for each in maps], objects)
 
 
 def _drawn(item: Item, objects: Objects) -> NDArray[np.uint8] | None:
