@@ -109,7 +109,7 @@ class NetworkChoice:
             EmbedcamError: If one cannot be loaded.
         """
         from ..database.weight_database import WeightDatabase
-        from ..explain.explainer import assumed_for
+        from ..explain.fitting import assumed_for
 
         database = WeightDatabase.load(db)
         net = self.load_as(database.network, db.parent, device)

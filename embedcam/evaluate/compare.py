@@ -19,8 +19,8 @@ from ..database.record import top_channels
 from ..database.weight_database import WeightDatabase
 from ..errors import DatabaseError, NetworkError
 from ..explain import Explainer
-from ..explain.explainer import CELLS
 from ..explain.explanation import Explanation
+from ..explain.fitting import CELLS
 from ..explain.grad_weights import direction, weigh
 from ..explain.maps import combine, fuse, place
 from ..explain.transfer import TRANSFERS

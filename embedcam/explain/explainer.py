@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import logging
-import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -18,30 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..database.neighbors import Neighbors, searchable
-from ..database.record import NetworkRecord
 from ..database.weight_database import WeightDatabase
-from ..errors import DatabaseError, LayerError, NetworkError
+from ..errors import DatabaseError
 from ..nets import layers
-from ..nets.dense import DenseNet
-from ..nets.geometry import Geometry
 from ..nets.network import Activations, Network
 from .answer import Answer
 from .attached import Attached, Latest
 from .contributions import require_decomposable
 from .explanation import Explanation, Outputs
+from .fitting import CELLS, assumed_for, at_layer, default_transfer, dense_enough, lacking_to_fuse
 from .maps import PLACEMENTS
 from .module import ExplainerModule
 from .question import Question, Reference
 from .references import References
 from .transfer import TRANSFERS
 
-logger = logging.getLogger("embedcam")
-
 PRESETS = ("default", "fast", "fine", "paper")
-# The method that asks the cells; all others are in the registry `TRANSFERS`.
-CELLS = "cells"
-# With fewer cells on a side, maps of all images look alike: strides are undone by default.
-_FEWEST_CELLS, _MOST_UNDONE = 7, 2
 
 
 class Explainer:
@@ -107,12 +96,12 @@ class Explainer:
             raise DatabaseError(f"unknown placement {placement!r}; use one of {', '.join(PLACEMENTS)}")
         # The published method explains images at the size that the network was trained at.
         refinement = db.refinement if by_default and preset != "fast" else None
-        net = _at_layer(net, db)
+        net = at_layer(net, db)
         if transfer is None:
-            transfer = "cluster" if paper else _default_transfer(net)
+            transfer = "cluster" if paper else default_transfer(net)
         elif transfer == CELLS:
             require_decomposable(net)
-        lacking = _lacking_to_fuse(db, transfer)
+        lacking = lacking_to_fuse(db, transfer)
         if fused and lacking:
             raise DatabaseError(f"this weight database has no {lacking}")
         if fused is None:
@@ -124,7 +113,7 @@ class Explainer:
             explain_size = (explain_size, round(explain_size * width / height))
         size = explain_size or best
         if by_default and transfer == CELLS and net.density == (1, 1):
-            net = _dense_enough(net, db.geometry, size)
+            net = dense_enough(net, db.geometry, size)
         self.module = ExplainerModule(
             net,
             db,
@@ -384,44 +373,6 @@ class Explainer:
         return exemplars.path[index], names[label] if names is not None and label >= 0 else None
 
 
-def _default_transfer(net: Network) -> str:
-    try:
-        net.require_decomposable()
-    except NetworkError as error:
-        logger.info("stored channel weights are transferred, since %s", error)
-        return "soft-contrast"
-    return CELLS
-
-
-def _lacking_to_fuse(db: WeightDatabase, transfer: str) -> str:
-    """Name what a database lacks to fuse two layers, with the fix; "" if nothing."""
-    if db.fusion is None:
-        return "finer layer to fuse; build it again, with a refinement"
-    if transfer != CELLS and db.fusion.weights_mean is None:
-        return f"channel weights of layer {db.fusion.layer!r} to fuse; build it again with finer weights"
-    return ""
-
-
-def _dense_enough(net: Network, geometry: Geometry, size: tuple[int, int]) -> Network:
-    """Undo strides until there are enough cells."""
-    cells = [math.ceil(side / stride) for side, stride in zip(size, geometry.cell_stride, strict=True)]
-    dense = net
-    for undo in range(1, _MOST_UNDONE + 1):
-        if min(cells) * 2 ** (undo - 1) >= _FEWEST_CELLS:
-            break
-        try:
-            dense = DenseNet(net, undo)
-            dense.require_decomposable()
-        except NetworkError as error:
-            logger.warning(
-                "layer %r has only %d x %d cells at %d x %d pixels, too few to point at anything, and %s; "
-                "explain larger images, or build with an earlier layer",
-                *(net.layer, *cells, *size, error),
-            )
-            break
-    return dense
-
-
 def _on_host(outputs: Iterable[Tensor]) -> list[Tensor]:
     """Copy to the host, waiting for a GPU only once."""
     copies = [(values.device, values.detach().to("cpu", non_blocking=True)) for values in outputs]
@@ -441,40 +392,3 @@ def _tensor(exemplars: NDArray[np.int64] | None, images: Tensor) -> Tensor | Non
 def _full_precision(images: Tensor) -> AbstractContextManager[object]:
     """Compute maps in float32 under an autocast of the caller's too."""
     return torch.autocast(images.device.type, enabled=False)
-
-
-def assumed_for(net: Network, db: WeightDatabase) -> WeightDatabase:
-    """Take a database as one of a network, although it was built for another.
-
-    Args:
-        net: The network.
-        db: The database.
-
-    Returns:
-        The same numbers, recorded as this network's.
-
-    Raises:
-        DatabaseError: If the network has no such layer, or its channels or dimensions do not fit.
-    """
-    net = _layered(net, db)
-    db.network.require_usable(net)
-    return replace(db, network=NetworkRecord.of(net))
-
-
-def _at_layer(net: Network, db: WeightDatabase) -> Network:
-    """Give the network at the database's feature layer, after checking that the database was built for it."""
-    net = _layered(net, db)
-    db.network.require_same(net)
-    return net
-
-
-def _layered(net: Network, db: WeightDatabase) -> Network:
-    record = db.network
-    if net.layer != record.layer:
-        try:
-            # A shallow copy shares all modules and parameters; only the name of the layer is its own.
-            net = copy.copy(net)
-            net.layer = record.layer
-        except LayerError as error:
-            raise DatabaseError(f"the weight database was made for another network: {error}") from error
-    return net
