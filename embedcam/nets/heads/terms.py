@@ -142,7 +142,7 @@ class Terms:
         if node.name in _UNCHANGED:
             return terms[0]
         if state.selects or (axis is not None and node.name in _RESHAPING) or _kept_in_order(node, axis):
-            return terms[0].reshape(-1, *shape)
+            return terms[0].reshape(terms[0].shape[0], *shape)
         if node.name in GATES:
             return _gated(node, value(summed[0]), value, terms[0])
         if node.name in _NORMALISING:
