@@ -157,8 +157,9 @@ class Match:
     def evidence(self, side: str = "query") -> NDArray[np.float32]:
         """Select what speaks for this match rather than for any other.
 
-        Each positive contribution is multiplied by the square of the share that the other image has in the cell. With
-        the mean c of the rivals r and s(x) = cos(e_i - c, x - c), the share is
+        Each positive contribution is multiplied by the square of the share that the other image has in the cell,
+        relative to the largest share in the picture. With the mean c of the rivals r and s(x) = cos(e_i - c, x - c),
+        the share is
 
             exp(s(z') / T) / (exp(s(z') / T) + 50 * mean over r of exp(s(r) / T)),
 
@@ -179,7 +180,7 @@ class Match:
         own = np.exp(cells @ asked / _TEMPERATURE)
         others = np.exp(cells @ rivals.T / _TEMPERATURE) @ (rivals @ asked < _SIMILAR).astype(np.float32)
         share: NDArray[np.float32] = own / (own + others * np.float32(_CLUSTERS / len(rivals)))
-        return contributions * share**2
+        return contributions * (share / share.max()) ** 2
 
     @cached_property
     def shared(self) -> tuple[Explanation, Explanation]:

@@ -76,15 +76,17 @@ def test_evidence_is_the_contribution_that_rivals_do_not_claim(indexed):
     gallery, _, _ = indexed
     match, unit = gallery.explain_match(3, 9), lambda vector: vector / np.linalg.norm(vector)
     centre, asked = gallery.rivals.mean(axis=0), match.query.embedding
-    for i, j in np.ndindex(match.hit.cells.shape[:2]):
+    share = np.empty(match.hit.cells.shape[:2])
+    for i, j in np.ndindex(share.shape):
         cell = unit(match.hit.cells[i, j] - centre)
         own = np.exp(cell @ unit(asked - centre) / 0.07)
         others = [
             np.exp(cell @ unit(rival - centre) / 0.07) if unit(rival - centre) @ unit(asked - centre) < 0.5 else 0
             for rival in gallery.rivals
         ]
-        expected = max(match.contributions("hit")[i, j], 0) * (own / (own + 50 * np.mean(others))) ** 2
-        assert match.evidence("hit")[i, j] == pytest.approx(expected, rel=1e-3, abs=1e-8)
+        share[i, j] = own / (own + 50 * np.mean(others))
+    expected = match.contributions("hit").clip(min=0) * (share / share.max()) ** 2
+    np.testing.assert_allclose(match.evidence("hit"), expected, rtol=1e-3, atol=1e-8)
     assert match.shared[1].raw.max() == pytest.approx(match.evidence("hit").max() * match.hit.cells[..., 0].size)
 
 
