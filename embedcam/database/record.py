@@ -99,13 +99,10 @@ class NetworkRecord:
         Raises:
             DatabaseError: If not.
         """
-        self._require({name: (getattr(self, name), getattr(net, name)) for name in ("channels", "dim")})
+        _require(_differences({name: (getattr(self, name), getattr(net, name)) for name in ("channels", "dim")}))
 
     def require_same(self, net: Any) -> None:
         """Check that a network is the one that the database was made for.
-
-        Its container, the name of its class and what the embedding does not depend on make no difference. If one of the
-        two is in half precision, parameters are compared as rounded to that type.
 
         Args:
             net: A `nets.Network`, at the database's feature layer.
@@ -113,27 +110,44 @@ class NetworkRecord:
         Raises:
             DatabaseError: If anything differs; the message names every difference.
         """
+        _require(self.differences(net))
+
+    def differences(self, net: Any) -> list[str]:
+        """Compare a network with the recorded one.
+
+        Its container, the name of its class and what the embedding does not depend on make no difference. If one of the
+        two is in half precision, parameters are compared as rounded to that type.
+
+        Args:
+            net: A `nets.Network`, at the recorded feature layer.
+
+        Returns:
+            A description of each difference.
+        """
         coarsest = max(self.number_type, net.number_type, key=NUMBER_TYPES.index)
         ours = self.sha256 if coarsest == "float32" else getattr(self, f"sha256_{coarsest}")
         rounded = "" if self.number_type == net.number_type else f" as {coarsest}"
         names = ("channels", "dim", "metric", "preprocess")
         same = {name: (getattr(self, name), getattr(net, name)) for name in names}
         same["map_size"] = (self.map_size, _seen_cells(net))
-        self._require({f"sha256{rounded}": (ours, net.sha256(coarsest)), **same})
+        return _differences({f"sha256{rounded}": (ours, net.sha256(coarsest)), **same})
 
-    @staticmethod
-    def _require(pairs: dict[str, tuple[object, object]]) -> None:
-        differences = [
-            f"{name} {_short(ours)} in the database, {_short(theirs)} in the network"
-            for name, (ours, theirs) in pairs.items()
-            if ours != theirs
-        ]
-        if differences:
-            raise DatabaseError(
-                f"the weight database was made for another network: {'; '.join(differences)}; "
-                "use the network it was built with, or build a database for this one; check=False (--no-check) uses "
-                "them together all the same, as far as their shapes allow"
-            )
+
+def _differences(pairs: dict[str, tuple[object, object]]) -> list[str]:
+    return [
+        f"{name} {_short(ours)} recorded, {_short(theirs)} in the network"
+        for name, (ours, theirs) in pairs.items()
+        if ours != theirs
+    ]
+
+
+def _require(differences: list[str]) -> None:
+    if differences:
+        raise DatabaseError(
+            f"the weight database was made for another network: {'; '.join(differences)}; "
+            "use the network it was built with, or build a database for this one; check=False (--no-check) uses "
+            "them together all the same, as far as their shapes allow"
+        )
 
 
 def _seen_cells(net: Any) -> tuple[int, int]:

@@ -25,6 +25,8 @@ from ..nets.geometry import Geometry
 if TYPE_CHECKING:
     import h5py
 
+    from ..nets.network import Network
+
 ENCODING, VERSION = "embedcam-gallery", "1.0.0"
 ARRAYS, TEXTS = ("embeddings", "cells", "scales", "labels"), ("ids", "paths")
 DESCRIPTORS = "descriptors/codes"
@@ -82,6 +84,25 @@ class GalleryRecord:
     created: str
     embedcam_version: str = __version__
     space: DescriptorSpace | None = None
+
+    def require_same(self, net: Network, path: Path) -> None:
+        """Check that a network is the one that an index was made with.
+
+        Args:
+            net: The network.
+            path: Of the index.
+
+        Raises:
+            DatabaseError: If anything differs; the message names every difference.
+        """
+        differences = self.network.differences(net)
+        if net.map_size != self.cells:
+            differences.append(f"cells {self.cells} recorded, {net.map_size} in the network")
+        if differences:
+            raise DatabaseError(
+                f"{path} was made with another network: {'; '.join(differences)}; use the network that it was made "
+                "with, or index the images with this one"
+            )
 
     @property
     def bytes_per_image(self) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..data.images import read_image
 from ..data.preprocess import Preprocess
 from ..database.neighbors import Neighbors, searchable
-from ..errors import DatabaseError, DataError
+from ..errors import DataError
 from .format import TEXTS, IndexFile
 from .matches import Grid, Item, Match, Matches
 from .names import Names
@@ -81,9 +81,7 @@ class Gallery:
         return self._net
 
     def _same(self, net: Network) -> Network:
-        self.record.network.require_same(net)
-        if net.map_size != self.record.cells:
-            raise DatabaseError(f"{self.path} has {self.record.cells} cells per image, the network {net.map_size}")
+        self.record.require_same(net, self.path)
         return net
 
     @property
@@ -187,7 +185,7 @@ class Gallery:
         found |= {hit: self._seen(hit) for hit in rows if hit not in stored}
         if missing := [hit for hit, item in found.items() if item is None]:
             more = f" and {len(missing) - 1} more hits are" if len(missing) > 1 else " is"
-            logger.warning("%s%s not in %s, and without a picture that can be read", missing[0], more, self.path)
+            logger.warning("%s%s not explained: not in %s, and no picture to read", missing[0], more, self.path)
         explained, left_out = [], []
         for query, own in zip(queries, hits, strict=True):
             items = [(rank, hit, found[hit]) for rank, hit in enumerate(own, 1)]

@@ -180,7 +180,8 @@ class Match:
         own = np.exp(cells @ asked / _TEMPERATURE)
         others = np.exp(cells @ rivals.T / _TEMPERATURE) @ (rivals @ asked < _SIMILAR).astype(np.float32)
         share: NDArray[np.float32] = own / (own + others * np.float32(_CLUSTERS / len(rivals)))
-        return contributions * (share / share.max()) ** 2
+        evidence: NDArray[np.float32] = contributions * (share / share.max()) ** 2
+        return evidence
 
     @cached_property
     def shared(self) -> tuple[Explanation, Explanation]:

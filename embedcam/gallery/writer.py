@@ -201,9 +201,9 @@ def _stored(net: Network, record: GalleryRecord, images: Tensor) -> tuple[Tensor
 def _require_appendable(net: Network, record: GalleryRecord, samples: Samples, out: Path) -> None:
     with IndexFile(out) as file:
         before = file.record
-        before.network.require_same(net)
-        if (before.cells, before.geometry) != (record.cells, record.geometry):
-            raise DatabaseError(f"{out} has {before.cells} cells per image, the network {record.cells}; index again")
+        before.require_same(net, out)
+        if before.geometry != record.geometry:
+            raise DatabaseError(f"the cells of {out} lie at other places than those of the network; index again")
         new = set(samples.ids)
         for rows in file.blocks(64 * _BLOCK):
             if twice := new.intersection(file.texts("ids", rows)):

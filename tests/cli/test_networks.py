@@ -142,7 +142,7 @@ def test_names_of_networks_keep_their_options_in_the_database(embedcam, folder, 
         assert part in said
     embedcam("explain", "--db", "weights.h5", folder / "images" / "class0" / "00.png")
     said = embedcam("explain", *net, "--db", "weights.h5", folder, code=1)
-    assert "metric 'euclidean' in the database, 'cosine' in the network" in said
+    assert "metric 'euclidean' recorded, 'cosine' in the network" in said
     embedcam("explain", *net, "--no-check", "--db", "weights.h5", folder / "images" / "class0" / "00.png")
 
 

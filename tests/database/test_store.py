@@ -476,8 +476,8 @@ def test_another_network_is_refused_and_all_differences_are_named(net):
     with pytest.raises(DatabaseError) as caught:
         other.require_same(net)
     message = str(caught.value)
-    assert f"sha256 cdcdcdcdcdcd... in the database, {record.sha256[:12]}... in the network" in message
-    assert f"dim 9 in the database, {record.dim} in the network" in message
+    assert f"sha256 cdcdcdcdcdcd... recorded, {record.sha256[:12]}... in the network" in message
+    assert f"dim 9 recorded, {record.dim} in the network" in message
     assert "channels" not in message
     assert "architecture" not in message
 

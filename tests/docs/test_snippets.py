@@ -55,7 +55,7 @@ from safetensors.torch import save_file
 from torchvision.models import mobilenet_v2, resnet18
 from torchvision.models.segmentation import fcn_resnet50
 
-my_module, classifier = resnet18(num_classes=16), resnet18()
+my_module, classifier = resnet18(num_classes=16).eval(), resnet18()
 segmenter = fcn_resnet50(weights=None, weights_backbone=None)
 images, picture = torch.rand(1, 3, 64, 64), Image.open("photo.jpg")
 save_file(mobilenet_v2(num_classes=5).state_dict(), "birds.safetensors")

@@ -117,7 +117,7 @@ def test_a_database_of_another_network_is_refused(pair):
     other = EmbeddingNet("tiny", 8, image_size=32)
     with pytest.raises(DatabaseError, match="made for another network: sha256"):
         embedcam.Explainer(other, db)
-    with pytest.raises(DatabaseError, match=r"dim 8 in the database, 9 in the network"):
+    with pytest.raises(DatabaseError, match=r"dim 8 recorded, 9 in the network"):
         embedcam.Explainer(EmbeddingNet("tiny", 9, image_size=32), db)
     with pytest.raises(DatabaseError, match="input_size"):
         embedcam.Explainer(EmbeddingNet("tiny", 8, image_size=48), db)

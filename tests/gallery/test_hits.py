@@ -48,7 +48,7 @@ def test_hits_without_cells_and_picture_are_named_at_their_rank(indexed, caplog,
     matches = gallery.explain_hits([samples.image(0)], [hits])
     assert [match.hit.id for match in matches[0]] == [samples.ids[0], samples.ids[1]]
     assert list(matches.missing[0]) == [1, 3, 4, 5, 6]
-    assert f"gone and 4 more hits are not in {gallery.path}" in caplog.text
+    assert f"gone and 4 more hits are not explained: not in {gallery.path}" in caplog.text
 
 
 def test_hits_are_given_for_each_image(indexed):

@@ -94,7 +94,7 @@ def test_hits_of_another_search_are_explained_and_unknown_ones_named(run, folder
     query = shutil.copy(samples.files[0], tmp_path)
     code, text, error = run("match", query, samples.files[13], "--index", index, "--hits", hits, "--out", out)
     assert code == 0, error
-    assert f"<gone> is not in {index}" in error
+    assert f"<gone> is not explained: not in {index}" in error
     (line,) = map(json.loads, (out / "matches.jsonl").read_text().splitlines())
     assert (line["rank"], line["hit"], line["score"]) == (2, samples.ids[4], 7.5)
     page = (out / "matches.html").read_text()

@@ -129,5 +129,5 @@ def test_an_explainer_finds_layers_in_another_container_and_check_skips_the_comp
     with pytest.raises(DatabaseError, match=r"check=False \(--no-check\)"):
         embedcam.Explainer(wrap(tuned), db)
     embedcam.Explainer(wrap(tuned), db, check=False)(images)
-    with pytest.raises(DatabaseError, match="dim 8 in the database, 9 in the network"):
+    with pytest.raises(DatabaseError, match="dim 8 recorded, 9 in the network"):
         embedcam.Explainer(wrap(resnet18(num_classes=9).eval()), db, check=False)
