@@ -83,9 +83,9 @@ def test_parts_of_another_package_are_used_from_the_command_line(embedcam, tmp_p
 @pytest.mark.parametrize(
     ("verb", "names"),
     [
-        ("build", ["filters:CHANNELS", "table:FILE", "xgradcam"]),
+        ("build", ["filters:CHANNELS", "sheet:FILE", "xgradcam"]),
         ("explain", ["filters:CHANNELS", "overall"]),
-        ("evaluate", ["filters:CHANNELS", "table:FILE", "xgradcam", "overall", "coverage"]),
+        ("evaluate", ["filters:CHANNELS", "sheet:FILE", "xgradcam", "overall", "coverage"]),
         ("match", ["filters:CHANNELS", "array:FILE"]),
     ],
 )
@@ -95,9 +95,9 @@ def test_parts_of_another_package_are_listed_in_help(embedcam, verb, names):
 
 
 def test_a_file_that_another_package_cannot_open_is_one_line(embedcam):
-    done = embedcam("build", "--net", "filters:4", "--data", "table:none.csv", "--out", "lab.h5")
+    done = embedcam("build", "--net", "filters:4", "--data", "sheet:none.csv", "--out", "lab.h5")
     assert done.returncode == 1
-    assert "data set 'table:none.csv' cannot be read: " in done.stderr
+    assert "data set 'sheet:none.csv' cannot be read: " in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -110,7 +110,7 @@ def test_a_file_that_another_package_cannot_open_is_one_line(embedcam):
     ],
 )
 def test_names_of_another_package_are_suggested(embedcam, option, value, said):
-    options = {"--net": "filters:4", "--data": "table:birds.csv", "--out": "lab.h5", option: value}
+    options = {"--net": "filters:4", "--data": "sheet:birds.csv", "--out": "lab.h5", option: value}
     done = embedcam("build", *(word for pair in options.items() for word in pair))
     assert done.returncode in (1, 2)
     assert said in done.stderr

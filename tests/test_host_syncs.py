@@ -5,8 +5,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import embedcam
+from embedcam.database.record import NetworkRecord
+from embedcam.gallery.format import GalleryRecord
 from embedcam.gallery.writer import _stored
 from embedcam.nets import layers
+from embedcam.nets.geometry import Geometry
 
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::unique", "aten::equal"}
 
@@ -39,8 +42,10 @@ def test_no_explanation_waits_before_its_end(fused, options):
 
 def test_neither_embedding_nor_indexing_waits_before_its_end(fused):
     net, images = fused[0], torch.rand(2, 3, 64, 64)
+    geometry = Geometry.stretch(net.map_size, net.preprocess.input_size)
+    record = GalleryRecord(NetworkRecord.of(net), geometry, net.map_size, "2026-01-01T00:00:00Z")
     with layers.evaluating(net), torch.inference_mode():
-        _stored(net, images)
+        _stored(net, record, images)
         with NoWaiting():
-            _stored(net, images)
+            _stored(net, record, images)
             net.activations(images).maps.mean(dim=(2, 3))

@@ -48,9 +48,13 @@ def index(
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge indexes that one network made, instead of indexing images.")
     ] = False,
-    descriptors: Annotated[
-        bool, typer.Option(help="Store descriptors, which find corresponding places; two thirds of the file.")
-    ] = True,
+    no_descriptors: Annotated[
+        bool,
+        typer.Option(
+            "--no-descriptors",
+            help="Leave out descriptors, which find corresponding places; two thirds of the file.",
+        ),
+    ] = False,
     like: Annotated[
         Path | None,
         typer.Option(help="Index to merge with later: descriptors are computed as in it.", metavar="FILE"),
@@ -93,7 +97,7 @@ def index(
         assert data is not None
         group = join()
         network, samples = net.load(device), load(data, "all")
-        options = {"append": append, "resume": resume, "strict": strict, "descriptors": descriptors}
+        options = {"append": append, "resume": resume, "strict": strict, "descriptors": not no_descriptors}
         count = write(network, samples, out, like=like, batch_size=batch_size, workers=workers, group=group, **options)
     printing.echo_once(f"wrote {out}: {count} images")
 

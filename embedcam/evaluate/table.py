@@ -91,7 +91,7 @@ def evaluate(
     if grid:  # likewise
         Composites.draw(net, test, grid)
     explainer = Explainer(net, database, explain_size=explain_size)
-    net, default = explainer.net, of_explainer("embedcam", explainer, default=True)  # at the database's layer
+    net, default = explainer.net.plain, of_explainer("embedcam", explainer, default=True)  # at the database's layer
     passes, complete = Passes(net, batch_size, strict, workers), compare and not brief
     methods = [default, *extra]
     natives = [of_explainer("cluster transfer (paper)", Explainer(net, database, preset="paper"))]

@@ -258,7 +258,8 @@ def test_the_number_of_hits_is_chosen(page, upload):
     search(page, upload)
     with page.expect_response("**/match*"):
         page.select_option("#top", "5")
-    page.wait_for_function("document.querySelectorAll('#hits figure').length === 5")
+    page.wait_for_selector("#hits figure:nth-of-type(6)", state="detached")
+    assert page.locator("#hits figure").count() == 5
 
 
 def test_with_an_explainer_all_tabs_are_there_and_training_images_show_what_is_shared(

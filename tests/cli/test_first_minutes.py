@@ -59,10 +59,13 @@ def test_help_fits_a_terminal_and_has_an_example_that_parses(run, monkeypatch, v
     assert "…" not in said
     assert "\x1b" not in said
     lines = [line.strip() for line in said.splitlines()]
-    example = itertools.takewhile(bool, lines[lines.index("Example:") + 1 :])
-    words = shlex.split(" ".join(line.removesuffix("\\") for line in example))
-    assert words[:2] == ["embedcam", verb]
-    GROUP.commands[verb].make_context(verb, words[2:])  # raises if an option or a value is wrong
+    (start,) = (number for number, line in enumerate(lines, 1) if line in ("Example:", "Examples:"))
+    shown = " ".join(line.removesuffix("\\") for line in itertools.takewhile(bool, lines[start:]))
+    examples = [shlex.split(f"embedcam{each}") for each in shown.split("embedcam")[1:]]
+    assert examples
+    for words in examples:
+        assert words[:2] == ["embedcam", verb]
+        GROUP.commands[verb].make_context(verb, words[2:])  # raises if an option or a value is wrong
 
 
 def test_a_wrong_option_would_be_seen():

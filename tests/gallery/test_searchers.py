@@ -234,7 +234,7 @@ def test_vectors_of_a_collection_are_chosen_by_dimensions_and_name(indexed, qdra
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("qdrant:birds", "'qdrant:birds' is incomplete; write 'qdrant:URL_OR_PATH/COLLECTION"),
+        ("qdrant:birds", "'qdrant:birds' is incomplete; write 'qdrant:URL/COLLECTION"),
         ("qdrant:nowhere/birds", "nowhere is no folder of Qdrant"),
         ("qdrant:http://127.0.0.1:1/birds", r"Qdrant cannot be searched: .*refused; check the address"),
         ("qdrantt:x/birds", "unknown search engine 'qdrantt'; did you mean 'qdrant'"),

@@ -1,4 +1,4 @@
-"""`qdrant:URL_OR_PATH/COLLECTION`: a collection of Qdrant, on a server or in a local folder."""
+"""`qdrant:URL/COLLECTION`: a collection of Qdrant, on a server or in a local folder."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class QdrantSearcher:
         """Open a collection by the argument of its SPEC.
 
         Args:
-            argument: URL_OR_PATH/COLLECTION[,id=FIELD][,vector=NAME]; the API key of a server is read from the
+            argument: URL/COLLECTION[,id=FIELD][,vector=NAME]; the API key of a server is read from the
                 environment variable QDRANT_API_KEY.
             metric: Of the network.
 
@@ -124,4 +124,4 @@ class QdrantSearcher:
         return name
 
 
-SEARCHERS.register("qdrant")(Engine(QdrantSearcher.open, "URL_OR_PATH/COLLECTION[,id=FIELD][,vector=NAME]"))
+SEARCHERS.register("qdrant")(Engine(QdrantSearcher.open, "URL/COLLECTION[,id=FIELD][,vector=NAME]"))
