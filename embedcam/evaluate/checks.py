@@ -67,15 +67,16 @@ class Check:
         if explainer.module.fusion is not None:
             methods["embedcam, one layer"] = Explainer(net, db, fused=False)
         methods["cluster transfer (paper)"] = Explainer(net, db, preset="paper")
-        methods["EigenCAM"] = of_maps(explainer.net, db, first_component, fused=False)
+        plain = explainer.net.plain  # the database has the geometry of its cells, and not of those that are added
+        methods["EigenCAM"] = of_maps(plain, db, first_component, fused=False)
         if db.fusion is not None:
-            methods["EigenCAM, two layers"] = of_maps(explainer.net, db, first_component, fused=True)
+            methods["EigenCAM, two layers"] = of_maps(plain, db, first_component, fused=True)
         return methods
 
 
 def _faithfulness(check: Check, explainer: Explainer, _: Samples, batches: Any) -> dict[str, Any]:
     methods = check.methods(check.net, check.db)
-    return faithfulness(explainer.net, {**methods, "Gaussian in the centre": gaussian}, batches)
+    return faithfulness(explainer.net.plain, {**methods, "Gaussian in the centre": gaussian}, batches)
 
 
 def _parts(check: Check, explainer: Explainer, some: Samples, batches: Any) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def _randomisation(check: Check, explainer: Explainer, _: Samples, batches: Any)
         clusters = min(check.db.clusters, len(training) // 3)
         return {**check.methods(net, rebuilt(net, check.db, training, clusters=clusters)), **stale}
 
-    return randomisation(explainer.net, explain_with, batches, stages=_STAGES)
+    return randomisation(explainer.net.plain, explain_with, batches, stages=_STAGES)
 
 
 CHECKS: dict[str, tuple[Callable[[Check, Explainer, Samples, Any], dict[str, Any]], int]] = {

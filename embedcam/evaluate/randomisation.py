@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,8 +23,6 @@ from ..nets import layers
 from ..nets.network import Network
 from ..utils.progress import track
 from .faithfulness import Explain
-
-logger = logging.getLogger("embedcam")
 
 
 def randomisation(
@@ -61,7 +58,7 @@ def randomisation(
         correlation that a common bias, such as one to the centre, explains (None for one image).
 
     Raises:
-        DataError: If there is no image, or the original maps are all flat, whatever the method.
+        DataError: If there is no image, or all original maps of a method are flat.
         NetworkError: If no layer has parameters, or a named module has none.
 
     Source:
@@ -74,12 +71,9 @@ def randomisation(
         raise DataError("no image was given for the randomisation check; give at least one batch")
     originals = {name: _ranks(explain, images) for name, explain in explain_with(net).items()}
     used = {name: ranks.any(axis=1) for name, ranks in originals.items()}
-    for name in [name for name, lit in used.items() if not lit.any()]:
-        problem = f"all maps of {name} are flat for the trained network"
-        if len(originals) == 1:
-            raise DataError(f"{problem}; use other images")
-        logger.warning("%s; it is left out of the randomisation check", problem)
-        del originals[name], used[name]
+    for name, lit in used.items():
+        if not lit.any():
+            raise DataError(f"all maps of {name} are flat for the trained network; use other images")
     rows: dict[str, dict[str, Any]] = {
         name: {
             "method": name,
@@ -100,9 +94,8 @@ def randomisation(
             torch.default_generator.manual_seed(seed + done)
             for _, layer in reversed(part):
                 _reinitialise(layer)
-        explained = explain_with(copied)
-        for name in originals:
-            ranks = _ranks(explained[name], images)[used[name]]
+        for name, explain in explain_with(copied).items():
+            ranks = _ranks(explain, images)[used[name]]
             stage = {"layer": part[0][0] if part else None, "layers": done}
             correlations = _means(_spearman(originals[name][used[name]], ranks))
             rows[name]["stages"].append(stage | correlations | {"flat": float((~ranks.any(axis=1)).mean())})

@@ -1,9 +1,14 @@
 """The checks are of the default, the published method and rivals, with databases of their own."""
 
+import numpy as np
 import pytest
+import torch
 
 from embedcam.data import load
 from embedcam.evaluate.checks import Check
+from embedcam.evaluate.rivals import first_component
+from embedcam.explain import Explainer
+from embedcam.explain.maps import place
 
 
 @pytest.fixture
@@ -34,3 +39,14 @@ def test_faithfulness_compares_rivals_with_the_default(check):
     assert next(iter(rows)) == "embedcam"
     assert {"cluster transfer (paper)", "EigenCAM", "Gaussian in the centre", "random order"} <= set(rows)
     assert rows["embedcam"]["deletion"]["difference"] == 0
+
+
+def test_rivals_have_the_network_s_own_cells_where_the_default_has_denser_ones(fused, folder):
+    net, db = fused
+    assert Explainer(net, db).net.density != (1, 1)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        maps = first_component(net.activations(images).maps)
+    expected = place(maps, db.geometry, (64, 64)).numpy()
+    found = Check(net, db, load(f"folder:{folder}", "test")).methods(net, db)["EigenCAM"](images)
+    np.testing.assert_allclose(found.raw, expected, atol=1e-5)

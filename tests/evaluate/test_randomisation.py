@@ -217,19 +217,6 @@ def test_database_fits_the_copy_and_no_other(trained):
     assert Explainer(net, of_database(net, db)).database.centroids is db.centroids
 
 
-def test_a_method_whose_maps_are_all_flat_is_left_out(net, batches, caplog):
-    def both(_):
-        return {
-            "flat": lambda images: Explanation.of(np.zeros((len(images), 4, 4), np.float32)),
-            "rising": lambda images: Explanation.of(
-                np.tile(np.arange(16, dtype=np.float32).reshape(4, 4), (len(images), 1, 1))
-            ),
-        }
-
-    assert [row["method"] for row in randomisation(net, both, batches, stages=2)["rows"]] == ["rising"]
-    assert "all maps of flat are flat for the trained network; it is left out" in caplog.text
-
-
 def test_what_cannot_be_checked_is_refused(net, batches):
     @alone
     def flat(_):
