@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, EmbedcamError, MissingDependencyError
+from ..errors import DataError
 from ..registry import Registry
+from ..utils import libraries
 
 
 class Hit(NamedTuple):
@@ -149,42 +149,50 @@ def parse(argument: str, engine: str, keys: Collection[str]) -> tuple[str, dict[
     return place, values
 
 
+def parse_place(argument: str, engine: str) -> tuple[str, str, dict[str, str]]:
+    """Split what follows the prefix of an engine that has named parts, such as collections or tables.
+
+    Args:
+        argument: PLACE/NAME, followed by `id` and `vector` as for `parse`.
+        engine: The prefix, for messages.
+
+    Returns:
+        The place, the name, and the values by key.
+
+    Raises:
+        DataError: If the place or the name is missing, or a key is unknown or has no value.
+    """
+    address, values = parse(argument, engine, ("id", "vector"))
+    place, _, name = address.rpartition("/")
+    if not place or not name:
+        raise DataError(f"search engine '{engine}:{argument}' is incomplete; write {SEARCHERS.usage(engine)!r}")
+    return place, name, values
+
+
 def library(name: str, extra: str) -> Any:
-    """Import the library of an engine.
+    """Import the library of an engine, see `utils.libraries.require`.
 
     Args:
         name: Its module.
-        extra: The extra of embedcam that installs it.
+        extra: Name of the extra that installs it.
 
     Returns:
         The module.
-
-    Raises:
-        MissingDependencyError: If it is not installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f'this search engine needs {error.name}; install it with `pip install "embedcam[{extra}]"`'
-        ) from error
+    return libraries.require(name, extra, "this search engine")
 
 
-@contextlib.contextmanager
-def asking(engine: str, remedy: str) -> Iterator[None]:
+def asking(engine: str, remedy: str) -> AbstractContextManager[None]:
     """Turn whatever the library of an engine raises into one line.
 
     Args:
         engine: What is asked, for messages.
         remedy: What the user can do.
+
+    Returns:
+        The context.
     """
-    try:
-        yield
-    except EmbedcamError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{engine} cannot be searched: {reason[:300].rstrip('.')}; {remedy}") from error
+    return libraries.in_one_line(DataError, f"{engine} cannot be searched", remedy)
 
 
 def choose(named: dict[str, int], wanted: str | None, dim: int, place: str, kind: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError
-from ..searching import SEARCHERS, Engine, asking, choose, library, parse
+from ..searching import SEARCHERS, Engine, asking, choose, library, parse_place
 
 
 class LanceSearcher:
@@ -45,10 +45,7 @@ class LanceSearcher:
         Returns:
             The searcher.
         """
-        address, options = parse(argument, "lancedb", ("id", "vector"))
-        uri, _, name = address.rpartition("/")
-        if not uri or not name:
-            raise DataError(f"search engine 'lancedb:{argument}' is incomplete; write {SEARCHERS.usage('lancedb')!r}")
+        uri, name, options = parse_place(argument, "lancedb")
         lancedb = library("lancedb", "lancedb")
         if "://" not in uri and not Path(uri).is_dir():  # otherwise LanceDB would make an empty folder
             raise DataError(f"{uri} is no folder of LanceDB; give one, or an address such as s3://bucket/folder")

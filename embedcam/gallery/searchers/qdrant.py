@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError
-from ..searching import SEARCHERS, Engine, asking, choose, library, parse, require_measure, similarities
+from ..searching import SEARCHERS, Engine, asking, choose, library, parse_place, require_measure, similarities
 
 _REMEDY = "check the address and the collection"
 _MEASURES = {"Cosine": "inner product", "Dot": "inner product", "Euclid": "euclidean"}
@@ -64,10 +64,7 @@ class QdrantSearcher:
         Returns:
             The searcher.
         """
-        address, options = parse(argument, "qdrant", ("id", "vector"))
-        place, _, collection = address.rpartition("/")
-        if not place or not collection:
-            raise DataError(f"search engine 'qdrant:{argument}' is incomplete; write {SEARCHERS.usage('qdrant')!r}")
+        place, collection, options = parse_place(argument, "qdrant")
         qdrant = library("qdrant_client", "qdrant")
         if "://" in place:
             # An address that does not answer is one error, not a warning and an error.
