@@ -141,7 +141,6 @@ def match(
       embedcam match photo.jpg --index gallery.h5 --searcher qdrant:http://localhost:6333/birds
     """
     from ..batch.files import find_files
-    from ..gallery import Gallery
     from ..gallery.report import seen_picture, write_matches
     from ..utils.files import require_writable
     from ..utils.progress import track
@@ -150,9 +149,7 @@ def match(
         raise typer.BadParameter("give --searcher or --hits, not both")
     samples = find_files(queries, out)
     require_writable(out / "matches.jsonl", [*samples.files, *net.files, index, hits])
-    with Gallery.open(index) as stored:
-        network = net.load_as(stored.record.network, index.parent, device)
-    with Gallery.open(index, network) as gallery:
+    with net.with_gallery(index, device) as gallery:
         search = _search(gallery, samples, top, searcher, hits)
 
         def found() -> Iterator[tuple[Matches, NDArray[np.uint8]]]:

@@ -18,6 +18,7 @@ from .options import network_option
 if TYPE_CHECKING:
     from ..database.record import NetworkRecord
     from ..database.weight_database import WeightDatabase
+    from ..gallery import Gallery
     from ..nets import Network
 
 
@@ -114,6 +115,25 @@ class NetworkChoice:
         database = WeightDatabase.load(db)
         net = self.load_as(database.network, db.parent, device)
         return net, database if self.check else assumed_for(net, database)
+
+    def with_gallery(self, index: Path, device: str) -> Gallery:
+        """Open a gallery with the network that was named or that its index records.
+
+        Args:
+            index: The gallery's index.
+            device: As for `console.device`.
+
+        Returns:
+            The gallery; to be closed.
+
+        Raises:
+            EmbedcamError: If the index or the network cannot be loaded, or they do not belong together.
+        """
+        from ..gallery import Gallery
+
+        with Gallery.open(index) as stored:
+            network = self.load_as(stored.record.network, index.parent, device)
+        return Gallery.open(index, network)
 
     def load_as(self, made: NetworkRecord, folder: Path, device: str) -> Network:
         """Load the network, or the one that a file was made with if none was named.

@@ -231,11 +231,11 @@ def serve(
         if db is not None:
             network, database = net.with_database(db, device)
             explainer = Explainer(network, database)
+            gallery = None if index is None else Gallery.open(index, network)
         elif index is not None:
             refuse_unused(context, "without --db", "data")
-            with Gallery.open(index) as stored:
-                network = net.load_as(stored.record.network, index.parent, device)
-        gallery = None if index is None else Gallery.open(index, network)
+            gallery = net.with_gallery(index, device)
+            network = gallery.net
         on_cpu = network.device.type == "cpu"
         batch = Limits.batch if on_cpu else _GPU_BATCH
         concurrency = concurrency or (console.default_concurrency() if on_cpu else 1)

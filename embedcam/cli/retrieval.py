@@ -62,7 +62,6 @@ def evaluate_retrieval(net: NetworkChoice, options: RetrievalOptions) -> None:
     from ..data import has_queries, load_all, load_gallery, load_queries
     from ..data.samples import input_files
     from ..evaluate.search import has_classes_of, search, side_of_index
-    from ..gallery import Gallery
     from ..utils.files import require_writable
 
     data, index, json_file = options.data, options.index, options.json_file
@@ -78,13 +77,11 @@ def evaluate_retrieval(net: NetworkChoice, options: RetrievalOptions) -> None:
         found = search(network, queries, searched, **options.reading)
         _report(found.result(), options)
         return
-    with Gallery.open(index) as stored:
-        network = net.load_as(stored.record.network, index.parent, options.device)
-    everything = load_all(data, mask_threshold=options.mask_threshold)
-    references = side_of_index(index, everything)
-    found = search(network, queries, references, **options.reading)
-    _report(found.result(), options)
-    with Gallery.open(index, network) as gallery:
+    with net.with_gallery(index, options.device) as gallery:
+        everything = load_all(data, mask_threshold=options.mask_threshold)
+        references = side_of_index(index, everything)
+        found = search(gallery.net, queries, references, **options.reading)
+        _report(found.result(), options)
         _explain(found, references, gallery, everything, options)
 
 
