@@ -73,18 +73,21 @@ def index(
 
     Raises:
         NetworkError: If the network has no cell embeddings.
-        DatabaseError: If images are appended to the index of another network.
-        DataError: If an embedding is not finite, or an appended image is already in the index.
+        DatabaseError: If `like` or the index that images are appended to is one of another network.
+        DataError: If an embedding is not finite, an appended image is already in the index, or options contradict.
         OutputError: If the file cannot be written.
     """
     net.require_decomposable()
     out, group = Path(out), group or Group()
     stride = receptive_field.geometry(net.body, net.layer, net.preprocess.input_size).denser(net.density)
     record = GalleryRecord(NetworkRecord.of(net), stride, net.map_size, now())
+    if append + (like is not None) + (not descriptors) > 1:
+        raise DataError("an appended index keeps its kind of descriptors; give one of append, like and no descriptors")
     if append:
-        _require_appendable(net, record, samples, out)
-    if append or like is not None:
-        record = _with_space_of(out if like is None else Path(like), record)
+        record = _as_in(out, record, net)
+        _require_new(samples, out)
+    if like is not None:
+        record = _as_in(Path(like), record, net)
     with work_folder(out, group) as work:
         run = {
             "embedcam": __version__,
@@ -144,10 +147,12 @@ def _fitted(
     return DescriptorSpace(str(stored["layer"]), Geometry(stride, first), cells, stored["mean"], stored["projection"])
 
 
-def _with_space_of(path: Path, record: GalleryRecord) -> GalleryRecord:
+def _as_in(path: Path, record: GalleryRecord, net: Network) -> GalleryRecord:
+    """Check that an index is one of the network, and take over its space of descriptors."""
     with IndexFile(path) as file:
-        if file.record.network.sha256 != record.network.sha256 or file.record.geometry != record.geometry:
-            raise DatabaseError(f"{path} is the index of another network or input size; give one of this network")
+        file.record.require_same(net, path)
+        if file.record.geometry != record.geometry:
+            raise DatabaseError(f"the cells of {path} lie at other places than those of the network; index again")
         return replace(record, space=file.record.space)
 
 
@@ -198,13 +203,9 @@ def _stored(net: Network, record: GalleryRecord, images: Tensor) -> tuple[Tensor
     return embeddings, cells, scales, *descriptors
 
 
-def _require_appendable(net: Network, record: GalleryRecord, samples: Samples, out: Path) -> None:
+def _require_new(samples: Samples, out: Path) -> None:
+    new = set(samples.ids)
     with IndexFile(out) as file:
-        before = file.record
-        before.require_same(net, out)
-        if before.geometry != record.geometry:
-            raise DatabaseError(f"the cells of {out} lie at other places than those of the network; index again")
-        new = set(samples.ids)
         for rows in file.blocks(64 * _BLOCK):
             if twice := new.intersection(file.texts("ids", rows)):
                 raise DataError(f"{min(twice)} is in {out} already; leave out what is indexed")

@@ -146,6 +146,9 @@ def test_an_index_like_another_has_its_descriptors(net, folder, tmp_path):
     other = EmbeddingNet("tiny", 8, image_size=32).eval()
     with pytest.raises(DatabaseError, match="another network"):
         index(other, samples, tmp_path / "three.h5", like=tmp_path / "one.h5")
+    for options in ({"append": True}, {"descriptors": False}):
+        with pytest.raises(DataError, match="give one of append, like and no descriptors"):
+            index(net, samples, tmp_path / "two.h5", like=tmp_path / "one.h5", **options)
 
 
 def test_versus_adds_up_to_the_difference_of_two_similarities(indexed):
