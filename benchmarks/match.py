@@ -27,7 +27,8 @@ import embedcam
 from embedcam.database.record import NetworkRecord
 from embedcam.gallery import Gallery, format
 from embedcam.gallery.format import GalleryRecord
-from embedcam.gallery.matches import Item, Match
+from embedcam.gallery.items import Item
+from embedcam.gallery.matches import Match
 from embedcam.nets import receptive_field
 from embedcam.utils.clock import now
 

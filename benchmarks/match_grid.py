@@ -27,7 +27,8 @@ from embedcam.evaluate.grid import COLUMNS as SCORES
 from embedcam.evaluate.grid import LOCALISED, SHARE, Ask, Composites, grid_test
 from embedcam.explain.maps import place
 from embedcam.gallery import Gallery, index
-from embedcam.gallery.matches import Item, Match
+from embedcam.gallery.items import Item
+from embedcam.gallery.matches import Match
 from embedcam.nets import layers
 
 COLUMNS = {"map": "", SHARE.key: ".3f", LOCALISED.key: ".3f"}

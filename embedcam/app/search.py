@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ..data.images import read_image
 from ..errors import DataError
-from ..gallery.matches import Item, Match, versus
+from ..gallery.items import Item
+from ..gallery.matches import Match, versus
 from ..show.drawing import bounded
 from .limits import Limits, Refused
 from .schemas import Hit, MatchOptions, MatchResponse, Rather, base64_text, encode_image

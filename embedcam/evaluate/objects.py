@@ -13,7 +13,7 @@ from PIL import Image
 from ..data.images import read_image
 from ..data.samples import Samples
 from ..errors import DataError
-from ..gallery.matches import Item
+from ..gallery.items import Item
 
 BORDER = 1 / 8
 """Share of each side of a picture that is its border, at either end."""

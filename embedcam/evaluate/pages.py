@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ..explain.maps import place
-from ..gallery.matches import Item, Match, versus
+from ..gallery.items import Item
+from ..gallery.matches import Match, versus
 from ..gallery.report import seen_picture
 from ..show.overlay import overlay, overlay_signed
 from ..show.report import write_page

@@ -17,7 +17,8 @@ from ..data.preprocess import Preprocess
 from ..database.neighbors import Neighbors, searchable
 from ..errors import DataError
 from .format import TEXTS, IndexFile
-from .matches import Grid, Item, Match, Matches
+from .items import Grid, Item
+from .matches import Match, Matches, Rivals
 from .names import Names
 from .searching import Hit, Searcher, find
 
@@ -54,7 +55,6 @@ class Gallery:
         self._net = None if net is None else self._same(net)
         self._neighbors: Neighbors | None = None
         self._names: dict[str, Names] = {}
-        self._common: NDArray[np.float32] | None = None
 
     @classmethod
     def open(cls, path: str | Path, net: Network | None = None) -> Gallery:
@@ -367,24 +367,22 @@ class Gallery:
         one, other = (item.embedding.astype(np.float64) for item in (query, hit))
         similarity = float((one - common) @ (other - common))
         distance = max(1 - similarity, 0.0) if cosine else float(np.linalg.norm(one - other))
-        return Match(query, hit, similarity, distance, common, self.rivals)
+        return Match(query, hit, common, similarity, distance, self.rivals)
 
     @cached_property
-    def rivals(self) -> NDArray[np.float32]:
-        """Embeddings (R, D) of 64 images, or of all if there are fewer; see `Match.evidence`."""
+    def rivals(self) -> Rivals:
+        """64 images, or all if there are fewer; see `Match.evidence`."""
         rows = np.unique(np.linspace(0, len(self) - 1, _RIVALS).astype(np.int64))
-        return self._file.read("embeddings", rows)
+        return Rivals.of(self._file.read("embeddings", rows))
 
-    @property
+    @cached_property
     def common(self) -> NDArray[np.float32]:
         """The embedding (D,) that counts as no evidence: zero for cosine, the mean of the gallery for Euclidean."""
-        if self._common is None:
-            total = np.zeros(self.record.network.dim)
-            if self.record.network.metric == "euclidean":
-                for rows in self._file.blocks(_BLOCK):
-                    total += self._file.read("embeddings", rows).sum(axis=0, dtype=np.float64) / len(self)
-            self._common = total.astype(np.float32)
-        return self._common
+        total = np.zeros(self.record.network.dim)
+        if self.record.network.metric == "euclidean":
+            for rows in self._file.blocks(_BLOCK):
+                total += self._file.read("embeddings", rows).sum(axis=0, dtype=np.float64) / len(self)
+        return total.astype(np.float32)
 
 
 def _path(hit: Hit) -> str:

@@ -24,7 +24,8 @@ from ..show.grid import grid, save_png
 from ..show.overlay import overlay, overlay_signed
 from ..utils.files import write_text
 from ..utils.names import bounded_name
-from .matches import Item, Match, Matches, versus
+from .items import Item
+from .matches import Match, Matches, versus
 from .searching import Hit
 
 logger = logging.getLogger("embedcam")

@@ -75,18 +75,21 @@ def test_maps_agree_with_those_of_two_forward_passes(indexed):
 def test_evidence_is_the_contribution_that_rivals_do_not_claim(indexed):
     gallery, _, _ = indexed
     match, unit = gallery.explain_match(3, 9), lambda vector: vector / np.linalg.norm(vector)
-    centre, asked = gallery.rivals.mean(axis=0), match.query.embedding
+    ((_, _, rivals),) = gallery.blocks()
+    centre, asked = rivals.mean(axis=0), match.query.embedding
     share = np.empty(match.hit.cells.shape[:2])
     for i, j in np.ndindex(share.shape):
         cell = unit(match.hit.cells[i, j] - centre)
         own = np.exp(cell @ unit(asked - centre) / 0.07)
         others = [
             np.exp(cell @ unit(rival - centre) / 0.07) if unit(rival - centre) @ unit(asked - centre) < 0.5 else 0
-            for rival in gallery.rivals
+            for rival in rivals
         ]
         share[i, j] = own / (own + 50 * np.mean(others))
     expected = match.contributions("hit").clip(min=0) * (share / share.max()) ** 2
     np.testing.assert_allclose(match.evidence("hit"), expected, rtol=1e-3, atol=1e-8)
+    with pytest.raises(DataError, match="the sides of a match are 'query' and 'hit', got 'other'"):
+        match.evidence("other")
     assert match.shared[1].raw.max() == pytest.approx(match.evidence("hit").max() * match.hit.cells[..., 0].size)
 
 
