@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
@@ -11,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..explain.explanation import AnyExplainer, Explanation
+
+logger = logging.getLogger("embedcam")
 
 
 class _Waiting(NamedTuple):
@@ -66,8 +69,8 @@ class Batches:
         if len(batch) > 1:
             try:
                 explanation = batch[0].explainer(np.stack([each.image for each in batch]))
-            except Exception:  # of one of the images, or of all: each alone shows which
-                pass
+            except Exception as error:  # of one of the images, or of all: each alone shows which
+                logger.warning("a batch of %d images failed and is explained image by image: %s", len(batch), error)
             else:
                 for row, each in enumerate(batch):
                     each.future.set_result(explanation.of_image(row))

@@ -116,7 +116,7 @@ def side_of_index(path: Path, everything: Samples) -> Side:
     cameras = getattr(everything, "cameras", None)
     if cameras is not None:
         places = {name: row for row, name in enumerate(everything.ids)}
-        if strangers := [name for name in ids if name not in places]:
-            raise DataError(f"the camera of {strangers[0]} in {path} is unknown; index images of the same data set")
+        if unknown := [name for name in ids if name not in places]:
+            raise DataError(f"the camera of {unknown[0]} in {path} is unknown; index images of the same data set")
         cameras = cameras[[places[name] for name in ids]]
     return Side(embeddings, names[labels], cameras, np.array(ids))

@@ -60,7 +60,7 @@ def test_what_waits_is_explained_together_up_to_the_limit_and_in_order(batches, 
         np.testing.assert_allclose(each.embeddings, alone.embeddings, atol=1e-5)
 
 
-def test_an_error_is_that_of_its_own_image(batches, held):
+def test_an_error_is_that_of_its_own_image(batches, held, caplog):
     inputs = images(4)
     inputs[2][0, 5, 5] = np.nan
     first = batches.explain(held, inputs[0])
@@ -69,6 +69,7 @@ def test_an_error_is_that_of_its_own_image(batches, held):
     held.go_on.set()
     wait([first, *rest])
     assert [type(each.exception()) for each in [first, *rest]] == [type(None), type(None), DataError, type(None)]
+    assert caplog.messages == ["a batch of 3 images failed and is explained image by image: bad picture"]
 
 
 def test_images_of_different_explainers_do_not_share_a_batch(batches, held, explainer):
