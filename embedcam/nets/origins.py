@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .of_tensors import OfTensors
+from .passes import tensors
 
 _PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "convolution"}
 _SOFTMAX = {"_softmax", "_safe_softmax", "softmax"}
@@ -71,11 +72,11 @@ class Origins(TorchDispatchMode):
     ) -> Any:
         output = func(*args, **(kwargs or {}))
         inputs = (*args, *(kwargs or {}).values())
-        origins = [origin for tensor in _tensors(inputs) if (origin := self._origins.get(tensor)) is not None]
+        origins = [origin for tensor in tensors(inputs) if (origin := self._origins.get(tensor)) is not None]
         if origins:
             name = str(getattr(func, "overloadpacket", "")).removeprefix("aten.")
             origin = self._next(name, origins)
-            for tensor in _tensors((output,)):
+            for tensor in tensors(output):
                 self._origins.set(tensor, origin)
                 if name.endswith("_") and tensor._base is not None:  # written into a part of it
                     base = self._origins.get(tensor._base) or _Origin()
@@ -102,11 +103,3 @@ class Origins(TorchDispatchMode):
             self.projections |= self._named(gates.upstream & ~gated.upstream)
             return _Origin(gated.layers, factors, attention, upstream=upstream)
         return _Origin(names, factors, attention, name == "sigmoid", upstream)
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
