@@ -20,9 +20,8 @@ from .cells import Cells
 from .heads.head import Head
 from .network import Activations, Network
 from .passes import noise
+from .strides import Stride, candidates, density, factors
 
-# Rows by which an input is enlarged to see how many more a layer returns, and the strides that are told by that number.
-_EXTRA, _FACTORS = 48, (1, 2, 3, 4)
 _TOLERANCE = 1e-4  # of the old cells and the embedding, relative to the largest value
 
 
@@ -80,7 +79,7 @@ class DenseNet(Network):
     @property
     def density(self) -> tuple[int, int]:
         """How many cells (y, x) there are for one of the plain network."""
-        return _density(self._strides)
+        return density(self._strides)
 
     def embed(self, images: Tensor) -> Tensor:
         """Embed images as the plain network does."""
@@ -150,37 +149,19 @@ class DenseNet(Network):
         return self.net._identity()
 
 
-class _Stride(NamedTuple):
-    """A layer whose stride is undone; those of one level run side by side, those of the first level run first."""
-
-    layer: str
-    level: int
-    factor: tuple[int, int]
-    axes: tuple[int, int]  # rows and columns of its input and output
-
-
 class _Dense(NamedTuple):
     maps: Tensor
     phases: tuple[Tensor, ...]
 
 
-class _Step(NamedTuple):
-    """What a layer did to the grid in a forward pass."""
-
-    layer: str
-    size: tuple[int, int]
-    factor: tuple[int, int]
-    axes: tuple[int, int]
-
-
 @contextlib.contextmanager
-def _undone(net: Network, strides: tuple[_Stride, ...], images: Tensor) -> Iterator[list[_Dense]]:
+def _undone(net: Network, strides: tuple[Stride, ...], images: Tensor) -> Iterator[list[_Dense]]:
     """Run strided layers at all places during one forward pass of this thread; yield a list for what comes of it."""
     dense: list[_Dense] = []
     missing: dict[int, tuple[int, int]] = {}
     mine = threading.get_ident()
 
-    def spread(stride: _Stride, module: nn.Module, inputs: Any, options: Any, output: Tensor) -> Tensor | None:
+    def spread(stride: Stride, module: nn.Module, inputs: Any, options: Any, output: Tensor) -> Tensor | None:
         if threading.get_ident() != mine:  # another thread's pass through the same layers
             return None
         phases = [output]
@@ -195,9 +176,9 @@ def _undone(net: Network, strides: tuple[_Stride, ...], images: Tensor) -> Itera
     def interleave(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
         if threading.get_ident() != mine:
             return None
-        phases, factor = tuple(output.unflatten(0, (math.prod(_density(strides)), -1))), (1, 1)
+        phases, factor = tuple(output.unflatten(0, (math.prod(density(strides)), -1))), (1, 1)
         maps = _interleaved(torch.cat([net.as_maps(phase, images) for phase in phases]), strides)
-        for level, step in sorted(_levels(strides).items()):  # the last cells of each level may be made up
+        for level, step in sorted(factors(strides).items()):  # the last cells of each level may be made up
             rows, columns = (lost * times for lost, times in zip(missing.get(level, (0, 0)), factor, strict=True))
             maps = maps[:, :, : maps.shape[2] - rows, : maps.shape[3] - columns]
             factor = (factor[0] * step[0], factor[1] * step[1])
@@ -219,7 +200,7 @@ def _offsets(factor: tuple[int, int]) -> list[tuple[int, int]]:
     return list(product(range(factor[0]), range(factor[1])))
 
 
-def _phase(module: nn.Module, inputs: Any, options: Any, stride: _Stride, offset: tuple[int, int]) -> Tensor:
+def _phase(module: nn.Module, inputs: Any, options: Any, stride: Stride, offset: tuple[int, int]) -> Tensor:
     """Run a strided layer at its places plus an offset.
 
     Rows in front of the input move the steps; the first output, which lies outside, is dropped.
@@ -245,27 +226,22 @@ def _filled(phase: Tensor, output: Tensor, axes: tuple[int, int]) -> Tensor:
     return phase
 
 
-def _interleaved(maps: Tensor, strides: tuple[_Stride, ...]) -> Tensor:
+def _interleaved(maps: Tensor, strides: tuple[Stride, ...]) -> Tensor:
     """Interleave the maps of all offsets (y * x * B, K, h, w) to (B, K, y * h, x * w)."""
-    for _, (y, x) in sorted(_levels(strides).items(), reverse=True):
+    for _, (y, x) in sorted(factors(strides).items(), reverse=True):
         channels, height, width = maps.shape[1:]
         grid = maps.reshape(y, x, -1, channels, height, width).permute(2, 3, 4, 0, 5, 1)
         maps = grid.reshape(-1, channels, height * y, width * x)
     return maps
 
 
-def _levels(strides: tuple[_Stride, ...]) -> dict[int, tuple[int, int]]:
-    return {stride.level: stride.factor for stride in strides}
-
-
-def _undoable(net: DenseNet) -> tuple[_Stride, ...]:
+def _undoable(net: DenseNet) -> tuple[Stride, ...]:
     """Find the layers whose strides can be undone so that the old cells and the embedding stay the same."""
     images = noise(net.body, net.preprocess.input_size, 2)
     with layers.evaluating(net), torch.inference_mode():
         plain = Network.activations(net, images)
-        steps = _steps(net, images)
         reason = f"fewer than {net.undo} strides lie before it"
-        for strides in _candidates(steps, plain.maps.shape[2:], net.undo):
+        for strides in candidates(net, images, plain.maps.shape[2:], net.undo):
             try:
                 with _undone(net, strides, images) as dense:
                     seen = Network.activations(net, images)
@@ -288,89 +264,10 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
-def _density(strides: tuple[_Stride, ...]) -> tuple[int, int]:
-    levels = _levels(strides).values()
-    return math.prod(y for y, _ in levels), math.prod(x for _, x in levels)
-
-
-def _difference(plain: Activations, seen: Activations, dense: Tensor, strides: tuple[_Stride, ...]) -> float:
-    y, x = _density(strides)
+def _difference(plain: Activations, seen: Activations, dense: Tensor, strides: tuple[Stride, ...]) -> float:
+    y, x = density(strides)
     old = dense[:, :, ::y, ::x]
     if old.shape != plain.maps.shape or dense.shape == old.shape:
         return math.inf
     pairs = ((plain.maps, old), (plain.embeddings, seen.embeddings))
     return max(float((one - other).abs().max() / one.abs().max()) for one, other in pairs)
-
-
-def _steps(net: Network, images: Tensor) -> list[_Step]:
-    """List the layers with a stride that run before the feature layer has run."""
-    steps: list[_Step] = []
-    looking = True
-
-    def look(name: str, module: nn.Module, inputs: Any, options: Any, output: object) -> None:
-        nonlocal looking
-        if looking and inputs and all(isinstance(each, Tensor) and each.ndim == 4 for each in (inputs[0], output)):
-            looking = False  # while layers inside this one run on the enlarged input
-            step = _step(name, module, inputs, options, output)
-            steps.extend([] if step is None else [step])
-            looking = True
-        looking = looking and name != net.layer
-
-    with contextlib.ExitStack() as hooks, layers.uncompiled():
-        for name, module in layers.original(net.body).named_modules():
-            if name:
-                hook = module.register_forward_hook(
-                    lambda module, inputs, options, output, name=name: look(name, module, inputs, options, output),
-                    with_kwargs=True,
-                )
-                hooks.callback(hook.remove)
-        net.embed(images)
-    return steps
-
-
-def _step(name: str, module: nn.Module, inputs: Any, options: Any, output: Any) -> _Step | None:
-    """Measure the stride of a layer that returns fewer cells than it takes, by enlarging its input."""
-    image, *others = inputs
-    last = image.shape[3] <= output.shape[3]  # (B, h, w, K)
-    axes = (1, 2) if last else (2, 3)
-    if any(output.shape[axis] > image.shape[axis] for axis in axes):
-        return None
-    if all(output.shape[axis] == image.shape[axis] for axis in axes):
-        return None
-    pads = [0, 0] * last + [0, _EXTRA, 0, _EXTRA]
-    try:
-        larger = module.forward(functional.pad(image, pads), *others, **options)
-    except Exception:  # a layer for one size of maps
-        return None
-    known = {_EXTRA // factor: factor for factor in _FACTORS}
-    y, x = (known.get(larger.shape[axis] - output.shape[axis]) for axis in axes)
-    if y is None or x is None or y == x == 1:  # such as adaptive pooling
-        return None
-    return _Step(name, (output.shape[axes[0]], output.shape[axes[1]]), (y, x), axes)
-
-
-def _candidates(steps: list[_Step], grid: Any, undo: int) -> Iterator[tuple[_Stride, ...]]:
-    """Yield sets of layers that make up the last strides: the innermost layers, then those that hold them."""
-    inner = [step for step in steps if not any(_within(other, step) for other in steps)]
-    reached = [step.size for step in inner if step.size[0] >= grid[0] and step.size[1] >= grid[1]]
-    sizes = sorted(set(reached))[:undo]
-    if len(sizes) < undo:
-        return
-    chosen = {step.layer: step for step in inner if step.size in sizes}
-    while True:
-        levels = sorted(sizes, reverse=True)
-        yield tuple(_Stride(s.layer, levels.index(s.size), s.factor, s.axes) for s in chosen.values())
-        outer = {step.layer: step for step in (_holder(step, steps) for step in chosen.values())}
-        if outer.keys() == chosen.keys():
-            return
-        chosen = outer
-
-
-def _within(inner: _Step, outer: _Step) -> bool:
-    return inner.layer.startswith(f"{outer.layer}.")
-
-
-def _holder(step: _Step, steps: list[_Step]) -> _Step:
-    """Return the next layer around a strided one that has the same stride and returns maps of the same size."""
-    around = [s for s in steps if _within(step, s) and (s.size, s.factor) == (step.size, step.factor)]
-    return max(around, key=lambda each: len(each.layer), default=step)
