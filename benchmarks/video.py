@@ -29,7 +29,7 @@ import embedcam
 from embedcam.onnx.export import export
 from embedcam.show.drawing import DrawOptions
 from embedcam.video.stream import StreamReport, explain_stream
-from embedcam.video.video import write_video
+from embedcam.video.writer import write_video
 
 TRAINING = 60
 COLUMNS = {"input": "", "mode": "", "frames/s": ".1f", "CPU ms": ".1f"}

@@ -133,7 +133,8 @@ def explain(
     from ..batch.files import expand, explain_files
     from ..show.boxes import THRESHOLD
     from ..show.drawing import DrawOptions
-    from ..video.video import WRITTEN, is_video
+    from ..video.video import is_video
+    from ..video.writer import WRITTEN
 
     require_explainer(net, db, onnx)
     if not str(inputs[0]).startswith("camera:"):

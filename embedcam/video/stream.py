@@ -24,8 +24,9 @@ from ..show.drawing import DrawOptions
 from ..show.frames import caption, hottest_box, tint
 from ..utils import progress
 from ..utils.files import require_writable
-from .video import Frame, Video, VideoWriter, open_video, write_video
+from .video import Frame, Video, open_video
 from .window import Window, open_window
+from .writer import VideoWriter, write_video
 
 T = TypeVar("T")
 TimedPicture = tuple[NDArray[np.uint8], int]  # a drawn frame and its pts

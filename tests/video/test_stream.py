@@ -17,6 +17,7 @@ from embedcam.show.drawing import DrawOptions  # noqa: E402
 from embedcam.show.frames import hottest_box, tint  # noqa: E402
 from embedcam.video import stream, video  # noqa: E402
 from embedcam.video.stream import explain_stream  # noqa: E402
+from embedcam.video.writer import VideoWriter  # noqa: E402
 
 MS = Fraction(1, 1000)
 TIMES = [0, 40, 100, 110, 300, 301, 900]
@@ -99,9 +100,9 @@ def frames_of(path):
 def drawn(monkeypatch):
     """What is handed to the encoder, before it loses anything."""
     pictures = []
-    write = video.VideoWriter.write
+    write = VideoWriter.write
     monkeypatch.setattr(
-        video.VideoWriter, "write", lambda self, picture, pts: (pictures.append(picture), write(self, picture, pts))
+        VideoWriter, "write", lambda self, picture, pts: (pictures.append(picture), write(self, picture, pts))
     )
     return pictures
 

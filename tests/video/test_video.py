@@ -12,7 +12,8 @@ from PIL import Image
 av = pytest.importorskip("av")
 
 from embedcam.errors import DataError, OutputError  # noqa: E402
-from embedcam.video.video import Timeline, is_video, newest, open_video, write_video  # noqa: E402
+from embedcam.video.video import Timeline, is_video, newest, open_video  # noqa: E402
+from embedcam.video.writer import write_video  # noqa: E402
 
 MS = Fraction(1, 1000)
 
