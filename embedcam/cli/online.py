@@ -150,7 +150,7 @@ def inspect(
     from ..database.verify import verify as check
     from ..database.weight_database import WeightDatabase
     from ..gallery import Gallery
-    from ..gallery.format import is_index
+    from ..gallery.index_file import is_index
 
     if (file is None) == (net.net is None):
         raise typer.BadParameter("give a weight database, or --net")

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data.samples import Samples
 from ..errors import DataError
-from ..gallery.format import IndexFile
+from ..gallery.index_file import IndexFile
 from ..nets.inference import embed
 from ..nets.network import Network
 from .ranking import Ranking, Side, rank

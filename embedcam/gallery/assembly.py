@@ -17,7 +17,8 @@ from ..utils.clock import now
 from ..utils.files import atomic_path, destination
 from ..utils.progress import counting
 from . import format as layout
-from .format import DescriptorSpace, GalleryRecord, IndexFile
+from .format import DescriptorSpace, GalleryRecord
+from .index_file import IndexFile
 from .names import Names
 
 if TYPE_CHECKING:

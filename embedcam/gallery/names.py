@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .format import IndexFile
+from .index_file import IndexFile
 
 _BLOCK = 2**16
 

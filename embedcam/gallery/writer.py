@@ -31,7 +31,8 @@ from ..utils.shards import Shards
 from . import format as layout
 from .assembly import copy, new_index
 from .descriptors import describe, fit
-from .format import DescriptorSpace, GalleryRecord, IndexFile
+from .format import DescriptorSpace, GalleryRecord
+from .index_file import IndexFile
 
 _BLOCK = 1024  # images copied at a time
 

@@ -40,8 +40,8 @@ def test_blocks_of_a_large_gallery_find_the_same(indexed, monkeypatch):
     gallery, samples, _ = indexed
     queries = np.stack([item.embedding for item in gallery.see(pictures(samples))])
     rows, distances = gallery.nearest(queries, 7)
-    monkeypatch.setattr("embedcam.gallery.gallery._IN_MEMORY", 0)
-    monkeypatch.setattr("embedcam.gallery.gallery._BLOCK", 4)
+    monkeypatch.setattr("embedcam.gallery.stored._IN_MEMORY", 0)
+    monkeypatch.setattr("embedcam.gallery.stored._BLOCK", 4)
     again, distances_again = gallery.nearest(queries, 7)
     assert np.allclose(distances, distances_again, atol=1e-6)
     assert rows.shape == again.shape
