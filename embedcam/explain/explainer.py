@@ -276,6 +276,8 @@ class Explainer:
 
     def _explain(self, images: Tensor) -> tuple[Outputs, NDArray[np.int64] | None]:
         outputs, exemplars = self._outputs(self._run(images), _size(images))
+        if not self.module.mirrored:
+            return outputs, exemplars
         with layers.evaluating(self.net, self._modules), _full_precision(images):
             return self.module.averaged(outputs, images), exemplars
 

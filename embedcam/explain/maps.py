@@ -5,6 +5,7 @@ The functions use operators that numpy arrays and torch tensors share, so that t
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache, partial
 from typing import Any
 
@@ -128,7 +129,7 @@ def fuse(coarse: Any, fine: Any) -> Any:
     cells = product.shape[1] * product.shape[2]
     count = (CLIPPED * cells + 999) // 1000
     level = product.flatten(1).topk(count, dim=1).values.amin(dim=1)[:, None, None]
-    return product.where((level == 0) | (product < level), level)
+    return product.minimum(level.where(level > 0, math.inf))
 
 
 def spread(heat: Any, features: Any, rounds: int) -> Any:
@@ -147,23 +148,21 @@ def spread(heat: Any, features: Any, rounds: int) -> Any:
         (B, h, w) in [0, 1].
     """
     flat = features.flatten(2)
-    centred, varies = flat - flat.mean(dim=2, keepdim=True), _varies(flat).transpose(1, 2)
+    mean = flat.mean(dim=2, keepdim=True)
+    centred = flat - mean
     hot = heat.flatten(1)[:, None]
-    level = hot.sum(dim=2, keepdim=True).clip(min=TINY)
-    # Only the heat itself may be flat: its products with the positive part of centred features are zero somewhere.
-    spread = hot * _varies(hot)
-    for _ in range(rounds):
-        along = (spread - spread.mean(dim=2, keepdim=True)) / level @ centred.transpose(1, 2) * varies
+    low, high = hot.amin(dim=2, keepdim=True), hot.amax(dim=2, keepdim=True)
+    spread = hot - hot.mean(dim=2, keepdim=True)  # later, centring the features is enough
+    for number in range(rounds):
+        along = spread @ centred.transpose(1, 2)
         fine = (along @ centred).clip(min=0)
-        fine = fine / fine.amax(dim=2, keepdim=True).clip(min=TINY)
-        spread = hot * fine
-    return fine.reshape(heat.shape)
-
-
-def _varies(values: Any) -> Any:
-    """Whether values differ along the last dimension by more than rounding."""
-    low, high = values.amin(dim=-1, keepdim=True), values.amax(dim=-1, keepdim=True)
-    return high - low > 2 * ROUNDING * high.maximum(-low)
+        top = fine.amax(dim=2, keepdim=True)
+        if number < rounds - 1:
+            spread = hot * (fine / top.clip(min=TINY))
+    # What rounding adds to features, and so to their projection; it decides nothing, nor does that of the heat.
+    least = (along.abs() @ mean.abs() * (2 * ROUNDING)).clip(min=TINY)
+    known = (top > least) & (low < (1 - 2 * ROUNDING) * high)
+    return (fine / top.where(known, math.inf)).reshape(heat.shape)
 
 
 def normalize(maps: Any) -> Any:
@@ -175,10 +174,12 @@ def normalize(maps: Any) -> Any:
     Returns:
         (B, H, W) in [0, 1], of the same library and dtype.
     """
+    # A span so small that the quotient would overflow counts as none.
     if isinstance(maps, np.ndarray):
         low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
+        span = np.where(high - low > TINY, high - low, math.inf)
     else:
         low, high = maps.amin((1, 2), True), maps.amax((1, 2), True)
-    span = high - low
-    flat = span <= TINY  # or so small that the quotient would overflow
-    return (maps - low) * ~flat / (span + flat)
+        span = high - low
+        span = span.where(span > TINY, math.inf)
+    return (maps - low) / span

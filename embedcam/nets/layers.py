@@ -219,11 +219,8 @@ def evaluating(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> 
         Nothing.
     """
     with _evaluated_lock:
-        held = [
-            module
-            for module in (model.modules() if modules is None else modules)
-            if module.training or id(module) in _evaluated
-        ]
+        modules = list(model.modules()) if modules is None else modules
+        held = [module for module in modules if module.training or (_evaluated and id(module) in _evaluated)]
         for module in held:
             module.training = False
             _evaluated[id(module)] += 1

@@ -108,10 +108,8 @@ class Head:
         device = embeddings.device.type
         # Only where it is needed, since it becomes an operator of its own in exported graphs.
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-            terms = Terms(nodes, self._states, count).of(nodes[-1])
-        cells, rest = terms[:-1], terms[-1]
-        if self.whole:  # every cell has an equal part of the head's biases
-            cells, rest = cells + rest, torch.zeros_like(rest)
+            terms = Terms(nodes, self._states, count, whole=self.whole).of(nodes[-1])
+        cells, rest = (terms, torch.zeros_like(terms[0])) if self.whole else (terms[:-1], terms[-1])
         return Cells(cells.movedim(0, 2).unflatten(2, size), rest)
 
     def _replayed(self, nodes: list[Node], output: Tensor) -> list[Node]:

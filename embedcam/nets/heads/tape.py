@@ -31,7 +31,7 @@ class Node:
     kwargs: dict[str, Any] = field(default_factory=dict)
     item: int | None = None
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Name of the function, without the marks of operators and of work in place."""
         name = str(getattr(self.function, "__name__", ""))
