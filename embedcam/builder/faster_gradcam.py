@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .._version import __version__
 from ..data.arrays import as_samples
-from ..data.samples import encoding
+from ..data.texts import encoding
 from ..database.neighbors import Neighbors, searchable
 from ..database.record import NetworkRecord
 from ..database.weight_database import WeightDatabase

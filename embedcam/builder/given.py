@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.items import PATH_KEYS
-from ..data.samples import Samples, read_lines
+from ..data.samples import Samples
+from ..data.texts import read_lines, read_table
 from ..database.neighbors import searchable
 from ..errors import DataError
 from ..nets.inference import Embedded, embed
@@ -224,24 +224,23 @@ def _read_index(file: Path) -> tuple[NDArray[np.int64], NDArray[Any]]:
 
 def _read_paths(file: Path) -> dict[int, str]:
     """Read the path of each row or ID."""
-    lines = read_lines(file)
-    while lines and not lines[-1]:
-        lines.pop()
     try:
         if file.suffix.lower() == ".json":
-            content = json.loads("\n".join(lines))
+            content = json.loads("\n".join(read_lines(file)))
             pairs: Iterable[tuple[Any, Any]] = content.items() if isinstance(content, dict) else enumerate(content)
         elif file.suffix.lower() in (".csv", ".tsv"):
-            table = list(csv.DictReader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ","))
-            columns = list(table[0]) if table else []
+            columns, table = read_table(file)
             column = next(key for key in (*PATH_KEYS, "image", "img") if key in columns)
             pairs = ((line.get("id", row), line[column]) for row, line in enumerate(table))
         else:
+            lines = read_lines(file)
+            while lines and not lines[-1]:
+                lines.pop()
             pairs = enumerate(lines)
         paths = {int(number): str(path) for number, path in pairs}
     except StopIteration:
         raise DataError(f"{file} has no column 'path'; name the column of the paths in its first line") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{file} is no list of paths: {error}; give one path for each embedding") from error
     if empty := [number for number, path in paths.items() if not path]:
         raise DataError(f"{file} has no path for {empty[0]}; give one path for each embedding")

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..utils.names import expand_user
-from .samples import FileSamples, read_lines
+from .samples import FileSamples
+from .texts import read_lines
 
 QUERY_SPLITS = ("train", "test", "query", "gallery", "all")
 """Splits of a data set with queries and a gallery; "test" is both of them."""
 
-_FIX = "unpack the archive again"
+_FIX = "correct the list, or unpack the archive again"
 
 
 class Entry(NamedTuple):

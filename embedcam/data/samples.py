@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import functools
 import hashlib
 import logging
@@ -24,14 +23,6 @@ logger = logging.getLogger("embedcam")
 
 MaskReader: TypeAlias = Callable[[Path, tuple[int, int]], NDArray[np.bool_]]
 """Maps a mask file and the (width, height) of its picture to (H, W) bool."""
-
-# UTF-32 first: its mark starts with that of UTF-16.
-_MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 
 
 class FirstWarning:
@@ -247,38 +238,6 @@ def input_files(samples: Samples) -> list[Path]:
     """
     groups = (getattr(samples, name, ()) for name in ("files", "mask_files", "ignore_files", "shards"))
     return [file for group in groups for file in group if file is not None]
-
-
-def read_lines(file: Path) -> list[str]:
-    """Read the lines of a text file.
-
-    Args:
-        file: Path of a file in UTF-8, or in UTF-16 or UTF-32 with its byte-order mark. Invalid bytes are replaced, so
-            that messages can quote the line.
-
-    Returns:
-        The lines, without surrounding blanks.
-
-    Raises:
-        DataError: If the file is missing or unreadable.
-    """
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror or error}; restore or repair it") from error
-    return [line.strip() for line in content.decode(encoding(content), errors="replace").splitlines()]
-
-
-def encoding(content: bytes) -> str:
-    """Return the encoding of a text by its byte-order mark.
-
-    Args:
-        content: The text, or its first bytes.
-
-    Returns:
-        "utf-32" or "utf-16" if it has such a mark, otherwise "utf-8-sig", which drops that of UTF-8.
-    """
-    return next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8-sig")
 
 
 def fingerprint(samples: Samples) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.samples import read_lines
+from ..data.texts import read_lines
 from ..errors import DataError
 from .searching import Hit
 
@@ -31,7 +31,7 @@ class HitsFile:
                 query, hit = _read(line, f"{file}, line {number}")
                 self._hits.setdefault(query, []).append(hit)
         if not self._hits:
-            raise DataError(f'{file} has no hits; write one per line, such as {{"id": "a.jpg", "score": 0.9}}')
+            raise DataError(f"{file} has no hits; {_FORM}")
         if None in self._hits and len(self._hits) > 1:
             raise DataError(f'some lines of {file} have a "query" and others not; give it in all lines, or in none')
 
@@ -65,13 +65,13 @@ class HitsFile:
 def _read(line: str, where: str) -> tuple[str | None, Hit]:
     try:
         values: Any = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: it is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: it is not JSON: {error}; {_FORM}") from error
     if not isinstance(values, dict):
-        raise DataError(f'{where}: expected an object such as {{"id": "a.jpg", "score": 0.9}}')
+        raise DataError(f"{where}: it is not an object; {_FORM}")
     name, path, score, query = (values.get(key) for key in ("id", "path", "score", "query"))
-    if name is None and path is None:
-        raise DataError(f'{where}: it has neither "id" nor "path"; it has {", ".join(values) or "nothing"}')
+    if name in (None, "") and path in (None, ""):
+        raise DataError(f'{where}: it has neither "id" nor "path"; {_FORM}')
     for key, value, kinds in (
         ("id", name, (str, int)),
         ("path", path, (str,)),
@@ -83,7 +83,8 @@ def _read(line: str, where: str) -> tuple[str | None, Hit]:
             raise DataError(
                 f"{where}: {key!r} is {json.dumps(value)}, expected {' or '.join(map(_KINDS.__getitem__, kinds))}"
             )
-    return query, Hit(values["path"] if name is None else name, score, path or "")
+    return query, Hit(values["path"] if name in (None, "") else name, score, path or "")
 
 
+_FORM = 'write one hit per line, such as {"id": "a.jpg", "score": 0.9}'
 _KINDS: dict[type, str] = {str: "a text", int: "an integer", float: "a finite number"}

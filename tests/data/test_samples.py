@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedcam.data.samples import FileSamples, Samples, find_masks, read_lines
-from embedcam.errors import DataError
+from embedcam.data.samples import FileSamples, Samples, find_masks
 
 
 @pytest.fixture
@@ -51,8 +50,3 @@ def test_masks_are_found_by_stem_and_missing_ones_are_none(tmp_path):
     )
     assert find_masks(tmp_path, ["cat/c.jpg"]) == ()
     assert find_masks(tmp_path / "gone", ["cat/a.b.jpg"]) == ()
-
-
-def test_lines_of_a_missing_file_are_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"cannot read .*gone\.txt"):
-        read_lines(tmp_path / "gone.txt")

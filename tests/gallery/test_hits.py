@@ -80,11 +80,12 @@ def test_hits_are_read_by_query(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "hits.jsonl has no hits; write one per line"),
+        ([], "hits.jsonl has no hits; write one hit per line"),
         (["x"], "hits.jsonl, line 1: it is not JSON"),
-        (['{"id": "a"}', "[1]"], "line 2: expected an object"),
-        (['{"name": "a"}'], 'line 1: it has neither "id" nor "path"; it has name'),
-        (["{}"], "it has nothing"),
+        (["[" * 100_000], "hits.jsonl, line 1: it is not JSON"),
+        (['{"id": "a"}', "[1]"], "line 2: it is not an object; write one hit per line"),
+        (['{"name": "a"}'], 'line 1: it has neither "id" nor "path"; write one hit per line'),
+        (['{"id": ""}'], 'line 1: it has neither "id" nor "path"'),
         (['{"id": 1.5}'], "line 1: 'id' is 1.5, expected a text or an integer"),
         (['{"id": true}'], "'id' is true, expected"),
         (['{"path": 3}'], "'path' is 3, expected a text"),

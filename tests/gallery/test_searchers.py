@@ -93,6 +93,13 @@ def test_fewer_hits_are_found_than_asked_for(indexed, tmp_path):
     assert hits[1][0].id == 1
 
 
+def test_a_search_that_finds_nothing_is_a_warning(indexed, tmp_path, caplog):
+    gallery, samples, net = indexed
+    path = write_faiss(tmp_path / "own.index", stored(gallery)[0][:0], faiss.METRIC_L2)
+    assert gallery.search([samples.image(0)], searcher=FaissSearcher(path, metric=net.metric), ids=["q.png"])[0] == []
+    assert caplog.messages == ["the search engine found nothing for q.png; check that it has images"]
+
+
 def test_damaged_indexes_of_faiss_are_one_clear_error_or_harmless(tmp_path):
     """Truncate an index, and flip bits of its header: FAISS has no checksums, so some are not noticed."""
     rng = np.random.default_rng(0)
@@ -124,6 +131,8 @@ def test_damaged_indexes_of_faiss_are_one_clear_error_or_harmless(tmp_path):
         (lambda folder: f"{folder / 'own.index'},ids={folder / 'two.txt'}", r"number \d+, .*two.txt has 2 ids"),
         (lambda folder: f"{folder / 'own.index'},ids={folder / 'no.csv'}", "no column 'id' or 'path'"),
         (lambda folder: f"{folder / 'own.index'},ids={folder / 'objects.npy'}", "cannot read ids from .*objects.npy"),
+        (lambda folder: f"{folder / 'own.index'},ids={folder / 'empty.npy'}", "cannot read ids from .*empty.npy"),
+        (lambda folder: f"{folder / 'own.index'},ids={folder / 'zip.npy'}", "cannot read ids from .*zip.npy"),
         (
             lambda folder: f"{folder / 'own.index'},ids={folder / 'floats.npy'}",
             "of float64, expected texts or integers",
@@ -142,6 +151,8 @@ def test_what_faiss_cannot_search_is_named(tmp_path, change, message):
     (tmp_path / "no.csv").write_text("name\nb\n")
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     np.save(tmp_path / "floats.npy", np.zeros(9))
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04")
     with pytest.raises(DataError, match=message):
         find(open_searcher(f"faiss:{change(tmp_path)}", "cosine"), embeddings, TOP)
 

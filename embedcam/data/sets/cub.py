@@ -13,8 +13,9 @@ from ...errors import DataError
 from ...utils.names import expand_user
 from ..catalog import DATASETS, Dataset
 from ..keypoints import Keypoints
-from ..samples import FileSamples, find_masks, read_lines
+from ..samples import FileSamples, find_masks
 from ..splits import check_split, rows_of
+from ..texts import read_lines
 
 PROTOCOLS = ("standard", "metric")
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ...errors import DataError
 from ...utils.names import expand_user, normal_name
 from ..catalog import DATASETS, Dataset
-from ..samples import FileSamples, find_masks, read_lines
+from ..samples import FileSamples, find_masks
 from ..splits import check_split, rows_of, training_part
+from ..texts import read_lines
 from ..tree import Tree, describe, find_pictures
 
 logger = logging.getLogger("embedcam")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,8 @@ from ...errors import DataError
 from ...utils.names import expand_user
 from ..catalog import DATASETS, Dataset
 from ..lists import QUERY_SPLITS, Entry, listed
-from ..samples import FileSamples, read_lines
+from ..samples import FileSamples
+from ..texts import read_table
 
 _SPLITS = {"train": "train", "test": "test", "validation": "test", "val": "test"}
 _TRUE, _FALSE = ("true", "1", "1.0"), ("false", "0", "0.0", "", "none", "nan")
@@ -43,37 +43,25 @@ def table(path: str | Path, split: str = "train") -> FileSamples:
         open-metric-learning, github.com/OML-Team/open-metric-learning, for the columns.
     """
     file = expand_user(path)
-    reader = csv.DictReader(read_lines(file))
-    columns = {*(reader.fieldnames or ())}
+    columns, rows = read_table(file)
     for column in ("path", "label", "split"):
         if column not in columns:
             raise DataError(f"{file} has no column {column}; expected a CSV file with path,label,split")
-    if columns.issuperset(_GROUPS):
+    if {*_GROUPS} <= {*columns}:
         raise DataError(f"{file} has the columns camera and sequence; keep the one whose pictures are no hits")
-    rows = _rows(file, reader, len(columns))
+    for number, row in enumerate(rows, start=2):
+        for column in ("path", "label", *_GROUPS):
+            if not row.get(column, "given"):
+                raise DataError(f"{file}, row {number}: {column} is empty; fill it in")
     # Absolute paths start from the root of the file system.
     anchors = {Path(row["path"]).anchor for row in rows}
     if len(anchors) > 1:
         raise DataError(f"{file} has absolute and relative paths; write all of them in one way")
     images = file.parent.joinpath(*anchors)
     entries = [_entry(row, file, number) for number, row in enumerate(rows, start=2)]
-    boxed = columns.issuperset(_BOX)
+    boxed = {*_BOX} <= {*columns}
     boxes = np.array([_box(row, file, number) for number, row in enumerate(rows, start=2)]) if boxed else None
     return listed(file, images, entries, split, boxes=boxes)
-
-
-def _rows(file: Path, reader: csv.DictReader[str], columns: int) -> list[dict[str, str]]:
-    try:
-        rows = list(reader)
-    except csv.Error as error:
-        raise DataError(f"{file} is not a readable CSV file: {error}; save it again") from error
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise DataError(f"{file}, row {number}: expected {columns} values; quote values that contain a comma")
-        for column in ("path", "label", *_GROUPS):
-            if not row.get(column, "given"):
-                raise DataError(f"{file}, row {number}: {column} is empty; fill it in")
-    return rows
 
 
 def _entry(row: Mapping[str, str], file: Path, number: int) -> Entry:

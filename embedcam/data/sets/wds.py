@@ -22,9 +22,10 @@ from ...utils.names import expand_user, normal_name
 from ...utils.progress import track
 from ..catalog import DATASETS, Dataset
 from ..images import EXTENSIONS, MASK_THRESHOLD, image_size, read_image, read_mask
-from ..samples import FirstWarning, encoding
+from ..samples import FirstWarning
 from ..splits import check_split, rows_of, training_part
 from ..tar import Member, members, read
+from ..texts import encoding
 
 logger = logging.getLogger("embedcam")
 

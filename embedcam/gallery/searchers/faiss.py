@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.items import PATH_KEYS
-from ...data.samples import read_lines
+from ...data.texts import read_lines, read_table
 from ...errors import DataError
 from ..searching import SEARCHERS, Engine, asking, choose, library, parse, require_measure, similarities
 
@@ -90,13 +90,12 @@ def _read_ids(file: Path) -> Sequence[str | int]:
                 raise DataError(f"{file} has shape {array.shape} of {array.dtype}, expected texts or integers (N,)")
             names: list[str | int] = array.tolist()
             return names
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"cannot read ids from {file}: {error}; give an array without Python objects") from error
-    lines = read_lines(file)
     if file.suffix.lower() != ".csv":
-        return lines
-    table = list(csv.DictReader(lines))
-    column = next((key for key in ("id", *PATH_KEYS) if table and key in table[0]), None)
+        return read_lines(file)
+    columns, table = read_table(file)
+    column = next((key for key in ("id", *PATH_KEYS) if key in columns), None)
     if column is None:
         raise DataError(f"{file} has no column 'id' or 'path'; name the column of the ids in its first line")
     return [row[column] for row in table]
