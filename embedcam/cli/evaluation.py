@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from . import printing
-from .networks import NetworkChoice, takes_network
+from .networks import NetworkChoice, file_of, takes_network
 from .options import (
     BatchSizeOption,
     DataOption,
@@ -160,7 +160,8 @@ def evaluate(
         if parts:
             keypoints_of(test)  # raises now, not after the long pass
         for file in outputs:
-            require_writable(file, [*input_files(test), *(input_files(gallery) if gallery is not None else ())])
+            read = [*input_files(test), *(input_files(gallery) if gallery is not None else ())]
+            require_writable(file, [file_of(network), *read])
         kept: dict[str, Any] = {"work": work, "resume": resume}
         chosen: dict[str, Any] = {"compare": compare, "grid": grid, "explain_size": explain_size}
         result = run(network, database, test, gallery, **chosen, **kept, **reading)

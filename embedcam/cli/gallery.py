@@ -148,7 +148,8 @@ def match(
     if searcher is not None and hits is not None:
         raise typer.BadParameter("give --searcher or --hits, not both")
     samples = find_files(queries, out)
-    require_writable(out / "matches.jsonl", [*samples.files, *net.files, index, hits])
+    for name in ("matches.jsonl", "matches.html"):
+        require_writable(out / name, [*samples.files, *net.files, index, hits])
     with net.with_gallery(index, device) as gallery:
         search = _search(gallery, samples, top, searcher, hits)
 

@@ -152,7 +152,7 @@ class NetworkChoice:
         if self.net is not None:
             return self.load(device)
         if self != NetworkChoice(check=self.check):
-            raise typer.BadParameter("the options of a network need --net; without it, the database's own is used")
+            raise typer.BadParameter("the options of a network need --net; without it, the recorded network is used")
         net: Network = made.load(folder)
         return net.to(console.device(device))
 
@@ -202,6 +202,18 @@ def require_explainer(net: NetworkChoice, db: Path | None, onnx: Path | None) ->
     """
     if (db is None) == (onnx is None) or (onnx is not None and net != NetworkChoice()):
         raise typer.BadParameter("give --db, with --net if it does not record its network, or --onnx alone")
+
+
+def file_of(net: Network) -> str:
+    """Return the file that a network was loaded from, which no output may replace.
+
+    Args:
+        net: The network, perhaps one that a file records.
+
+    Returns:
+        Its path; empty if there is none.
+    """
+    return "" if net.source is None else net.source.file
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

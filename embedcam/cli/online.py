@@ -10,7 +10,7 @@ import typer
 
 from ..errors import EmbedcamError
 from . import completion, console, printing
-from .networks import NetworkChoice, require_explainer, takes_network
+from .networks import NetworkChoice, file_of, require_explainer, takes_network
 from .options import (
     SPEC,
     DbOption,
@@ -63,7 +63,9 @@ def export(
     if int8 != (data is not None):
         raise typer.BadParameter("--int8 and --data SPEC need each other: quantisation is calibrated on images")
     require_writable(out, [*net.files, db])
-    explainer = Explainer(*net.with_database(db, "cpu"), preset=preset, explain_size=explain_size)
+    network, database = net.with_database(db, "cpu")
+    require_writable(out, [file_of(network)])
+    explainer = Explainer(network, database, preset=preset, explain_size=explain_size)
     with temporary_folder() if int8 else contextlib.nullcontext(Path()) as folder:
         exact = folder / "explainer.onnx" if int8 else out
         report = write(explainer, exact, heatmap=heatmap, uint8_input=uint8_input, dynamic=dynamic)
@@ -233,7 +235,7 @@ def serve(
             explainer = Explainer(network, database)
             gallery = None if index is None else Gallery.open(index, network)
         elif index is not None:
-            refuse_unused(context, "without --db", "data")
+            refuse_unused(context, "without --db", "data", "check")
             gallery = net.with_gallery(index, device)
             network = gallery.net
         on_cpu = network.device.type == "cpu"

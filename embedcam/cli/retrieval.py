@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from . import printing
-from .networks import NetworkChoice
+from .networks import NetworkChoice, file_of
 
 if TYPE_CHECKING:
     from ..evaluate.ranking import Side
@@ -78,6 +78,8 @@ def evaluate_retrieval(net: NetworkChoice, options: RetrievalOptions) -> None:
         _report(found.result(), options)
         return
     with net.with_gallery(index, options.device) as gallery:
+        if json_file is not None:
+            require_writable(json_file, [file_of(gallery.net)])
         everything = load_all(data, mask_threshold=options.mask_threshold)
         references = side_of_index(index, everything)
         found = search(gallery.net, queries, references, **options.reading)

@@ -73,7 +73,7 @@ def search(net: Network, queries: Samples, references: Samples | Side | None, **
         The search.
 
     Raises:
-        DataError: If labels are missing, or an image cannot be used.
+        DataError: If labels are missing, no query has a right reference, or an image cannot be used.
     """
     ours, rows = _side(net, queries, "queries", **reading)
     theirs = (
@@ -81,7 +81,14 @@ def search(net: Network, queries: Samples, references: Samples | Side | None, **
         if references is None or isinstance(references, Side)
         else _side(net, references, "gallery", **reading)[0]
     )
-    return Search(queries.subset(rows), ours, rank(ours, theirs), len(queries) - len(rows))
+    ranking = rank(ours, theirs)
+    if not ranking.first.any():
+        camera = " by another camera" if ranking.cameras else ""
+        raise DataError(
+            f"none of the {len(rows)} queries has an image of its label{camera} among the {ranking.searched} that are "
+            "searched; search images of the same classes"
+        )
+    return Search(queries.subset(rows), ours, ranking, len(queries) - len(rows))
 
 
 def _side(net: Network, samples: Samples, what: str, **reading: Any) -> tuple[Side, Any]:

@@ -110,7 +110,10 @@ class Gallery(StoredImages):
             return self.explain_hits(
                 queries, [[Hit(row) for row in own] for own in self.nearest(embeddings, top)[0].tolist()]
             )
-        matches = self.explain_hits(queries, find(searcher, embeddings, top))
+        hits = find(searcher, embeddings, top)
+        if empty := [query.id for query, own in zip(queries, hits, strict=True) if not own]:
+            logger.warning("the search engine found nothing for %s; check that it has images", ", ".join(empty))
+        matches = self.explain_hits(queries, hits)
         self._compare_scores(matches)
         return matches
 
@@ -141,7 +144,7 @@ class Gallery(StoredImages):
         found |= {hit: self._seen(hit) for hit in rows if hit not in stored}
         if missing := [hit for hit, item in found.items() if item is None]:
             more = f" and {len(missing) - 1} more hits are" if len(missing) > 1 else " is"
-            logger.warning("%s%s not explained: not in %s, and no picture to read", missing[0], more, self.path)
+            logger.warning("%.200s%s not explained: not in %s, and no picture to read", missing[0], more, self.path)
         explained, left_out = [], []
         for query, own in zip(queries, hits, strict=True):
             items = [(rank, hit, found[hit]) for rank, hit in enumerate(own, 1)]
@@ -158,8 +161,10 @@ class Gallery(StoredImages):
     def _seen(self, hit: Hit) -> Item | None:
         """Run the network on the picture of a hit that is not in the index."""
         path = _path(hit)
+        if not Path(path).is_file():  # such as a pipe, which would be waited for
+            return None
         try:
-            return replace(self.see([read_image(Path(path))], [str(hit)])[0], path=path) if path else None
+            return replace(self.see([read_image(Path(path))], [str(hit)])[0], path=path)
         except DataError:
             return None
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._version import __version__
-from ..data.samples import Samples, fingerprint
+from ..data.samples import Samples, fingerprint, input_files
 from ..database.neighbors import searchable
 from ..database.record import NetworkRecord
 from ..errors import DatabaseError, DataError
@@ -25,6 +25,7 @@ from ..nets.network import Network
 from ..utils import shards as sharding
 from ..utils.clock import now
 from ..utils.distributed import Group
+from ..utils.files import require_writable
 from ..utils.progress import counting
 from ..utils.resume import SavedParts, work_folder
 from ..utils.shards import Shards
@@ -76,7 +77,7 @@ def index(
         NetworkError: If the network has no cell embeddings.
         DatabaseError: If `like` or the index that images are appended to is one of another network.
         DataError: If an embedding is not finite, an appended image is already in the index, or options contradict.
-        OutputError: If the file cannot be written.
+        OutputError: If the file cannot be written, or would replace one that is read.
     """
     net.require_decomposable()
     out, group = Path(out), group or Group()
@@ -84,6 +85,7 @@ def index(
     record = GalleryRecord(NetworkRecord.of(net), stride, net.map_size, now())
     if append + (like is not None) + (not descriptors) > 1:
         raise DataError("an appended index keeps its kind of descriptors; give one of append, like and no descriptors")
+    require_writable(out, [*input_files(samples), like])
     if append:
         record = _as_in(out, record, net)
         _require_new(samples, out)

@@ -82,13 +82,13 @@ def load_recorded(source: NetworkSource | None, folder: Path, **options: Any) ->
     """
     if source is None:
         raise NetworkError(
-            "the database does not record where its network came from; name it with --net, or pass it in Python"
+            "the file does not record where its network came from; name it with --net, or pass it in Python"
         )
     prefix, _, argument = source.spec.partition(":")
     family = NETWORKS[prefix] if argument and prefix in NETWORKS else None
     if family is not None and not family.safe:
         raise NetworkError(
-            f"the database was built with {source.spec}, which runs code and is not loaded without being asked for; "
+            f"the recorded network is {source.spec}, which runs code and is not loaded without being asked for; "
             "name it with --net"
         )
     source = source.found(folder)
@@ -101,7 +101,7 @@ def load_recorded(source: NetworkSource | None, folder: Path, **options: Any) ->
 def _embedding_net(path: Path, options: NetworkOptions) -> Network:
     from .embedding import EmbeddingNet
 
-    options.refuse("weights", "output", "metric", "input_size", reason=f"they are stored in {path}")
+    options.refuse("weights", "output", "metric", "input_size", reason=f"{path} has its own")
     net = EmbeddingNet.load(path)
     if options.layer is not None:
         net.layer = options.layer

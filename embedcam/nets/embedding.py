@@ -151,8 +151,8 @@ class EmbeddingNet(Network):
         config = _read_config(path)
         if config is None:
             raise NetworkError(
-                f"{path} is a plain state dict, not a network of embedcam; "
-                f"make one with `embedcam train --weights {path}`"
+                f"{path} is not a network of embedcam; if it is a plain state dict, "
+                f"make a network with `embedcam train --weights {path}`"
             )
         try:
             _require_plausible(path, config)

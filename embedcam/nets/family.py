@@ -45,7 +45,8 @@ class NetworkOptions:
         """
         given = [name for name in names if asdict(self)[name] is not None]
         if given:
-            raise NetworkError(f"{', '.join(given)} cannot be chosen: {reason}")
+            which = "it" if len(given) == 1 else "them"
+            raise NetworkError(f"{', '.join(given)} cannot be chosen: {reason}; leave {which} out")
 
 
 @dataclass(frozen=True)

@@ -98,12 +98,12 @@ class NetworkSource:
         places = [Path(self.file), folder / Path(self.file).name]
         there = [path for path in places if path.is_file()]
         if not there:
-            raise NetworkError(f"the database was built with {self.file}, which is gone; say where it is with --net")
+            raise NetworkError(f"the recorded network {self.file} is gone; say where it is with --net")
         for path in there:
             if _sha256(path) == self.file_sha256:
                 return self._at(str(path))
         raise NetworkError(
-            f"{there[0]} has changed since the database was built with it; build it again, or choose another with --net"
+            f"the recorded network {there[0]} has changed; restore it, or build or index again with this one"
         )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import MissingDependencyError
-from ..utils.files import write_bytes
+from ..utils.files import write_text
 from .checks import check_picture
 
 # Pixels of the longer side, twice the size on the page, for high-density screens.
@@ -207,9 +207,7 @@ def write_page(path: str | Path, template: str, **content: Any) -> None:
         lstrip_blocks=True,
     )
     environment.filters.update(thumbnail=_thumbnail, picture=_picture, number=_number)
-    page = environment.get_template(template).render(**content)
-    # File names that are not UTF-8 hold lone surrogates in Python, which cannot be encoded.
-    write_bytes(path, page.encode("utf-8", errors="replace"))
+    write_text(path, environment.get_template(template).render(**content))
 
 
 def _ranked(cluster: ClusterCard) -> dict[str, Any]:

@@ -75,12 +75,12 @@ def write_text(path: str | Path, text: str) -> None:
 
     Args:
         path: Path of the file.
-        text: Content.
+        text: Content. Lone surrogates, which file names have in Python that are not UTF-8, are replaced.
 
     Raises:
         OutputError: If the file cannot be written.
     """
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="replace"))
 
 
 def require_writable(path: str | Path, inputs: Iterable[str | Path | None] = ()) -> None:

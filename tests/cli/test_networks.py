@@ -67,7 +67,7 @@ def test_a_wrapped_network_is_built_explained_evaluated_and_exported(embedcam, f
 def test_weights_go_with_a_name_alone(embedcam, folder, trained):
     database = ("--db", trained / "weights.h5")
     said = embedcam("explain", "--net", trained / "net.safetensors", *database, "--weights", "x.pth", folder, code=1)
-    assert "weights cannot be chosen: they are stored in" in said
+    assert "weights cannot be chosen:" in said and "has its own; leave it out" in said
     said = embedcam("explain", "--net", "python:users:make", *database, "--weights", "x.pth", folder, code=1)
     assert "no weights file x.pth" in said
     said = embedcam("explain", "--onnx", "explainer.onnx", "--weights", "x.pth", folder, code=2)
@@ -99,6 +99,13 @@ def test_a_database_finds_its_network_again(embedcam, folder, trained, tmp_path)
     assert "net.safetensors" in embedcam("inspect", "weights.h5")
     embedcam("explain", "--db", "weights.h5", image)
     embedcam("evaluate", "--db", "weights.h5", *data)
+    embedcam("index", "--net", "net.safetensors", *data, "--out", "gallery.h5")
+    for command in (
+        ("evaluate", "--db", "weights.h5", *data, "--json", "net.safetensors"),
+        ("evaluate", "--index", "gallery.h5", *data, "--json", "net.safetensors"),
+        ("export", "--db", "weights.h5", "--out", "net.safetensors"),
+    ):
+        assert "it would replace" in embedcam(*command, code=1)
     said = embedcam("explain", "--db", "weights.h5", "--layer", "features.5", image, code=2)
     assert "the options of a network need --net" in said
 
@@ -110,17 +117,20 @@ def test_a_database_finds_its_network_again(embedcam, folder, trained, tmp_path)
     other = (moved / "net.safetensors").read_bytes()
     (moved / "net.safetensors").write_bytes(other + b" ")
     said = embedcam("explain", "--db", moved / "weights.h5", image, code=1)
-    assert "net.safetensors has changed since the database was built with it" in said
+    assert "net.safetensors has changed; restore it, or build or index again with this one" in said
     (moved / "net.safetensors").unlink()
     said = embedcam("explain", "--db", moved / "weights.h5", image, code=1)
-    assert "net.safetensors, which is gone; say where it is with --net" in said
+    assert "net.safetensors is gone; say where it is with --net" in said
 
 
 def test_a_network_that_runs_code_is_not_loaded_without_being_named(embedcam, folder):
     data = ("--data", f"folder:{folder}")
     embedcam("build", "--net", "python:users:wrapped", *data, "--clusters", 4, "--top-k", 8, "--out", "weights.h5")
     said = embedcam("explain", "--db", "weights.h5", folder, code=1)
-    assert "built with python:users:wrapped, which runs code and is not loaded without being asked for" in said
+    assert (
+        "the recorded network is python:users:wrapped, which runs code and is not loaded without being asked for"
+        in said
+    )
 
 
 def test_names_of_networks_keep_their_options_in_the_database(embedcam, folder, tmp_path):

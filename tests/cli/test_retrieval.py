@@ -79,6 +79,16 @@ def test_training_classes_that_are_others_are_not_searched(run, persons, folder)
     assert "12 queries, 12 images searched" in run(*command, f"market1501:{root}@test")[1]
 
 
+def test_queries_without_any_right_image_are_named(run, persons, folder, tmp_path):
+    root, net = persons
+    index(net, load(f"market1501:{root}@gallery"), tmp_path / "gallery.h5")
+    code, _, err = run(
+        "evaluate", "--index", tmp_path / "gallery.h5", "--net", root / "net.safetensors", "--data", f"folder:{folder}"
+    )
+    assert code == 1
+    assert "none of the 12 queries has an image of its label among the 8 that are searched" in err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -560,6 +560,7 @@ def test_an_option_without_effect_is_refused(run, arguments, said):
         (["serve", "--onnx", "x.onnx", "--data", "digits"], "--data has no effect on an ONNX file"),
         (["serve", "--onnx", "x.onnx", "--index", "g.h5"], "--index has no effect on an ONNX file"),
         (["serve", "--index", "g.h5", "--data", "digits"], "--data has no effect without --db"),
+        (["serve", "--index", "g.h5", "--no-check"], "--check has no effect without --db"),
         (["serve", "--net", "n.safetensors"], "give --db, --index or both"),
         (["explain", "x.jpg", "--onnx", "x.onnx", "--device", "auto"], "--device has no effect on an ONNX file"),
         (["inspect", "weights.h5", "--verify", "--top", "3"], "--top has no effect with --verify"),

@@ -2,7 +2,9 @@
 
 import functools
 import json
+import os
 import shutil
+import sys
 
 import faiss
 import pytest
@@ -155,6 +157,31 @@ def test_a_merged_index_does_not_replace_what_it_reads(run, index):
     code, _, error = run("index", "--merge", index, "--out", index)
     assert code == 1
     assert "it would replace" in error
+
+
+def test_an_index_does_not_replace_what_it_is_made_from(run, trained, folder, index, tmp_path):
+    data = shutil.copytree(folder, tmp_path / "pictures")
+    command = ("index", "--net", trained / "net.safetensors", "--data", f"folder:{data}")
+    for options in (("--out", load(f"folder:{data}").files[0]), ("--like", index, "--out", index)):
+        code, _, error = run(*command, *options)
+        assert code == 1
+        assert "it would replace" in error
+
+
+def test_a_report_does_not_replace_the_index(run, trained, folder, index):
+    query, page = load(f"folder:{folder}@all").files[0], index.rename(index.parent / "matches.html")
+    code, _, error = run("match", query, "--index", page, "--out", page.parent)
+    assert code == 1
+    assert "it would replace" in error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, file names are Unicode")
+def test_a_query_may_have_a_name_that_is_not_utf8(run, folder, index, tmp_path):
+    query = tmp_path / os.fsdecode(b"b\xff.png")
+    shutil.copy(load(f"folder:{folder}@all").files[0], query)
+    code, _, error = run("match", query, "--index", index, "--top", 1, "--out", tmp_path / "match")
+    assert code == 0, error
+    assert "b?.png" in (tmp_path / "match/matches.html").read_text()
 
 
 def test_a_weight_database_is_no_index(run, trained, folder, tmp_path):
