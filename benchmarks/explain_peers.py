@@ -220,7 +220,11 @@ def with_backprop(net: embedcam.EmbeddingNet) -> dict[str, Method]:
     ours, for_torchcam, for_captum, for_grad_cam = (copy.deepcopy(net) for _ in range(4))
     extractor = torchcam.methods.GradCAM(for_torchcam, for_torchcam.feature_layer)
     attribution = captum.attr.LayerGradCam(lambda images: for_captum(images) @ proxy, for_captum.feature_layer)
-    grad_cam = pytorch_grad_cam.GradCAM(for_grad_cam, [for_grad_cam.feature_layer])
+    grad_cam = pytorch_grad_cam.GradCAM(
+        for_grad_cam,
+        [for_grad_cam.feature_layer],
+        reshape_transform=lambda output: net.reading().maps(output, net.preprocess.input_size),
+    )
     return {
         "embedcam, Grad-CAM": partial(GradCAM(ours), target=Proxy(proxy)),
         "torchcam": lambda images: extractor(0, for_torchcam(images) @ proxy[:, None]),

@@ -62,19 +62,25 @@ class Table(NamedTuple):
 
 _TINY = "--backbone tiny --image-size 32"
 TABLES = {
-    "localization": Table("localization.py", 9, "--run {net} {db} {data} --grid 100 --brief", None),
+    "localization": Table("localization.py", 8, "--run {net} {db} {data} --grid 100 --brief", None),
     "class-tokens": Table("class_tokens.py", 3, "--weights {vit} --data {data}", None),
     "mobilenet-v2": Table(
         "explain_peers.py",
-        8,
+        6,
         "--backbones mobilenet_v2 --weights {weights} --rounds 24 --compile",
         "--backbones tiny --image-size 32 --batches 1 --rounds 2",
     ),
     "resnet50": Table(
         "explain_peers.py",
-        6,
+        5,
         "--backbones resnet50 --rounds 12",
         "--backbones tiny --image-size 32 --batches 2 --rounds 2",
+    ),
+    "vit": Table(
+        "explain_peers.py",
+        5,
+        "--backbones timm:vit_small_patch14_dinov2 --rounds 10",
+        "--backbones tiny --image-size 32 --batches 1 --rounds 2",
     ),
     "build": Table(
         "build_throughput.py",
@@ -94,7 +100,7 @@ TABLES = {
     "lookup": Table(
         "lookup.py", 3, "--rounds 30 --data classes", "--sizes 500 --classes 20 --queries 30 --rounds 2 --data classes"
     ),
-    "memory": Table("memory.py", 6, "", "--sizes 400 --works Explainer --explanations 3"),
+    "memory": Table("memory.py", 5, "", "--sizes 400 --works Explainer --explanations 3"),
     "video": Table("video.py", 2, "", "--sizes 32 --frame 80 60 --frames 4 --rounds 2"),
     "serve": Table(
         "serve.py", 6, "--net {net} --db {db} --onnx {onnx} --rounds 1", "--clients 1 4 --requests 8 --rounds 1"

@@ -14,7 +14,7 @@ import embedcam
 from embedcam.builder.build import build_database
 from embedcam.data.preprocess import Preprocess
 from embedcam.errors import DatabaseError, DataError, NetworkError
-from embedcam.explain.explanation import Outputs
+from embedcam.explain.explanation import Explanation, Outputs
 from embedcam.explain.module import ExplainerModule
 from embedcam.nets import DenseNet
 from embedcam.nets.network import Network
@@ -129,6 +129,16 @@ def test_a_file_that_explains_otherwise_is_refused_and_not_left_behind(spread, t
     ):
         export(embedcam.Explainer(*spread), tmp_path / "e.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_clusters_at_the_same_distance_either_is_accepted():
+    def found(clusters, distances):
+        numbers = np.array(distances, np.float32)
+        return Explanation(*np.zeros((2, 4, 1, 1)), [], clusters=np.array(clusters), distances=numbers)
+
+    ours = found([3, 3, 3, 3], [0.5, 0.5, 1e-7, 400])
+    assert export_module._elsewhere(ours, found([3, 7, 7, 7], [0.6, 0.500001, 2e-7, 400.001])) == 0
+    assert export_module._elsewhere(ours, found([3, 7, 7, 7], [0.5, 0.5001, 1e-4, 401])) == 3
 
 
 def _brighter(module, images):
