@@ -134,10 +134,17 @@ def run(command: Callable[..., Any], *, debug: bool) -> int:
         code = _INTERRUPTED
     except Exception as error:
         usage = getattr(error, "show", None)  # click's usage errors have such a method
-        if usage is None:
+        if usage is not None:
+            usage()
+            return int(getattr(error, "exit_code", 2))
+        if debug or not _is_out_of_memory(error):
             raise
-        usage()
-        return int(getattr(error, "exit_code", 2))
+        print(
+            f"embedcam: not enough memory: {str(error).splitlines()[0]}; use smaller images or batches, or another "
+            "--device",
+            file=sys.stderr,
+        )
+        return 1
     finally:
         leave()
     if code == _INTERRUPTED:  # some versions of typer return this code on Ctrl-C
@@ -148,6 +155,13 @@ def run(command: Callable[..., Any], *, debug: bool) -> int:
     return code or (0 if unprinted is None else streams.BROKEN_PIPE)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch raises a RuntimeError on a CPU, and a kind of it on a GPU.
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    )
+
+
 def _verb() -> str:
     return next((word for word in sys.argv[1:] if not word.startswith("-")), "")
 
@@ -155,7 +169,7 @@ def _verb() -> str:
 def _print_interrupted() -> None:
     # `evaluate` stores finished scores beside its JSON file, if it writes one.
     stores_scores = _verb() == "evaluate" and any(word.partition("=")[0] == "--json" for word in sys.argv)
-    resumable = _verb() in ("train", "build", "explain") or stores_scores
+    resumable = _verb() in ("train", "build", "index", "explain") or stores_scores
     hint = "finished work is kept: continue with --resume" if resumable else "no incomplete file was left"
     line_break = "\n" if sys.stderr.isatty() else ""  # after the ^C that the terminal shows
     print(f"{line_break}embedcam: interrupted; {hint}", file=sys.stderr)

@@ -219,6 +219,6 @@ def file_of(net: Network) -> str:
 def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    if not (sides := re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text)):
+    if not (sides := re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text)):
         raise typer.BadParameter(f"--input-size must be like 224 or 256x128 (height x width), got {text!r}")
     return int(sides[1]), int(sides[2] or sides[1])

@@ -25,7 +25,9 @@ _IMAGES = 32
 _WHITENING = 0.25
 
 
-def fit(net: Network, samples: Samples, geometry: Geometry, *, workers: int = 2) -> DescriptorSpace:
+def fit(
+    net: Network, samples: Samples, geometry: Geometry, *, workers: int = 2, strict: bool = False
+) -> DescriptorSpace:
     """Compute the space of the descriptors of a network from some images.
 
     The feature maps of the feature layer and of a finer layer, if there is one, have their channels' means subtracted;
@@ -36,12 +38,13 @@ def fit(net: Network, samples: Samples, geometry: Geometry, *, workers: int = 2)
         samples: Images, of which 32 are used.
         geometry: Where the cells of the feature layer lie.
         workers: Threads that read images ahead.
+        strict: Raise on an unreadable image.
 
     Returns:
         The space.
 
     Raises:
-        DataError: If none of the images can be read, or the feature maps are not finite.
+        DataError: If none of the images can be read, or with `strict` one cannot, or the feature maps are not finite.
 
     Source:
         Hariharan et al. 2015, Hypercolumns for Object Segmentation and Fine-grained Localization (arXiv 1411.5752).
@@ -52,7 +55,7 @@ def fit(net: Network, samples: Samples, geometry: Geometry, *, workers: int = 2)
         finer = layers.path(net.body, finer)
         onto = receptive_field.geometry(net.body, finer, size, net.reading(finer))
     some = samples.subset(np.unique(np.linspace(0, len(samples) - 1, _IMAGES).astype(int)))
-    batches = tensor_batches(net, some, 8, "", workers=workers, count=lambda _: None)
+    batches = tensor_batches(net, some, 8, "", strict=strict, workers=workers, count=lambda _: None)
     with layers.evaluating(net), torch.inference_mode():
         seen = [_layers(net.activations(images, finer)) for _, images in batches]
     if not seen:

@@ -103,7 +103,7 @@ def index(
         }
         parts = SavedParts(work, run, resume=resume, group=group)
         if descriptors and not append and like is None:
-            record = replace(record, space=_fitted(net, record, samples, parts, workers, group))
+            record = replace(record, space=_fitted(net, record, samples, parts, workers, strict, group))
         shards = Shards(parts, "cells", len(samples), group)
         unfinished = shards.unfinished()
         with counting("indexing", sum(len(shards.images(number)) for number in unfinished)) as count:
@@ -136,11 +136,11 @@ def quantise(cells: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fitted(
-    net: Network, record: GalleryRecord, samples: Samples, parts: SavedParts, workers: int, group: Group
+    net: Network, record: GalleryRecord, samples: Samples, parts: SavedParts, workers: int, strict: bool, group: Group
 ) -> DescriptorSpace:
     """Compute the space of the descriptors, in one process for all."""
     if group.main and "space" not in parts:
-        space = fit(net, samples, record.geometry, workers=workers)
+        space = fit(net, samples, record.geometry, workers=workers, strict=strict)
         places = np.array([space.geometry.cell_stride, space.geometry.first_cell_center, space.cells])
         parts.write("space", layer=np.array(space.layer), places=places, mean=space.mean, projection=space.projection)
     group.wait()

@@ -34,7 +34,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise types of their own for damaged files
-        reason = " ".join(str(error).splitlines()[0].split()) if str(error) else type(error).__name__
+        # Of torch the first sentence: others advise to unpickle.
+        reason = " ".join((str(error) or type(error).__name__).splitlines()[0].partition(". ")[0].split())
         raise NetworkError(
             f"cannot read weights from {path}: {reason}; it must hold tensors alone, since pickled objects are not "
             "read: write it again with safetensors.torch.save_file(model.state_dict(), FILE)"

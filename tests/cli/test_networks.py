@@ -89,7 +89,8 @@ def test_a_networks_options_are_the_same_on_every_verb(embedcam, folder, tmp_pat
     assert "48 x 32" in said
     assert "0.0.2" in said
     embedcam("explain", *net, "--db", "weights.h5", folder / "images" / "class0" / "00.png")
-    assert "--input-size must be like 224" in embedcam("build", *net[:-1], "48 x 32", *data, "--out", "w.h5", code=2)
+    for size in ("48 x 32", "0"):
+        assert "--input-size must be like 224" in embedcam("build", *net[:-1], size, *data, "--out", "w.h5", code=2)
 
 
 def test_a_database_finds_its_network_again(embedcam, folder, trained, tmp_path):

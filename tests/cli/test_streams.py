@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from embedcam import cli
 from embedcam.cli import console
@@ -88,6 +90,14 @@ def test_a_missing_temporary_folder_is_named_not_a_damaged_network(trained, fold
     (error,) = done.stderr.splitlines()
     assert "No usable temporary directory found" in error
     assert "set TMPDIR" in error or "TMPDIR is a folder that can be written" in error
+
+
+@pytest.mark.parametrize("allocate", [np.empty, torch.empty])
+def test_too_little_memory_is_one_line(allocate, capsys):
+    assert console.run(lambda standalone_mode: allocate(2**50), debug=False) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("embedcam: not enough memory: ")
+    assert error.endswith("use smaller images or batches, or another --device\n")
 
 
 def test_a_device_as_output_stays_a_device(evaluation):

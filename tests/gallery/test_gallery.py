@@ -1,5 +1,6 @@
 """An index finds what brute force finds, and its matches add up to the stored similarities."""
 
+import shutil
 import subprocess
 import sys
 
@@ -208,6 +209,17 @@ def test_an_interrupted_run_is_resumed(net, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(type(samples), "image", lambda self, number: seen.append(number) or original(self, number))
     assert index(net, samples, tmp_path / "gallery.h5", workers=0, resume=True) == len(samples)
     assert len(seen) == len(samples) - 8
+
+
+def test_an_unreadable_image_is_left_out_or_an_error(net, folder, tmp_path, caplog):
+    data = shutil.copytree(folder, tmp_path / "pictures")
+    samples = load(f"folder:{data}@all")
+    samples.files[0].write_text("no image")
+    with pytest.raises(DataError, match="not an image"):
+        index(net, samples, tmp_path / "gallery.h5", strict=True)
+    assert not caplog.messages
+    assert index(net, samples, tmp_path / "gallery.h5") == len(samples) - 1
+    assert "not an image" in caplog.messages[0]
 
 
 def test_denser_cells_are_indexed(net, folder, tmp_path):

@@ -140,6 +140,7 @@ def test_errors_of_the_users_function_are_passed_on(user_module):
         ("python:nowhere:make", "cannot be imported: No module named 'nowhere'"),
         ("python:users_networks:make", "has no attribute 'make'; write python:package.module:function"),
         ("python:users_networks", "cannot be imported"),
+        ("python:math:pi", "math:pi is float; name a function that returns a network"),
         ("python::make", "cannot be imported"),
         ("python:users_networks:text", "returns str; it must return a torch module or a wrapped network"),
     ],

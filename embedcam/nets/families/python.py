@@ -47,6 +47,8 @@ def load(path: str, options: NetworkOptions) -> Network:
             raise NetworkError(
                 f"network 'python:{path}' cannot be imported: {error}; write python:package.module:function"
             ) from error
+        if not callable(function):
+            raise NetworkError(f"{path} is {type(function).__name__}; name a function that returns a network")
         made = function()
     if isinstance(made, Network):
         options.refuse("weights", "output", "metric", "input_size", reason=f"{path} returns a wrapped network")
