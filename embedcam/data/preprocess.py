@@ -227,14 +227,16 @@ class Preprocess:
 
         Returns:
             float32 (B, 3, H, W), normalised; what was prepared as it was given.
+
+        Raises:
+            DataError: If an image is none of these.
         """
         if isinstance(images, Image.Image):
             images = [images]
         is_array = isinstance(images, np.ndarray)
         if hasattr(images, "is_floating_point") or (is_array and images.dtype != np.uint8):
             return images
-        pictures = [image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images]
-        prepared = [self(picture.convert("RGB")) for picture in pictures]
+        prepared = [self(_picture(image).convert("RGB")) for image in images]
         return np.stack(prepared) if prepared else np.empty((0, 3, *self.input_size), np.float32)
 
     @property
@@ -345,3 +347,11 @@ def usable(preprocess: Preprocess) -> Preprocess:
     if not all(map(math.isfinite, (*preprocess.mean, *preprocess.std))) or not min(preprocess.std) > 0:
         raise ValueError(f"mean {preprocess.mean} and std {preprocess.std} must be finite, and std positive")
     return preprocess
+
+
+def _picture(image: Any) -> Image.Image:
+    try:
+        return image if isinstance(image, Image.Image) else Image.fromarray(image)
+    except (AttributeError, TypeError, ValueError) as error:
+        kind = f"{type(image).__name__} {getattr(image, 'shape', '')}".strip()
+        raise DataError(f"expected a Pillow image or uint8 (H, W, 3), got {kind}; open files with Pillow") from error

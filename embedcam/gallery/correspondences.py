@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..errors import DataError
 from .items import Grid, Item, units
 
 # A peak is the mean of the cells up to so many from the best one, weighted by the softmax of their cosines at this
@@ -57,9 +58,15 @@ class Pair:
 
         Returns:
             float32 (n, 2), shares of the hit's input.
+
+        Raises:
+            DataError: If a place is not finite.
         """
         ours, theirs = self._grids
-        rows = self.query.rows_of(np.asarray(places, np.float32).reshape(-1, 2), ours)
+        shares = np.asarray(places, np.float32).reshape(-1, 2)
+        if not np.isfinite(shares).all():
+            raise DataError("a place is not finite; give y and x from 0 to 1")
+        rows = self.query.rows_of(shares, ours)
         return self.hit.shares(_peaks(_between(ours.vectors, rows), theirs.vectors), theirs.geometry)
 
     @cached_property

@@ -102,8 +102,11 @@ class Gallery(StoredImages):
 
         Raises:
             NetworkError: If the gallery was opened without a network, and the recorded one cannot be loaded.
-            DataError: If the images are none of these, an embedding is not finite, or the searcher cannot search.
+            DataError: If the images are none of these or not as many as `ids`, `top` is less than 1, an embedding is
+                not finite, or the searcher cannot search.
         """
+        if top < 1:
+            raise DataError(f"top is the number of hits, at least 1, got {top}")
         queries = self.see(images, ids)
         embeddings = np.stack([query.embedding for query in queries])
         if searcher is None:
@@ -205,6 +208,9 @@ class Gallery(StoredImages):
         batch = layers.as_images(net, torch.as_tensor(preprocess.batch(images)))
         if tuple(batch.shape[2:]) != preprocess.input_size:
             raise DataError(f"the index has images of {preprocess.input_size} pixels, got {tuple(batch.shape[2:])}")
+        names = [str(number) for number in range(len(batch))] if ids is None else ids
+        if not len(batch) or len(names) != len(batch):
+            raise DataError(f"got {len(batch)} images and {len(names)} ids; give at least one image, and its id")
         with layers.evaluating(net), torch.inference_mode():
             seen = net.activations(batch, None if space is None else space.layer or None)
             codes = None if space is None else describe(space, seen, self.record.geometry).cpu().numpy()
@@ -212,7 +218,6 @@ class Gallery(StoredImages):
             embeddings = seen.embeddings.float().cpu().numpy()
         if not searchable(embeddings).all():
             raise DataError("the embedding of a query is not finite; check the image")
-        names = [str(number) for number in range(len(batch))] if ids is None else ids
         grids = [None] * len(batch) if codes is None else [self._grid(each) for each in codes]
         return [
             Item(name, "", None, embedding, own, self.record.geometry, preprocess, grid)

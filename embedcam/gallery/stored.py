@@ -114,8 +114,13 @@ class StoredImages:
 
         Returns:
             What is stored of them.
+
+        Raises:
+            DataError: If there is no image of a number.
         """
         at, geometry = np.asarray(rows, np.int64), self.record.geometry
+        if ((at < 0) | (at >= len(self))).any():
+            raise DataError(f"{self.path} has images 0 to {len(self) - 1}, asked for {at.min()} to {at.max()}")
         embeddings, cells, scales, labels, *codes = (self._file.read(name, at) for name in self._file.arrays)
         cells = embeddings[:, None, None] + cells * scales[:, None, None, None]
         ids, paths = (self._file.texts(name, at) for name in TEXTS)

@@ -94,6 +94,23 @@ def test_evidence_is_the_contribution_that_rivals_do_not_claim(indexed):
     assert match.shared[1].raw.max() == pytest.approx(match.evidence("hit").max() * match.hit.cells[..., 0].size)
 
 
+def test_what_cannot_be_searched_or_explained_is_named(indexed):
+    gallery, samples, _ = indexed
+    picture, match = samples.image(0), gallery.explain_match(0, 1)
+    for call, message in (
+        (lambda: gallery.search([picture], top=0), "at least 1, got 0"),
+        (lambda: gallery.search([]), "got 0 images"),
+        (lambda: gallery.search([picture], ids=["a", "b"]), "got 1 images and 2 ids"),
+        (lambda: gallery.search(["a.png"]), r"expected a Pillow image or uint8 \(H, W, 3\), got str"),
+        (lambda: gallery.search([np.zeros((8, 8, 3))]), r"got ndarray \(8, 8, 3\)"),
+        (lambda: gallery.explain_match(0, len(gallery)), f"has images 0 to {len(gallery) - 1}"),
+        (lambda: gallery.items([-1]), "asked for -1 to -1"),
+        (lambda: match.transfer([(0.5, np.nan)]), "a place is not finite"),
+    ):
+        with pytest.raises(DataError, match=message):
+            call()
+
+
 def test_a_place_corresponds_to_itself(indexed):
     gallery, _, _ = indexed
     match = gallery.explain_match(3, 3)
