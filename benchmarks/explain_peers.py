@@ -1,7 +1,7 @@
 """Compare the time of explanations with the plain forward pass, and with grad-cam, torchcam and captum.
 
     pip install "embedcam[test]"
-    python benchmarks/explain_peers.py [--weights mobilenet_v2.safetensors] [--compile] [--json explain_peers.json]
+    python benchmarks/explain_peers.py [--weights mobilenet_v2.safetensors] [--compile] [--int8] [--json FILE]
 
 All methods explain the same images with the same network and feature layer; the default of embedcam also uses a finer
 layer. "embedcam, attached" is the plain forward pass in the channels-last format, with an explainer attached to it.
@@ -17,8 +17,8 @@ Images are float32 and contiguous. embedcam and grad-cam return heat maps at ima
 value per cell, which takes less time. Methods with backpropagation explain the similarity to a fixed vector.
 onnxruntime uses as many threads as torch, and a pause precedes every call.
 
-With random weights, int8 leaves many convolutions in float (their number is reported) and takes minutes to find them,
-so the result does not apply to trained networks.
+With random weights, int8 leaves many convolutions in float (their number is reported), so the result does not apply to
+trained networks.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from embedcam.gradient import GradCAM, Proxy
 from embedcam.onnx.export import OPSET, export
 from embedcam.onnx.quantise import QuantiseReport, quantise
 
-PRESETS = ("default", "fine", "paper")  # "fast" is the default at a smaller size
+PRESETS = ("default", "paper")  # "fast" is the default at a smaller size, "fine" two passes
 DIM, TRAINING, CALIBRATING = 128, 60, 16
 TORCH, CHANNELS_LAST = "torch forward", "torch forward, channels last"
 COMPILED, ONNX = "torch forward, channels last, compiled", "ONNX forward"
@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="also with torch.compile; takes minutes, and a C++ compiler"
     )
+    parser.add_argument("--int8", action="store_true", help="also in int8, which takes minutes to prepare")
     parser.add_argument("--json", type=Path, help="JSON file for the table")
     args = parser.parse_args()
     rows, float_layers = [], {}
@@ -84,8 +85,9 @@ def main() -> None:
         torch.manual_seed(0)
         training = torch.rand(TRAINING, 3, args.image_size, args.image_size)
         net = network(backbone, args.weights if backbone == "mobilenet_v2" else None, training)
-        explaining, small = explainers(net, training, args.compile)
-        float_layers[backbone] = f"{len(small.float_layers)} of {small.layers}"
+        explaining, small = explainers(net, training, args.compile, args.int8)
+        if small is not None:
+            float_layers[backbone] = f"{len(small.float_layers)} of {small.layers}"
         without, backprop = {**plain(net, args.compile), **explaining}, with_backprop(net)
         for batch in args.batches:
             images = torch.rand(batch, *training.shape[1:])
@@ -95,7 +97,8 @@ def main() -> None:
             ]
     made_with = about("torch", "onnxruntime", "grad-cam", "torchcam", "captum")
     made_with |= {"threads": torch.get_num_threads(), "image size": args.image_size, "rounds": args.rounds}
-    report(COLUMNS, rows, {**made_with, "convolutions left in float by int8": float_layers}, args.json)
+    made_with |= {"convolutions left in float by int8": float_layers} if args.int8 else {}
+    report(COLUMNS, rows, made_with, args.json)
 
 
 def measure(methods: dict[str, Method], images: Tensor, rounds: int) -> list[dict[str, Any]]:
@@ -175,8 +178,8 @@ def onnx_session(net: embedcam.EmbeddingNet) -> onnxruntime.InferenceSession:
 
 
 def explainers(
-    net: embedcam.EmbeddingNet, training: Tensor, compiled: bool
-) -> tuple[dict[str, Method], QuantiseReport]:
+    net: embedcam.EmbeddingNet, training: Tensor, compiled: bool, int8: bool
+) -> tuple[dict[str, Method], QuantiseReport | None]:
     """Explainers with a database of random images, per preset, in torch and in onnxruntime."""
     labelled = [(image, number % 2) for number, image in enumerate(training)]
     database = embedcam.build_database(net, labelled, pairs=5)
@@ -192,8 +195,10 @@ def explainers(
                 methods[f"embedcam, {preset}, compiled"] = CompiledExplainer(
                     copy.deepcopy(net), database, preset=preset
                 )
-        files["default, int8"] = Path(folder) / "int8.onnx"
-        small = quantise(files["default"], as_samples(labelled[:CALIBRATING]), files["default, int8"])
+        small = None
+        if int8:
+            files["default, int8"] = Path(folder) / "int8.onnx"
+            small = quantise(files["default"], as_samples(labelled[:CALIBRATING]), files["default, int8"])
         for name, path in files.items():
             methods[f"embedcam ONNX, {name}"] = on_arrays(embedcam.OnnxExplainer(path, threads=torch.get_num_threads()))
     return methods, small

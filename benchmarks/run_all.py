@@ -66,25 +66,25 @@ TABLES = {
     "class-tokens": Table("class_tokens.py", 3, "--weights {vit} --data {data}", None),
     "mobilenet-v2": Table(
         "explain_peers.py",
-        6,
-        "--backbones mobilenet_v2 --weights {weights} --rounds 24 --compile",
+        4,
+        "--backbones mobilenet_v2 --weights {weights} --rounds 15 --int8",
         "--backbones tiny --image-size 32 --batches 1 --rounds 2",
     ),
     "resnet50": Table(
         "explain_peers.py",
-        5,
-        "--backbones resnet50 --rounds 12",
+        4,
+        "--backbones resnet50 --rounds 6",
         "--backbones tiny --image-size 32 --batches 2 --rounds 2",
     ),
     "vit": Table(
         "explain_peers.py",
         5,
-        "--backbones timm:vit_small_patch14_dinov2 --rounds 10",
+        "--backbones timm:vit_small_patch14_dinov2 --rounds 6",
         "--backbones tiny --image-size 32 --batches 1 --rounds 2",
     ),
     "build": Table(
         "build_throughput.py",
-        4,
+        8,
         "--weights {weights} --images 500 --loop-images 2",
         f"--images 60 --loop-images 2 --pairs 3 --rounds 2 {_TINY}",
     ),
@@ -94,16 +94,16 @@ TABLES = {
         "--in-memory --images 10000 --image-size 64 --loop-images 0 --rounds 1",
         f"--in-memory --images 60 --loop-images 0 --rounds 1 {_TINY}",
     ),
-    "train": Table("train_scores.py", 3, "", "--brief"),
-    "match": Table("match.py", 2, "", f"--images 50 --rounds 2 {_TINY}"),
+    "train": Table("train_scores.py", 5, "", "--brief"),
+    "match": Table("match.py", 1, "", f"--images 50 --rounds 2 {_TINY}"),
     "files": Table("end_to_end.py", 3, "--net {net} --db {db} --concurrency 2", f"--images 12 --batch-size 3 {_TINY}"),
     "lookup": Table(
         "lookup.py", 3, "--rounds 30 --data classes", "--sizes 500 --classes 20 --queries 30 --rounds 2 --data classes"
     ),
-    "memory": Table("memory.py", 5, "", "--sizes 400 --works Explainer --explanations 3"),
+    "memory": Table("memory.py", 6, "", "--sizes 400 --works Explainer --explanations 3"),
     "video": Table("video.py", 2, "", "--sizes 32 --frame 80 60 --frames 4 --rounds 2"),
     "serve": Table(
-        "serve.py", 6, "--net {net} --db {db} --onnx {onnx} --rounds 1", "--clients 1 4 --requests 8 --rounds 1"
+        "serve.py", 2, "--net {net} --db {db} --onnx {onnx} --rounds 1", "--clients 1 4 --requests 8 --rounds 1"
     ),
     "gpu": Table("gpu.py", 6, "", "--device cpu --quick", gpu=True),
 }
