@@ -9,7 +9,7 @@ from torch.nn import functional
 from ..database.weight_database import WeightDatabase
 from ..nets.cells import Cells
 from .contributions import common_embedding
-from .maps import spread
+from .maps import TINY, spread
 from .question import Question
 
 # Chosen on training images of four data sets, see docs/heat-maps.md.
@@ -20,7 +20,6 @@ SIMILAR = 0.5
 NEIGHBORHOOD = 3
 # Smallest extent of a cell: near 0, a square root would enlarge rounding.
 _LEAST = 1e-4
-_TINY = torch.finfo(torch.float32).tiny
 
 
 class Belonging(nn.Module):
@@ -79,7 +78,7 @@ class Belonging(nn.Module):
         centred = centred.clone(memory_format=torch.channels_last)
         around = functional.avg_pool2d(centred, NEIGHBORHOOD, 1, NEIGHBORHOOD // 2, count_include_pad=False)
         centred, around = centred.flatten(start_dim=2), around.flatten(start_dim=2)
-        around = around / (around.norm(dim=1, keepdim=True) * TEMPERATURE).clamp(min=_TINY)
+        around = around / (around.norm(dim=1, keepdim=True) * TEMPERATURE).clamp(min=TINY)
         asked = along = _unit(question.target - self.common)
         own = (asked @ around).exp()
         if question.versus is None:
@@ -97,5 +96,5 @@ class Belonging(nn.Module):
 
 def _unit(directions: Tensor) -> Tensor:
     """From (B, D) to (B, 1, D), of length 1."""
-    unit: Tensor = directions / directions.norm(dim=1, keepdim=True).clamp(min=_TINY)
+    unit: Tensor = directions / directions.norm(dim=1, keepdim=True).clamp(min=TINY)
     return unit[:, None]

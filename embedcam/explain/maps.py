@@ -159,7 +159,7 @@ def spread(heat: Any, features: Any, rounds: int) -> Any:
         top = fine.amax(dim=2, keepdim=True)
         if number < rounds - 1:
             spread = hot * (fine / top.clip(min=TINY))
-    # What rounding adds to features, and so to their projection; it decides nothing, nor does that of the heat.
+    # Features or heat that differ among the cells by no more than rounding give a map of zeros.
     least = (along.abs() @ mean.abs() * (2 * ROUNDING)).clip(min=TINY)
     known = (top > least) & (low < (1 - 2 * ROUNDING) * high)
     return (fine / top.where(known, math.inf)).reshape(heat.shape)
