@@ -91,7 +91,7 @@ TABLES = {
     "build-in-memory": Table(
         "build_throughput.py",
         5,
-        "--in-memory --images 10000 --image-size 64 --loop-images 0 --rounds 1",
+        "--in-memory --images 5000 --image-size 64 --loop-images 0 --rounds 3",
         f"--in-memory --images 60 --loop-images 0 --rounds 1 {_TINY}",
     ),
     "train": Table("train_scores.py", 5, "", "--brief"),
