@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from ..explain.maps import place
 from .correspondences import Pair
 from .items import Item, units
 from .searching import Hit
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Of the softmax over whom a cell may belong to; and rivals that are at least so similar to the match are none.
 _TEMPERATURE, _SIMILAR = 0.07, 0.5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from .index_file import IndexFile
 from .items import Grid, Item
 from .matches import Rivals
 from .names import Names
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Embeddings up to this size in bytes are kept in memory; of larger galleries, blocks are read for every search.
 _IN_MEMORY = 2**28
