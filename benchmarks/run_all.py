@@ -19,6 +19,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -31,6 +32,7 @@ from measure import about
 from embedcam.utils.files import write_text
 
 HERE = Path(__file__).parent
+_WIDTH = 119  # of lines of text
 # Files that only the user has: option -> how the commands in README.md name it.
 FILES = {
     "net": "net.safetensors",
@@ -170,7 +172,8 @@ def write(readme: Path, name: str, command: str, source: str, rows: Sequence[str
     before, _, rest = readme.read_text().partition(begin)
     after = rest.partition(end)[2]
     today = datetime.now(timezone.utc).date()
-    text = "\n".join([begin, "```sh", command, "```", "", f"{today}; {source}.", "", *rows, end])
+    made = textwrap.fill(f"{today}; {source}.", _WIDTH, break_on_hyphens=False)
+    text = "\n".join([begin, "```sh", command, "```", "", made, "", *rows, end])
     write_text(readme, f"{before}{text}{after}")
 
 
